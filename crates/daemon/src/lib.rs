@@ -1,0 +1,1 @@
+//! What every process does: configuration, admin port, join, shutdown.

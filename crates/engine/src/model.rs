@@ -1,0 +1,65 @@
+//! The seam between bookkeeping and arithmetic.
+
+use kvcache::HeadClass;
+use request::TokenId;
+use scheduler::Step;
+
+/// What the engine must know of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Most positions of one sequence.
+    pub context: u32,
+    /// Head classes and, for each, the pages its storage holds.
+    pub classes: Vec<(HeadClass, u32)>,
+    /// Slots whose page tables it can hold.
+    pub slots: u32,
+}
+
+/// A step under way. It must be collected before the next one is submitted to a model that
+/// computes in place; a model with a queue numbers them.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a submitted step must be collected"]
+pub struct Ticket(pub u64);
+
+/// What a row with `Output::Pick` gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// Index of the row in its step.
+    pub row: u32,
+    /// Token for that row's position + 1.
+    pub token: TokenId,
+}
+
+/// Results of a step, in row order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picks(pub Vec<Pick>);
+
+/// Executes steps. Logits stay inside: a row gives back an id (`architecture.md`, *The step*).
+///
+/// The twin without arithmetic is [`crate::ToyModel`].
+pub trait Model {
+    fn spec(&self) -> &ModelSpec;
+
+    /// Starts a step. Refuses variants it does not execute before it changes anything.
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError>;
+
+    /// Waits for a step's results.
+    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError>;
+}
+
+/// Why a step was not executed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    #[error("this back end does not execute {what} yet")]
+    Unsupported { what: &'static str },
+    #[error("step names {what} {index}, of {bound}")]
+    OutOfRange { what: &'static str, index: u64, bound: u64 },
+    #[error("position {position} of slot {slot} has no page in its table")]
+    NoPage { slot: u32, position: u32 },
+    #[error("logits of row {row} are not finite: weights or arithmetic are broken")]
+    NotFinite { row: u32 },
+    #[error("device: {0}")]
+    Device(String),
+}

@@ -1,0 +1,1 @@
+//! Weights and arithmetic: GGUF, architectures, CPU kernels.

@@ -1,0 +1,101 @@
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop token was committed.
+    Stop,
+    /// `max_tokens` or the context is full.
+    Length,
+    /// The client left or cancelled.
+    Cancelled,
+    /// The client read too slowly for `slow_client_timeout`.
+    SlowClient,
+    /// The deadline passed.
+    Deadline,
+    /// The model failed in a step; the text so far is right, the rest is missing.
+    Failed,
+}
+
+/// Tokens of one choice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: u32,
+    /// Output tokens, the `committed` ones of a replay included.
+    pub completion_tokens: u32,
+}
+
+/// What drafting did for one choice, in the field's definitions (vLLM).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SpeculationStats {
+    /// Verification steps: steps that carried at least one draft token.
+    pub drafts: u64,
+    /// Draft tokens verified.
+    pub draft_tokens: u64,
+    /// Draft tokens accepted.
+    pub accepted_tokens: u64,
+    /// `histogram[n]`: verification steps in which exactly n draft tokens were accepted.
+    pub histogram: Vec<u64>,
+    /// Steps that committed tokens without a draft to verify.
+    pub plain_steps: u64,
+    /// Draft tokens that never reached a step (stale, gap, disagreement).
+    pub dropped_tokens: u64,
+}
+
+impl SpeculationStats {
+    /// Records one verification step.
+    pub fn record(&mut self, drafted: usize, accepted: usize) {
+        if drafted == 0 {
+            self.plain_steps += 1;
+            return;
+        }
+        self.drafts += 1;
+        self.draft_tokens += drafted as u64;
+        self.accepted_tokens += accepted as u64;
+        if self.histogram.len() <= accepted {
+            self.histogram.resize(accepted + 1, 0);
+        }
+        self.histogram[accepted] += 1;
+    }
+
+    /// Accepted over verified draft tokens; `None` before the first.
+    pub fn acceptance_rate(&self) -> Option<f64> {
+        (self.draft_tokens > 0).then(|| self.accepted_tokens as f64 / self.draft_tokens as f64)
+    }
+
+    /// Tokens per verification step, the target's own token included; `None` before the first.
+    pub fn mean_acceptance_length(&self) -> Option<f64> {
+        (self.drafts > 0).then(|| 1.0 + self.accepted_tokens as f64 / self.drafts as f64)
+    }
+
+    /// Adds another choice's (or another attempt's) counts.
+    pub fn add(&mut self, other: &Self) {
+        self.drafts += other.drafts;
+        self.draft_tokens += other.draft_tokens;
+        self.accepted_tokens += other.accepted_tokens;
+        self.plain_steps += other.plain_steps;
+        self.dropped_tokens += other.dropped_tokens;
+        if self.histogram.len() < other.histogram.len() {
+            self.histogram.resize(other.histogram.len(), 0);
+        }
+        for (mine, theirs) in self.histogram.iter_mut().zip(&other.histogram) {
+            *mine += theirs;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn speculation_figures_follow_the_fields_definitions() {
+        let mut stats = SpeculationStats::default();
+        assert_eq!((stats.acceptance_rate(), stats.mean_acceptance_length()), (None, None));
+        stats.record(4, 4);
+        stats.record(4, 1);
+        stats.record(0, 0);
+        assert_eq!(stats.acceptance_rate(), Some(5.0 / 8.0));
+        assert_eq!(stats.mean_acceptance_length(), Some(3.5));
+        assert_eq!(stats.histogram, [0, 1, 0, 0, 1]);
+        assert_eq!(stats.plain_steps, 1);
+    }
+}

@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+use crate::InvalidField;
+
+/// What the caller accepts: the target's exact text, or a lossy mode (RAPID, DuoAttention on the
+/// target). A lossy mode is never switched on silently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quality {
+    #[default]
+    Exact,
+    Approximate,
+}
+
+/// When a draft token counts as the target's own.
+///
+/// All four leave the target's distribution unchanged; they differ in what the drafter must do and
+/// in how often drafts are accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rule {
+    /// Drafter and target share the noise; accepted when both pick the same token
+    /// (arXiv 2408.07978). The text of a seed does not depend on the drafter.
+    #[default]
+    Coupled,
+    /// The drafter takes its argmax; accepted when the target picks the same token.
+    Strict,
+    /// As `Strict`, for requests at temperature 0.
+    Greedy,
+    /// Accepted with probability min(1, p/q), else redrawn from the residual (arXiv 2211.17192).
+    Rejection,
+}
+
+/// Where drafts come from and how the target waits for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// The server's choice.
+    #[default]
+    Auto,
+    /// Plain decoding.
+    None,
+    /// A drafter that runs ahead freely; the target takes what has arrived (PEARL).
+    Draft,
+    /// The sequence waits for `k` drafts, at most `deadline`, before each step.
+    Lockstep { k: u32, deadline: Duration },
+}
+
+/// How a request wants to be drafted for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Speculation {
+    pub strategy: Strategy,
+    pub rule: Rule,
+    /// Most draft tokens verified in one step; `None` leaves it to the server.
+    pub max_draft: Option<u32>,
+}
+
+impl Speculation {
+    /// Most draft tokens one step may verify for one sequence.
+    pub const MAX_DRAFT: u32 = 64;
+
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        if let Some(n) = self.max_draft
+            && !(1..=Self::MAX_DRAFT).contains(&n)
+        {
+            return Err(InvalidField::new(
+                "speculation.max_draft",
+                format!("{n} is not between 1 and {}", Self::MAX_DRAFT),
+            ));
+        }
+        if let Strategy::Lockstep { k, deadline } = self.strategy {
+            if !(1..=Self::MAX_DRAFT).contains(&k) {
+                return Err(InvalidField::new(
+                    "speculation.lockstep.k",
+                    format!("{k} is not between 1 and {}", Self::MAX_DRAFT),
+                ));
+            }
+            if deadline.is_zero() || deadline > Duration::from_secs(10) {
+                return Err(InvalidField::new(
+                    "speculation.lockstep.deadline",
+                    "must be above 0 and at most 10 s",
+                ));
+            }
+        }
+        if matches!(self.rule, Rule::Rejection | Rule::Strict | Rule::Greedy) {
+            return Err(InvalidField::new(
+                "speculation.rule",
+                format!("{:?} is not built yet; use coupled (it is exact at every temperature)", self.rule),
+            ));
+        }
+        Ok(())
+    }
+}

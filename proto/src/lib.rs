@@ -1,0 +1,1 @@
+//! The wire: protobuf packages and their conversions.
