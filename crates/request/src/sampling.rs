@@ -35,10 +35,7 @@ impl SamplingParams {
             ));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(InvalidField::new(
-                "top_p",
-                format!("{} is not above 0 and at most 1", self.top_p),
-            ));
+            return Err(InvalidField::new("top_p", format!("{} is not above 0 and at most 1", self.top_p)));
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(InvalidField::new("min_p", format!("{} is not between 0 and 1", self.min_p)));
