@@ -1,1 +1,19 @@
 //! Who is there and who serves what.
+//!
+//! Every node tells every coordinator what it is ([`NodeRecord`]) and how busy it is ([`Load`]). A
+//! [`Table`] turns those updates, and silence, into an immutable [`View`]; [`place`] picks a worker
+//! and ranks drafters from a view. The view is advice: the node that owns the slots admits.
+//!
+//! Not here: the Join stream and its task (`daemon::{join, registry}`), the wire (`proto`), clocks
+//! (time comes in as a `Duration` since process start), leadership (nothing needs a leader).
+//!
+//! Start at [`Table::apply`], then [`place`].
+#![forbid(unsafe_code)]
+
+mod endpoint;
+mod member;
+
+pub use endpoint::Endpoint;
+pub use member::{
+    Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
+};
