@@ -12,8 +12,12 @@
 
 mod endpoint;
 mod member;
+mod placement;
+mod table;
 
 pub use endpoint::Endpoint;
 pub use member::{
     Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
 };
+pub use placement::{MAX_DRAFTERS, NoPlace, Placement, Problem, place};
+pub use table::{Change, Patience, Refused, StreamId, Table, View};
