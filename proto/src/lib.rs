@@ -2,12 +2,21 @@
 //!
 //! The only crate that knows both prost types and ours. Whatever arrives is converted here, once;
 //! inside a process only checked types travel. A field of a feature that is not built yet is refused
-//! by its name (`Reason::NotBuilt`), never ignored.
+//! by its name ([`Reason::NotBuilt`](reason::Reason::NotBuilt)), never ignored.
 //!
 //! Not here: servers and clients (`daemon`, the processes), text, retries.
 //!
-//! Start at the `.proto` files under `paceline/`, then `convert` and `reason`.
+//! Start at the `.proto` files under `paceline/`, then [`convert`], [`frame`] and [`reason`].
 #![forbid(unsafe_code)]
+
+pub mod bounds;
+pub mod convert;
+mod error;
+pub mod frame;
+pub mod reason;
+
+pub use convert::{Answer, Asked, Candidate, Listed, Placed, Prompt};
+pub use error::WireError;
 
 /// What tonic-prost-build wrote, in the nesting that its cross-package paths expect.
 #[allow(missing_debug_implementations, unreachable_pub, unused_qualifications, clippy::all)]

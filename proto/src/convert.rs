@@ -1,0 +1,44 @@
+//! From prost types to ours and back.
+//!
+//! Towards us every conversion is a check: sizes against [`bounds`](crate::bounds), numbers against
+//! their ranges, what is not built yet against its neutral value. Away from us nothing can fail.
+//! Frames of the draft stream are in [`frame`](crate::frame).
+
+mod answer;
+mod asked;
+mod node;
+mod outcome;
+mod placed;
+mod sampling;
+mod speculation;
+
+pub use answer::Answer;
+pub use asked::{Asked, Prompt};
+pub(crate) use node::incarnation;
+pub use node::{Listed, heartbeat_interval, member, node_state, role, vocab_hash};
+pub use outcome::finish;
+pub use placed::{Candidate, Placed};
+pub use speculation::{quality, rule};
+
+use request::TokenId;
+
+use crate::WireError;
+use crate::error::at_most;
+
+pub(crate) fn tokens(field: &'static str, ids: Vec<u32>, most: usize) -> Result<Vec<TokenId>, WireError> {
+    at_most(field, ids.len(), most)?;
+    Ok(ids.into_iter().map(TokenId).collect())
+}
+
+/// Microseconds for the wire; what does not fit is as long as the field can say (71 minutes).
+pub(crate) fn micros(time: std::time::Duration) -> u32 {
+    time.as_micros().try_into().unwrap_or(u32::MAX)
+}
+
+/// Milliseconds for the wire; what does not fit is as long as the field can say (49 days).
+pub(crate) fn millis(time: std::time::Duration) -> u32 {
+    time.as_millis().try_into().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests;

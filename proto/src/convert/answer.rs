@@ -1,0 +1,96 @@
+use ::cluster::{Incarnation, NodeId};
+use request::{Finish, SpeculationStats, TokenId, Tokens as _, Usage};
+
+use super::{finish, tokens};
+use crate::bounds::MAX_CHUNK_TOKENS;
+use crate::error::{WireError, at_most};
+use crate::v1;
+use crate::worker::{self, generate_response::Event};
+
+/// One message of a worker's answer: `worker::GenerateResponse`. Accepted once, Tokens, Finish once.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    Accepted {
+        incarnation: Incarnation,
+        /// Numerics fingerprint.
+        fingerprint: String,
+        /// The drafter that granted a session.
+        drafter: Option<NodeId>,
+    },
+    Tokens {
+        /// Output index of the first id, the `committed` tokens of the request included.
+        index: u32,
+        /// At least one.
+        ids: Vec<TokenId>,
+        /// One per id: whether it was an accepted draft.
+        drafted: Vec<bool>,
+    },
+    Finish {
+        finish: Finish,
+        usage: Usage,
+        speculation: SpeculationStats,
+    },
+}
+
+impl From<Answer> for worker::GenerateResponse {
+    fn from(answer: Answer) -> Self {
+        let event = match answer {
+            Answer::Accepted { incarnation, fingerprint, drafter } => Event::Accepted(worker::Accepted {
+                incarnation: incarnation.0,
+                fingerprint,
+                drafter: drafter.map(|d| d.as_str().to_owned()).unwrap_or_default(),
+            }),
+            Answer::Tokens { index, ids, drafted } => {
+                // All false is written as nothing.
+                let drafted = if drafted.contains(&true) { drafted } else { Vec::new() };
+                Event::Tokens(worker::Tokens { index, ids: ids.to_ids(), drafted })
+            }
+            Answer::Finish { finish, usage, speculation } => Event::Finish(worker::Finish {
+                reason: v1::FinishReason::from(finish).into(),
+                usage: Some(usage.into()),
+                speculation: Some(speculation.into()),
+            }),
+        };
+        Self { event: Some(event) }
+    }
+}
+
+impl TryFrom<worker::GenerateResponse> for Answer {
+    type Error = WireError;
+
+    fn try_from(from: worker::GenerateResponse) -> Result<Self, WireError> {
+        match from.event.ok_or(WireError::missing("event"))? {
+            Event::Accepted(accepted) => {
+                at_most("accepted.fingerprint", accepted.fingerprint.len(), 128)?;
+                let drafter = match accepted.drafter.as_str() {
+                    "" => None,
+                    id => Some(NodeId::new(id)?),
+                };
+                Ok(Self::Accepted {
+                    incarnation: super::incarnation("accepted.incarnation", accepted.incarnation)?,
+                    fingerprint: accepted.fingerprint,
+                    drafter,
+                })
+            }
+            Event::Tokens(run) => {
+                let ids = tokens("tokens.ids", run.ids, MAX_CHUNK_TOKENS)?;
+                if ids.is_empty() {
+                    return Err(WireError::invalid("tokens.ids", "is empty"));
+                }
+                let drafted = if run.drafted.is_empty() { vec![false; ids.len()] } else { run.drafted };
+                if drafted.len() != ids.len() {
+                    return Err(WireError::invalid(
+                        "tokens.drafted",
+                        format!("has {} flags for {} ids", drafted.len(), ids.len()),
+                    ));
+                }
+                Ok(Self::Tokens { index: run.index, ids, drafted })
+            }
+            Event::Finish(end) => Ok(Self::Finish {
+                finish: finish(end.reason)?,
+                usage: end.usage.ok_or(WireError::missing("finish.usage"))?.into(),
+                speculation: end.speculation.unwrap_or_default().try_into()?,
+            }),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+use request::{Finish, SpeculationStats, Usage};
+
+use crate::bounds::MAX_DRAFT_TOKENS;
+use crate::error::{WireError, at_most};
+use crate::v1;
+
+impl From<Finish> for v1::FinishReason {
+    fn from(finish: Finish) -> Self {
+        match finish {
+            Finish::Stop => Self::Stop,
+            Finish::Length => Self::Length,
+            Finish::Cancelled => Self::Cancelled,
+            Finish::SlowClient => Self::SlowClient,
+            Finish::Deadline => Self::Deadline,
+            Finish::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Reads a `FinishReason` field. An unspecified one is refused: an answer that does not say why it
+/// ended is not known to be complete.
+pub fn finish(value: i32) -> Result<Finish, WireError> {
+    match v1::FinishReason::try_from(value) {
+        Ok(v1::FinishReason::Unspecified) => Err(WireError::missing("finish.reason")),
+        Ok(v1::FinishReason::Stop) => Ok(Finish::Stop),
+        Ok(v1::FinishReason::Length) => Ok(Finish::Length),
+        Ok(v1::FinishReason::Cancelled) => Ok(Finish::Cancelled),
+        Ok(v1::FinishReason::SlowClient) => Ok(Finish::SlowClient),
+        Ok(v1::FinishReason::Deadline) => Ok(Finish::Deadline),
+        Ok(v1::FinishReason::Failed) => Ok(Finish::Failed),
+        Err(_) => Err(WireError::unknown("finish.reason", value)),
+    }
+}
+
+impl From<Usage> for v1::Usage {
+    fn from(usage: Usage) -> Self {
+        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens }
+    }
+}
+
+impl From<v1::Usage> for Usage {
+    fn from(usage: v1::Usage) -> Self {
+        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens }
+    }
+}
+
+impl From<SpeculationStats> for v1::SpeculationStats {
+    fn from(stats: SpeculationStats) -> Self {
+        Self {
+            drafts: stats.drafts,
+            draft_tokens: stats.draft_tokens,
+            accepted_tokens: stats.accepted_tokens,
+            histogram: stats.histogram,
+            plain_steps: stats.plain_steps,
+            dropped_tokens: stats.dropped_tokens,
+        }
+    }
+}
+
+impl TryFrom<v1::SpeculationStats> for SpeculationStats {
+    type Error = WireError;
+
+    fn try_from(from: v1::SpeculationStats) -> Result<Self, WireError> {
+        at_most("speculation.histogram", from.histogram.len(), MAX_DRAFT_TOKENS + 1)?;
+        Ok(Self {
+            drafts: from.drafts,
+            draft_tokens: from.draft_tokens,
+            accepted_tokens: from.accepted_tokens,
+            histogram: from.histogram,
+            plain_steps: from.plain_steps,
+            dropped_tokens: from.dropped_tokens,
+        })
+    }
+}

@@ -1,0 +1,96 @@
+use std::time::Duration;
+
+use request::{Quality, Rule, Speculation, Strategy};
+
+use super::micros;
+use crate::error::WireError;
+use crate::v1;
+
+impl From<Quality> for v1::Quality {
+    fn from(quality: Quality) -> Self {
+        match quality {
+            Quality::Exact => Self::Exact,
+            Quality::Approximate => Self::Approximate,
+        }
+    }
+}
+
+/// Reads a `Quality` field; unspecified is exact.
+pub fn quality(value: i32) -> Result<Quality, WireError> {
+    match v1::Quality::try_from(value) {
+        Ok(v1::Quality::Unspecified | v1::Quality::Exact) => Ok(Quality::Exact),
+        Ok(v1::Quality::Approximate) => Ok(Quality::Approximate),
+        Err(_) => Err(WireError::unknown("quality", value)),
+    }
+}
+
+impl From<Rule> for v1::Rule {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Coupled => Self::Coupled,
+            Rule::Strict => Self::Strict,
+            Rule::Greedy => Self::Greedy,
+            Rule::Rejection => Self::Rejection,
+        }
+    }
+}
+
+/// Reads a `Rule` field; unspecified is coupled. Whether the rule is built is
+/// [`Speculation::validate`]'s to say.
+pub fn rule(value: i32) -> Result<Rule, WireError> {
+    match v1::Rule::try_from(value) {
+        Ok(v1::Rule::Unspecified | v1::Rule::Coupled) => Ok(Rule::Coupled),
+        Ok(v1::Rule::Strict) => Ok(Rule::Strict),
+        Ok(v1::Rule::Greedy) => Ok(Rule::Greedy),
+        Ok(v1::Rule::Rejection) => Ok(Rule::Rejection),
+        Err(_) => Err(WireError::unknown("speculation.rule", value)),
+    }
+}
+
+impl From<Speculation> for v1::Speculation {
+    fn from(speculation: Speculation) -> Self {
+        let (strategy, lockstep) = match speculation.strategy {
+            Strategy::Auto => (v1::Strategy::Auto, None),
+            Strategy::None => (v1::Strategy::None, None),
+            Strategy::Draft => (v1::Strategy::Draft, None),
+            Strategy::Lockstep { k, deadline } => {
+                (v1::Strategy::Lockstep, Some(v1::Lockstep { k, deadline_us: micros(deadline) }))
+            }
+        };
+        Self {
+            strategy: strategy.into(),
+            rule: v1::Rule::from(speculation.rule).into(),
+            max_draft: speculation.max_draft,
+            lockstep,
+        }
+    }
+}
+
+impl TryFrom<v1::Speculation> for Speculation {
+    type Error = WireError;
+
+    fn try_from(from: v1::Speculation) -> Result<Self, WireError> {
+        use v1::Strategy as Wire;
+
+        let strategy = Wire::try_from(from.strategy)
+            .map_err(|_| WireError::unknown("speculation.strategy", from.strategy))?;
+        let strategy = match (strategy, from.lockstep) {
+            (Wire::Lockstep, None) => return Err(WireError::missing("speculation.lockstep")),
+            (Wire::Lockstep, Some(l)) => {
+                Strategy::Lockstep { k: l.k, deadline: Duration::from_micros(l.deadline_us.into()) }
+            }
+            (_, Some(_)) => {
+                return Err(WireError::invalid(
+                    "speculation.lockstep",
+                    "is set, but strategy is not lockstep; set both or neither",
+                ));
+            }
+            (Wire::Unspecified | Wire::Auto, None) => Strategy::Auto,
+            (Wire::None, None) => Strategy::None,
+            (Wire::Draft, None) => Strategy::Draft,
+        };
+        let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };
+        speculation.validate()?;
+        Ok(speculation)
+    }
+}

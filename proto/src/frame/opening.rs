@@ -1,0 +1,163 @@
+use request::{Rule, Sampling, SamplingParams, Speculation, TokenId, Tokens as _};
+
+use super::FromWorker;
+use super::worker::window;
+use crate::bounds::{MAX_CHUNK_TOKENS, MAX_KNOWN_TOKENS, MAX_STOP_IDS};
+use crate::convert::{rule, tokens};
+use crate::error::{WireError, at_most};
+use crate::{draft, v1};
+
+/// What a drafter must know of a sequence to draft for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open {
+    /// Chosen by the worker, never used twice on a stream.
+    pub session: u64,
+    pub prompt: Vec<TokenId>,
+    /// Output known at the start.
+    pub committed: Vec<TokenId>,
+    /// The target's own.
+    pub sampling: Sampling,
+    pub rule: Rule,
+    /// Most unconfirmed tokens past the last commit known.
+    pub window: u32,
+    pub stop_ids: Vec<TokenId>,
+}
+
+impl Open {
+    /// The frames that carry it, to be sent in this order. Small ones, so that a long prompt does not
+    /// hold up the other sessions of the stream for long.
+    pub fn into_frames(self) -> Vec<FromWorker> {
+        let session = self.session;
+        let (prompt_len, committed_len) = (self.prompt.len(), self.committed.len());
+        let known = [self.prompt.as_slice(), self.committed.as_slice()].concat();
+        let first = known.len().min(MAX_CHUNK_TOKENS);
+        let opening = Opening {
+            open: Self {
+                prompt: known[..first.min(prompt_len)].to_vec(),
+                committed: known[first.min(prompt_len)..first].to_vec(),
+                ..self
+            },
+            prompt_len,
+            committed_len,
+        };
+        let rest = known[first..].chunks(MAX_CHUNK_TOKENS).enumerate().map(|(i, ids)| FromWorker::Known {
+            session,
+            at: (first + i * MAX_CHUNK_TOKENS) as u32,
+            ids: ids.to_vec(),
+        });
+        std::iter::once(FromWorker::Open(opening)).chain(rest).collect()
+    }
+}
+
+/// An [`Open`] of which the last tokens may still be missing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Opening {
+    open: Open,
+    prompt_len: usize,
+    committed_len: usize,
+}
+
+impl Opening {
+    pub fn session(&self) -> u64 {
+        self.open.session
+    }
+
+    /// Positions that the drafter must have room for before it drafts its first token.
+    pub fn known_len(&self) -> usize {
+        self.prompt_len + self.committed_len
+    }
+
+    /// Adds the tokens of a `Known` frame: exactly behind those it has, not more than were announced.
+    pub fn add(&mut self, at: u32, ids: &[TokenId]) -> Result<(), WireError> {
+        let have = self.have();
+        if at as usize != have {
+            return Err(WireError::invalid("known.at", format!("is {at}, but {have} tokens are known")));
+        }
+        if ids.len() > self.known_len() - have {
+            return Err(WireError::invalid(
+                "known.ids",
+                format!(
+                    "{} more than the {} that Open announced",
+                    have + ids.len() - self.known_len(),
+                    self.known_len()
+                ),
+            ));
+        }
+        let (prompt, committed) = ids.split_at(ids.len().min(self.prompt_len - self.open.prompt.len()));
+        self.open.prompt.extend_from_slice(prompt);
+        self.open.committed.extend_from_slice(committed);
+        Ok(())
+    }
+
+    /// The whole, or itself while tokens are missing.
+    pub fn complete(self) -> Result<Open, Self> {
+        if self.have() == self.known_len() { Ok(self.open) } else { Err(self) }
+    }
+
+    fn have(&self) -> usize {
+        self.open.prompt.len() + self.open.committed.len()
+    }
+}
+
+impl From<Opening> for draft::Open {
+    fn from(opening: Opening) -> Self {
+        let Opening { open, prompt_len, committed_len } = opening;
+        Self {
+            session: open.session,
+            prompt: open.prompt.to_ids(),
+            // Requests are bounded far below 2^32.
+            prompt_len: prompt_len as u32,
+            committed: open.committed.to_ids(),
+            committed_len: committed_len as u32,
+            sampling: Some(open.sampling.params.into()),
+            seed: open.sampling.seed,
+            choice: open.sampling.choice,
+            rule: v1::Rule::from(open.rule).into(),
+            window: open.window,
+            stop_ids: open.stop_ids.to_ids(),
+            grammar: String::new(),
+        }
+    }
+}
+
+impl TryFrom<draft::Open> for Opening {
+    type Error = WireError;
+
+    fn try_from(from: draft::Open) -> Result<Self, WireError> {
+        if !from.grammar.is_empty() {
+            return Err(WireError::not_built("open.grammar"));
+        }
+        let (prompt_len, committed_len) = (from.prompt_len as usize, from.committed_len as usize);
+        if prompt_len == 0 {
+            return Err(WireError::missing("open.prompt_len"));
+        }
+        at_most("open.prompt_len", prompt_len.saturating_add(committed_len), MAX_KNOWN_TOKENS)?;
+        at_most("open.prompt", from.prompt.len() + from.committed.len(), MAX_CHUNK_TOKENS)?;
+        if from.prompt.len() > prompt_len {
+            return Err(WireError::invalid("open.prompt", "has more tokens than prompt_len"));
+        }
+        if from.committed.len() > committed_len {
+            return Err(WireError::invalid("open.committed", "has more tokens than committed_len"));
+        }
+        if !from.committed.is_empty() && from.prompt.len() < prompt_len {
+            return Err(WireError::invalid("open.committed", "has tokens while the prompt is not complete"));
+        }
+        let rule = rule(from.rule)?;
+        // The rules that are not built are refused in one place.
+        Speculation { rule, ..Speculation::default() }.validate()?;
+        let open = Open {
+            session: from.session,
+            prompt: tokens("open.prompt", from.prompt, MAX_CHUNK_TOKENS)?,
+            committed: tokens("open.committed", from.committed, MAX_CHUNK_TOKENS)?,
+            sampling: Sampling {
+                params: SamplingParams::try_from(from.sampling.unwrap_or_default())?,
+                seed: from.seed,
+                choice: from.choice,
+            },
+            rule,
+            window: window("open.window", 1, from.window)?,
+            stop_ids: tokens("open.stop_ids", from.stop_ids, MAX_STOP_IDS)?,
+        };
+        Ok(Self { open, prompt_len, committed_len })
+    }
+}
