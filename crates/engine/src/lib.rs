@@ -1,6 +1,31 @@
 //! One rank's loop: plan, submit, collect, commit.
+//!
+//! [`Engine::step`] is the whole sentence; [`EngineThread`] runs it on the one OS thread that owns
+//! the scheduler, the pages and the model of a rank, so there is no lock on the way. Commands come in
+//! by one bounded inbox ([`Command`]); what happens to a sequence goes out by its own [`Outlet`].
+//!
+//! The drafter's rank runs the same engine: a *draft lane* is a sequence whose limit follows the
+//! target's commits and whose tail may be rewritten; a *target lane* verifies the drafts that have
+//! arrived when a step is planned.
+//!
+//! Not here: arithmetic ([`Model`] is the seam, [`ToyModel`] its twin), the network (`worker`,
+//! `drafter`), clocks (time comes in as an argument). Start at [`Engine::step`].
 #![forbid(unsafe_code)]
 
+mod command;
+mod draft_lane;
+mod lane;
 mod model;
+mod step;
+mod target_lane;
+mod thread;
+mod toy;
 
+pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
+pub use draft_lane::{DraftEvent, DraftOutlet};
+pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+pub use step::{Engine, Facts, Outcome, Refusal, Settings};
+pub use target_lane::{TargetEvent, TargetOutlet};
+pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};
+pub use toy::{ToyModel, toy_logits};

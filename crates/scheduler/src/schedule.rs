@@ -89,6 +89,11 @@ impl Scheduler {
         self.sequences.get(&id).map(|s| s.tokens.as_slice())
     }
 
+    /// Whether only the last known position is left to compute: drafts would be verified next.
+    pub fn decoding(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|s| s.running.is_some() && s.len() == s.computed + 1)
+    }
+
     /// Takes a sequence into the queue, or says why it never can or cannot now run.
     pub fn add(&mut self, new: NewSequence) -> Result<(), Refused> {
         if new.tokens.is_empty() {

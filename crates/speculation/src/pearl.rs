@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn commits_agree_rewrite_or_ask() {
-        let cases: &[(&str, u32, &[u32], &[u32], Reaction, u32)] = &[
+        type Case<'a> = (&'a str, u32, &'a [u32], &'a [u32], Reaction, u32);
+        let cases: &[Case<'_>] = &[
             ("confirms part of the tail", 3, &[1, 2, 3], &[4], Reaction::Agreed, 4),
             ("confirms all of it", 3, &[1, 2, 3], &[4, 5], Reaction::Agreed, 5),
             ("goes beyond it", 3, &[1, 2, 3], &[4, 5, 6], Reaction::Rewrite { at: 5, ids: ids(&[6]) }, 6),

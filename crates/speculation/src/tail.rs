@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn frames_are_taken_or_dropped_by_reason() {
         let committed = ids(&[1, 2, 3]);
-        let cases: &[(&str, Drafts, Result<usize, Dropped>, &[u32])] = &[
+        type Case<'a> = (&'a str, Drafts, Result<usize, Dropped>, &'a [u32]);
+        let cases: &[Case<'_>] = &[
             ("right after the committed", frame(&[1, 2, 3], &[4, 6]), Ok(2), &[4, 6]),
             ("after the pending", frame(&[1, 2, 3, 4, 5], &[6]), Ok(1), &[4, 5, 6]),
             ("replaces from the middle", frame(&[1, 2, 3, 4], &[7, 8]), Ok(2), &[4, 7, 8]),

@@ -171,7 +171,7 @@ proptest! {
             scheduler.add(new).unwrap();
             alive += 1;
         }
-        let drafts = vec![TokenId(9); 4];
+        let drafts = [TokenId(9); 4];
         let mut choices = choices.into_iter().cycle();
         let mut steps = 0;
         while alive > 0 {

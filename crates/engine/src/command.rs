@@ -1,0 +1,86 @@
+use request::{Request, Sampling, TokenId};
+use scheduler::SequenceId;
+use speculation::Drafts;
+
+use crate::{DraftOutlet, Refusal, TargetOutlet};
+
+/// What the shell around an engine may ask of it. Sequence ids are given by the shell.
+pub enum Command {
+    /// Generate an answer.
+    Target(Box<TargetOpen>),
+    /// Draft for a sequence that a target elsewhere decodes.
+    Draft(Box<DraftOpen>),
+    /// End a sequence of either kind, silently: who cancels knows.
+    Cancel(SequenceId),
+    /// To a target lane: drafts arrived.
+    Drafts(SequenceId, Drafts),
+    /// To a target lane: its drafter came or went; without one, lockstep does not wait.
+    Drafter { sequence: SequenceId, attached: bool },
+    /// To a target lane: tell the drafter again everything from `have` on.
+    Resync { sequence: SequenceId, have: u32 },
+    /// To a draft lane: the target committed tokens.
+    Commit(SequenceId, CommitFrame),
+    /// To a draft lane: how far past the last commit it may run.
+    Window { sequence: SequenceId, window: u32 },
+}
+
+/// A request and where its answer goes.
+pub struct TargetOpen {
+    pub sequence: SequenceId,
+    pub request: Request,
+    pub outlet: Box<dyn TargetOutlet>,
+    /// Called once: whether the engine took it.
+    pub admitted: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
+}
+
+/// A session to draft for.
+pub struct DraftOpen {
+    pub sequence: SequenceId,
+    /// Prompt and committed tokens so far.
+    pub tokens: Vec<TokenId>,
+    /// Most tokens the target sequence will ever have.
+    pub longest: u32,
+    pub sampling: Sampling,
+    /// Tokens after which nothing is drafted.
+    pub stop_ids: Vec<TokenId>,
+    pub window: u32,
+    pub outlet: Box<dyn DraftOutlet>,
+    pub admitted: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
+}
+
+/// Tokens that a target committed, as its drafter hears of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitFrame {
+    /// Length of the sequence before `ids`.
+    pub at: u32,
+    /// Names the tokens before `at`.
+    pub prefix_hash: u64,
+    pub ids: Vec<TokenId>,
+}
+
+impl std::fmt::Debug for Command {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Target(open) => write!(f, "Target({:?})", open.sequence),
+            Self::Draft(open) => write!(f, "Draft({:?})", open.sequence),
+            Self::Cancel(sequence) => write!(f, "Cancel({sequence:?})"),
+            Self::Drafts(sequence, drafts) => write!(f, "Drafts({sequence:?}, {drafts:?})"),
+            Self::Drafter { sequence, attached } => write!(f, "Drafter({sequence:?}, {attached})"),
+            Self::Resync { sequence, have } => write!(f, "Resync({sequence:?}, {have})"),
+            Self::Commit(sequence, frame) => write!(f, "Commit({sequence:?}, {frame:?})"),
+            Self::Window { sequence, window } => write!(f, "Window({sequence:?}, {window})"),
+        }
+    }
+}
+
+impl std::fmt::Debug for TargetOpen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TargetOpen").field("request", &self.request).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for DraftOpen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DraftOpen").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}

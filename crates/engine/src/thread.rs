@@ -1,0 +1,145 @@
+//! The OS thread that owns a rank.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::{Command, Engine, Facts, Model, Outcome, Settings};
+
+/// Time since the process started.
+pub type Clock = Box<dyn Fn() -> Duration + Send>;
+
+/// Told after every step and when the rank falls idle; runs on the engine's thread, so it must not
+/// wait.
+pub type Observer = Box<dyn FnMut(&Observed) + Send>;
+
+/// One step as seen from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// `None`: the rank just fell idle.
+    pub step: Option<(Facts, Duration)>,
+    pub running: usize,
+    pub waiting: usize,
+    pub free_pages: u32,
+}
+
+/// The way in: one bounded queue of commands. Full means that the engine is far behind: a request is
+/// refused, a draft frame or commit is dropped (both heal by themselves).
+#[derive(Clone, Debug)]
+pub struct Inbox(SyncSender<Command>);
+
+/// The command that did not fit, or that came after the engine ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine's inbox is full or closed")]
+pub struct InboxFull(pub Box<Command>);
+
+impl Inbox {
+    pub fn send(&self, command: Command) -> Result<(), InboxFull> {
+        self.0.try_send(command).map_err(|e| match e {
+            TrySendError::Full(command) | TrySendError::Disconnected(command) => InboxFull(Box::new(command)),
+        })
+    }
+}
+
+/// A running engine. It ends when every [`Inbox`] is dropped and its sequences are done.
+#[derive(Debug)]
+pub struct EngineThread {
+    thread: JoinHandle<()>,
+}
+
+impl EngineThread {
+    /// Starts a rank: `make` builds the model on the thread that will own it. Returns when the model
+    /// is there (or failed to be).
+    pub fn start<M: Model, E: Send + 'static>(
+        make: impl FnOnce() -> Result<M, E> + Send + 'static,
+        settings: Settings,
+        capacity: usize,
+        clock: Clock,
+        mut observer: Observer,
+    ) -> Result<(Self, Inbox, crate::ModelSpec), E> {
+        let (sender, inbox) = sync_channel(capacity);
+        let (ready, made) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || match make() {
+                Ok(model) => {
+                    // Nobody waits any more: the process gave up on this start.
+                    if ready.send(Ok(model.spec().clone())).is_ok() {
+                        run(&mut Engine::new(model, settings), &inbox, &clock, &mut observer);
+                    }
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .unwrap_or_else(|e| panic!("the operating system gives no thread: {e}"));
+        match made.recv() {
+            Ok(Ok(spec)) => Ok((Self { thread }, Inbox(sender), spec)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(()) => unreachable!("the engine thread answers before it ends"),
+            },
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits for the end; `Err` when the thread panicked.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+fn run<M: Model>(engine: &mut Engine<M>, inbox: &Receiver<Command>, clock: &Clock, observer: &mut Observer) {
+    let mut open = true;
+    loop {
+        while open {
+            match inbox.try_recv() {
+                Ok(command) => engine.command(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => open = false,
+            }
+        }
+        if !open && engine.is_empty() {
+            return;
+        }
+        let started = clock();
+        let outcome = engine.step(started);
+        let seen = |step| Observed {
+            step,
+            running: engine.scheduler().running(),
+            waiting: engine.scheduler().waiting(),
+            free_pages: engine.scheduler().free_pages(),
+        };
+        match outcome {
+            Outcome::Worked(facts) => observer(&seen(Some((facts, clock().saturating_sub(started))))),
+            Outcome::Idle { until } => {
+                observer(&seen(None));
+                // Readers free their outlets without a command; look again soon while lanes are held.
+                let patience = match until {
+                    Some(until) => until.saturating_sub(clock()).min(HELD_POLL),
+                    None if engine.is_empty() => FOREVER,
+                    None => HELD_POLL,
+                };
+                match inbox.recv_timeout(patience) {
+                    Ok(command) => engine.command(command),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => {
+                        open = false;
+                        if !engine.is_empty() {
+                            std::thread::park_timeout(patience.min(HELD_POLL));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How often an outlet without room is looked at again.
+const HELD_POLL: Duration = Duration::from_millis(5);
+/// An empty rank sleeps until a command comes; a bound, so that no wait is endless.
+const FOREVER: Duration = Duration::from_secs(3600);

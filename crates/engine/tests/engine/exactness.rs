@@ -1,0 +1,112 @@
+//! Drafts are hints: whatever a drafter and the link to it do, the text is the target's own.
+
+use crate::link::{Dice, Faults, VOCAB, drafter, request, run, sampled};
+use request::{Request, Sampling, Speculation, Strategy};
+use std::time::Duration;
+
+fn random_request(dice: &mut Dice, strategy: Strategy) -> Request {
+    let prompt: Vec<u32> =
+        (0..1 + dice.below(40)).map(|_| 1 + dice.below(u64::from(VOCAB) - 1) as u32).collect();
+    let sampling = if dice.chance(30) { Sampling::GREEDY } else { sampled(dice.below(1 << 40), 0.8) };
+    let max_tokens = 1 + dice.below(60) as u32;
+    request(&prompt, max_tokens, sampling, Speculation { strategy, ..Speculation::default() })
+}
+
+#[test]
+fn text_does_not_depend_on_drafts_or_the_link() {
+    let mut dice = Dice(2026);
+    let (mut accepted, mut killed_after_accepted) = (0, 0);
+    let mut histogram = [0u64; 6];
+    let mut dropped = 0;
+    for case in 0..500 {
+        let strategy = match case % 3 {
+            0 => Strategy::Lockstep { k: 1 + dice.below(5) as u32, deadline: Duration::from_millis(4) },
+            _ => Strategy::Draft,
+        };
+        let requests: Vec<_> = (0..1 + dice.below(6)).map(|_| random_request(&mut dice, strategy)).collect();
+        let mut quiet = Dice(0);
+        // Each alone, no drafter, one large chunk: the reference.
+        let plain: Vec<_> = requests
+            .iter()
+            .map(|r| run(std::slice::from_ref(r), 512, None, Faults::default(), &mut quiet, None).remove(0))
+            .collect();
+        let faults = if case % 5 == 0 {
+            Faults::default()
+        } else {
+            let mut percent = |most| dice.below(most);
+            Faults {
+                lose: percent(40),
+                delay: percent(60),
+                double: percent(40),
+                reorder: percent(60),
+                lie: percent(50),
+                pause: percent(60),
+            }
+        };
+        let noise = [0.0, 0.2, 0.6][dice.below(3) as usize];
+        let kill = dice.chance(20).then(|| 1 + dice.below(10));
+        let budget = [7, 64, 512][dice.below(3) as usize];
+        let drafted = run(&requests, budget, Some(drafter(noise)), faults, &mut dice, kill);
+        for ((plain, drafted), request) in plain.iter().zip(&drafted).zip(&requests) {
+            assert_eq!(plain.output, drafted.output, "case {case}: {request:?} under {faults:?}");
+            assert_eq!(plain.finish, drafted.finish, "case {case}");
+            assert_eq!(plain.stats.accepted_tokens, 0);
+            accepted += drafted.stats.accepted_tokens;
+            dropped += drafted.stats.dropped_tokens;
+            for (n, steps) in drafted.stats.histogram.iter().enumerate() {
+                histogram[n.min(5)] += steps;
+            }
+            assert!(drafted.drafted as u64 <= drafted.stats.accepted_tokens);
+        }
+        let total: u64 = drafted.iter().map(|a| a.stats.accepted_tokens).sum();
+        killed_after_accepted += u64::from(kill.is_some_and(|n| total >= n));
+    }
+    // The run exercised its subject.
+    assert!(accepted > 3_000, "accepted {accepted}");
+    assert!(dropped > 1_000, "dropped {dropped}");
+    assert!(killed_after_accepted > 30, "drafters killed after an accepted draft: {killed_after_accepted}");
+    assert!(histogram.iter().all(|n| *n > 50), "verification steps by accepted drafts: {histogram:?}");
+}
+
+#[test]
+fn a_replay_continues_where_the_first_attempt_stopped() {
+    let mut dice = Dice(7);
+    for case in 0..60 {
+        let whole = random_request(&mut dice, Strategy::Draft);
+        let full =
+            run(std::slice::from_ref(&whole), 64, None, Faults::default(), &mut Dice(0), None).remove(0);
+        for cut in 0..full.output.len() {
+            let replay = Request { committed: full.output[..cut].to_vec(), attempt: 1, ..whole.clone() };
+            let mut rest = run(&[replay], 64, Some(drafter(0.2)), Faults::default(), &mut dice, None);
+            let rest = rest.remove(0);
+            assert_eq!(rest.output, full.output[cut..], "case {case} cut at {cut}");
+            assert_eq!(rest.finish, full.finish);
+        }
+    }
+}
+
+#[test]
+fn lockstep_waits_for_its_drafts_and_commits_them_together() {
+    let prompt: Vec<u32> = (1..20).collect();
+    let strategy = Strategy::Lockstep { k: 4, deadline: Duration::from_secs(5) };
+    let request = request(&prompt, 61, Sampling::GREEDY, Speculation { strategy, ..Speculation::default() });
+    let request =
+        Request { limits: request::Limits { stop_ids: vec![], ..request.limits.clone() }, ..request };
+    let answer = run(&[request], 64, Some(drafter(0.0)), Faults::default(), &mut Dice(0), None).remove(0);
+    assert_eq!(answer.output.len(), 61);
+    // One token from the prompt's step, then 12 steps of 4 drafts and the target's own.
+    assert_eq!(answer.stats.histogram, [0, 0, 0, 0, 12]);
+    assert_eq!(answer.stats.mean_acceptance_length(), Some(5.0));
+}
+
+#[test]
+fn plain_decoding_is_what_strategy_none_does() {
+    let request = request(
+        &[1, 2, 3],
+        30,
+        Sampling::GREEDY,
+        Speculation { strategy: Strategy::None, ..Speculation::default() },
+    );
+    let answer = run(&[request], 64, Some(drafter(0.0)), Faults::default(), &mut Dice(0), None).remove(0);
+    assert_eq!(answer.stats.drafts, 0);
+}

@@ -1,0 +1,121 @@
+//! The sampling law: the joint of the first three tokens is the target's, drafted or not.
+
+use crate::link::{Dice, Faults, MODEL_SEED, VOCAB, drafter, request, run, sampled};
+use engine::toy_logits;
+use request::{SamplingParams, Speculation, Strategy, TokenId};
+use sampling::probabilities;
+use std::time::Duration;
+
+const PROMPT: [u32; 3] = [3, 1, 2];
+const DRAWS: u64 = 20_000;
+const TEMPERATURE: f32 = 0.5;
+
+/// Exact probability of each triple of first tokens, in order of falling probability.
+fn exact() -> Vec<([u32; 3], f64)> {
+    let prompt: Vec<TokenId> = PROMPT.iter().copied().map(TokenId).collect();
+    let params = SamplingParams::at(TEMPERATURE);
+    let law = |tokens: &[TokenId]| probabilities(&toy_logits(MODEL_SEED, tokens, VOCAB), &params);
+    let mut joint = Vec::new();
+    for (a, pa) in law(&prompt).into_iter().enumerate() {
+        let after_a = [prompt.as_slice(), &[TokenId(a as u32)]].concat();
+        for (b, pb) in law(&after_a).into_iter().enumerate() {
+            let after_b = [after_a.as_slice(), &[TokenId(b as u32)]].concat();
+            for (c, pc) in law(&after_b).into_iter().enumerate() {
+                joint.push(([a as u32, b as u32, c as u32], pa * pb * pc));
+            }
+        }
+    }
+    joint.sort_by(|x, y| y.1.total_cmp(&x.1));
+    joint
+}
+
+/// Chi-square statistic over cells of at least 20 expected draws (the rest pooled), as standard
+/// deviations above its mean.
+fn excess(draws: &[[u32; 3]], exact: &[([u32; 3], f64)]) -> f64 {
+    let n = draws.len() as f64;
+    let mut seen = std::collections::HashMap::<[u32; 3], f64>::new();
+    for draw in draws {
+        *seen.entry(*draw).or_default() += 1.0;
+    }
+    let (mut chi, mut cells, mut rest) = (0.0, 0.0, (0.0, 0.0));
+    for (triple, p) in exact {
+        let observed = seen.get(triple).copied().unwrap_or_default();
+        if p * n >= 20.0 {
+            chi += (observed - p * n).powi(2) / (p * n);
+            cells += 1.0;
+        } else {
+            rest = (rest.0 + observed, rest.1 + p * n);
+        }
+    }
+    chi += (rest.0 - rest.1).powi(2) / rest.1;
+    assert!(cells > 100.0, "the test looks at {cells} cells");
+    (chi - cells) / (2.0 * cells).sqrt()
+}
+
+fn draws(strategy: Strategy) -> (Vec<[u32; 3]>, u64, u64) {
+    let (mut triples, mut accepted, mut drafted) = (Vec::new(), 0, 0);
+    let requests: Vec<_> = (0..DRAWS)
+        .map(|seed| {
+            let speculation = Speculation { strategy, ..Speculation::default() };
+            let mut request = request(&PROMPT, 3, sampled(seed, TEMPERATURE), speculation);
+            request.limits.stop_ids.clear();
+            request
+        })
+        .collect();
+    for batch in requests.chunks(8) {
+        for answer in run(batch, 64, Some(drafter(0.5)), Faults::default(), &mut Dice(1), None) {
+            triples.push([answer.output[0].0, answer.output[1].0, answer.output[2].0]);
+            accepted += answer.stats.accepted_tokens;
+            drafted += answer.stats.draft_tokens;
+        }
+    }
+    (triples, accepted, drafted)
+}
+
+#[test]
+fn the_first_three_tokens_follow_the_exact_law() {
+    let exact = exact();
+    let (plain, ..) = draws(Strategy::None);
+    assert!(excess(&plain, &exact) < 4.0, "plain: {}", excess(&plain, &exact));
+    let strategy = Strategy::Lockstep { k: 2, deadline: Duration::from_secs(1) };
+    let (coupled, accepted, drafted) = draws(strategy);
+    assert!(
+        accepted > DRAWS / 10 && drafted - accepted > DRAWS / 10,
+        "{accepted} of {drafted} drafts accepted"
+    );
+    assert_eq!(plain, coupled, "under the coupled rule a seed has one text");
+    assert!(excess(&coupled, &exact) < 4.0, "coupled: {}", excess(&coupled, &exact));
+}
+
+/// The twin that must fail: a verifier that, after a rejection, draws again *without* the rejected
+/// token (right for a ratio test on a one-hot draft, wrong for coupled drafts), here applied to the
+/// recorded draws of the second token.
+#[test]
+fn a_biased_verifier_is_told_apart() {
+    let exact = exact();
+    let prompt: Vec<TokenId> = PROMPT.iter().copied().map(TokenId).collect();
+    let mut biased = Vec::new();
+    for seed in 0..DRAWS {
+        let mut known = prompt.clone();
+        let mut triple = [0u32; 3];
+        for token in &mut triple {
+            let position = known.len() as u32;
+            let logits = toy_logits(MODEL_SEED, &known, VOCAB);
+            // A drafter that is right half of the time, with the target's noise.
+            let draft =
+                if seed % 2 == 0 { logits.clone() } else { toy_logits(MODEL_SEED ^ 1, &known, VOCAB) };
+            let draft = sampling::pick(&draft, &sampled(seed, TEMPERATURE), position).unwrap();
+            let pick = sampling::pick(&logits, &sampled(seed, TEMPERATURE), position).unwrap();
+            *token = if pick == draft {
+                pick.0
+            } else {
+                let mut masked = logits;
+                masked[draft.0 as usize] = f32::NEG_INFINITY;
+                sampling::pick(&masked, &sampled(seed ^ 0xABCD, TEMPERATURE), position).unwrap().0
+            };
+            known.push(TokenId(*token));
+        }
+        biased.push(triple);
+    }
+    assert!(excess(&biased, &exact) > 8.0, "the biased verifier passed: {}", excess(&biased, &exact));
+}

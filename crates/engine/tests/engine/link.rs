@@ -1,0 +1,261 @@
+//! A target engine and a drafter engine joined by a link that misbehaves on purpose.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use engine::{
+    Command, DraftEvent, DraftOpen, Ended, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen,
+    ToyModel,
+};
+use request::{
+    Finish, Limits, Quality, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
+    TokenId,
+};
+use scheduler::SequenceId;
+use speculation::Drafts;
+
+pub const VOCAB: u32 = 24;
+pub const MODEL_SEED: u64 = 42;
+
+/// A small generator for the tests' own choices (SplitMix64).
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (x ^ (x >> 31)) % n
+    }
+
+    pub fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// An outlet that keeps everything, and can be told to have no room.
+pub struct Kept<E> {
+    pub events: Arc<Mutex<Vec<E>>>,
+    pub room: Arc<Mutex<Room>>,
+}
+
+impl<E> Kept<E> {
+    pub fn new() -> Self {
+        Self { events: Arc::default(), room: Arc::new(Mutex::new(Room::Free)) }
+    }
+
+    pub fn share(&self) -> Self {
+        Self { events: self.events.clone(), room: self.room.clone() }
+    }
+
+    pub fn take(&self) -> Vec<E> {
+        std::mem::take(&mut *self.events.lock().unwrap())
+    }
+}
+
+impl<E: Send> Outlet<E> for Kept<E> {
+    fn room(&self) -> Room {
+        *self.room.lock().unwrap()
+    }
+
+    fn deliver(&mut self, event: E) {
+        self.events.lock().unwrap().push(event);
+    }
+}
+
+/// How often, in percent, the link does what to a frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    pub lose: u64,
+    pub delay: u64,
+    pub double: u64,
+    pub reorder: u64,
+    /// Draft ids replaced by random ones (a lying drafter, sometimes outside the vocabulary).
+    pub lie: u64,
+    /// Steps in which the drafter does nothing.
+    pub pause: u64,
+}
+
+/// One answer and what it took.
+#[derive(Debug, Default, PartialEq)]
+pub struct Answer {
+    pub output: Vec<TokenId>,
+    pub finish: Option<Finish>,
+    pub stats: SpeculationStats,
+    pub drafted: usize,
+}
+
+pub fn request(prompt: &[u32], max_tokens: u32, sampling: Sampling, speculation: Speculation) -> Request {
+    Request {
+        id: RequestId::new("test").unwrap(),
+        attempt: 0,
+        prompt: prompt.iter().copied().map(TokenId).collect(),
+        committed: Vec::new(),
+        sampling,
+        limits: Limits { max_tokens, stop_ids: vec![TokenId(0)] },
+        quality: Quality::Exact,
+        speculation,
+    }
+}
+
+pub fn sampled(seed: u64, temperature: f32) -> Sampling {
+    Sampling { params: SamplingParams::at(temperature), seed, choice: 0 }
+}
+
+pub fn target(budget: u32) -> Engine<ToyModel> {
+    let settings = Settings { token_budget: budget, ..Settings::default() };
+    Engine::new(ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED), settings)
+}
+
+pub fn drafter(noise: f64) -> Engine<ToyModel> {
+    let model = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED).with_noise(noise);
+    Engine::new(model, Settings::default())
+}
+
+enum Up {
+    Drafts(Drafts),
+    Resync(u32),
+}
+
+/// Runs requests together on one target, each with a session on `drafter` (if there is one), over
+/// links with `faults`. `kill_after`: the drafter is gone once that many drafts were accepted.
+pub fn run(
+    requests: &[Request],
+    budget: u32,
+    mut drafter: Option<Engine<ToyModel>>,
+    faults: Faults,
+    dice: &mut Dice,
+    kill_after: Option<u64>,
+) -> Vec<Answer> {
+    let mut target = target(budget);
+    let mut answers: Vec<Answer> = Vec::new();
+    let mut outlets = Vec::new();
+    let mut sessions = Vec::new();
+    for (i, request) in requests.iter().enumerate() {
+        let id = SequenceId(i as u64);
+        let outlet = Kept::<TargetEvent>::new();
+        outlets.push(outlet.share());
+        answers.push(Answer::default());
+        target.command(Command::Target(Box::new(TargetOpen {
+            sequence: id,
+            request: request.clone(),
+            outlet: Box::new(outlet),
+            admitted: Box::new(|admitted| admitted.unwrap()),
+        })));
+        let session = Kept::<DraftEvent>::new();
+        sessions.push(session.share());
+        if let Some(drafter) = &mut drafter {
+            drafter.command(Command::Draft(Box::new(DraftOpen {
+                sequence: id,
+                tokens: request.known(),
+                longest: 256,
+                sampling: request.sampling,
+                stop_ids: request.limits.stop_ids.clone(),
+                window: 6,
+                outlet: Box::new(session),
+                admitted: Box::new(|admitted| admitted.unwrap()),
+            })));
+            target.command(Command::Drafter { sequence: id, attached: true });
+        }
+    }
+    let mut up: Vec<(SequenceId, Up)> = Vec::new();
+    let mut down = Vec::new();
+    let mut accepted = 0;
+    for now in 0..20_000u64 {
+        if answers.iter().all(|a| a.finish.is_some()) {
+            return answers;
+        }
+        // Frames that travel, each with its luck.
+        let mut order: Vec<_> = std::mem::take(&mut up);
+        if order.len() > 1 && dice.chance(faults.reorder) {
+            order.reverse();
+        }
+        for (id, frame) in order {
+            if dice.chance(faults.delay) {
+                up.push((id, frame));
+                continue;
+            }
+            if dice.chance(faults.lose) {
+                continue;
+            }
+            match frame {
+                Up::Drafts(mut drafts) => {
+                    if dice.chance(faults.lie) {
+                        for id in &mut drafts.ids {
+                            *id = TokenId(dice.below(u64::from(VOCAB) + 1) as u32);
+                        }
+                    }
+                    let copies = 1 + u32::from(dice.chance(faults.double));
+                    for _ in 0..copies {
+                        target.command(Command::Drafts(id, drafts.clone()));
+                    }
+                }
+                Up::Resync(have) => target.command(Command::Resync { sequence: id, have }),
+            }
+        }
+        let outcome = target.step(Duration::from_millis(now));
+        if let Outcome::Worked(facts) = outcome {
+            accepted += u64::from(facts.accepted);
+        }
+        for (i, outlet) in outlets.iter().enumerate() {
+            for event in outlet.take() {
+                let id = SequenceId(i as u64);
+                match event {
+                    TargetEvent::Committed { frame, drafted } => {
+                        let at = frame.at as usize - requests[i].prompt.len();
+                        assert_eq!(
+                            at,
+                            answers[i].output.len() + requests[i].committed.len(),
+                            "no gap, no repeat"
+                        );
+                        assert_eq!(drafted.len(), frame.ids.len());
+                        answers[i].output.extend(&frame.ids);
+                        answers[i].drafted += drafted.iter().filter(|d| **d).count();
+                        down.push((id, frame));
+                    }
+                    TargetEvent::Again(frame) => down.push((id, frame)),
+                    TargetEvent::Ended(Ended { finish, speculation, usage }) => {
+                        assert_eq!(
+                            usage.completion_tokens as usize,
+                            answers[i].output.len() + requests[i].committed.len()
+                        );
+                        answers[i].finish = Some(finish);
+                        answers[i].stats = speculation;
+                    }
+                }
+            }
+        }
+        let Some(engine) = &mut drafter else { continue };
+        if kill_after.is_some_and(|n| accepted >= n) {
+            drafter = None;
+            for i in 0..requests.len() {
+                target.command(Command::Drafter { sequence: SequenceId(i as u64), attached: false });
+            }
+            continue;
+        }
+        for (id, frame) in std::mem::take(&mut down) {
+            if dice.chance(faults.delay) {
+                down.push((id, frame));
+            } else if !dice.chance(faults.lose) {
+                engine.command(Command::Commit(id, frame));
+            }
+        }
+        for _ in 0..3 {
+            if !dice.chance(faults.pause) {
+                engine.step(Duration::from_millis(now));
+            }
+        }
+        for (i, session) in sessions.iter().enumerate() {
+            for event in session.take() {
+                let id = SequenceId(i as u64);
+                match event {
+                    DraftEvent::Drafts(drafts) => up.push((id, Up::Drafts(drafts))),
+                    DraftEvent::Resync { have } => up.push((id, Up::Resync(have))),
+                    DraftEvent::Closed { .. } => {}
+                }
+            }
+        }
+    }
+    panic!("the target stood still: {answers:?}");
+}

@@ -1,0 +1,8 @@
+//! The engine's proof on the toy model, in one binary: exactness under a bad link, the sampling law,
+//! and what happens around the step.
+#![allow(missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
+
+mod exactness;
+mod lanes;
+mod law;
+mod link;
