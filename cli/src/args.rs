@@ -1,0 +1,98 @@
+//! The command line as clap sees it.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::models::{ModelsArgs, Store};
+
+/// Distributed LLM inference: drafters run ahead, targets verify, the text is exactly the target's.
+#[derive(Debug, Parser)]
+#[command(name = "paceline", version, about, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Fetch, list and describe models.
+    Models(ModelsArgs),
+}
+
+/// Where models are kept.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// Directory of models [default: $XDG_CACHE_HOME/paceline/models or ~/.cache/paceline/models]
+    #[arg(long, env = "PACELINE_MODELS", hide_env_values = true, global = true, value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Opens the store; the environment is read here, at the edge.
+    pub fn open(&self) -> Result<Store> {
+        let default = || Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
+        let dir = self.models_dir.clone().or_else(default);
+        Store::open(dir.context("no place for models: set HOME, or give --models-dir")?)
+    }
+}
+
+/// What one rank computes with; the same for targets and drafters.
+#[derive(Clone, Debug, Default, Args, serde::Serialize)]
+pub struct RankArgs {
+    /// CPU threads of the model [default: the machine's cores]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Most tokens of one sequence, prompt included [default: the model's context]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<u32>,
+    /// Sequences that run at once
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+}
+
+/// How an answer is drawn; left out, the server decides.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SamplingArgs {
+    /// 0 takes the most likely token
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Keep the smallest set of tokens whose probability reaches P
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// The same seed gives the same text
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Most tokens of the answer
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_models_directory_can_be_given_anywhere() {
+        for words in [
+            ["paceline", "--models-dir", "/m", "models", "list"],
+            ["paceline", "models", "list", "--models-dir", "/m"],
+        ] {
+            let cli = Cli::try_parse_from(words).unwrap();
+            assert_eq!(cli.store.models_dir, Some(PathBuf::from("/m")));
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `paceline models`: getting model files and knowing what is in them.
+//!
+//! [`resolve`] is what the other commands use: it turns what a user wrote into a GGUF file on this
+//! machine, fetching it if need be. Reading weights is not done here (`model`), nor is serving.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::{Args, Subcommand};
+
+pub mod catalogue;
+mod hub;
+mod list;
+mod pip;
+mod progress;
+mod pull;
+mod show;
+mod source;
+mod store;
+mod wheel;
+
+pub use progress::Progress;
+pub use pull::{Options, Origin};
+pub use source::Source;
+pub use store::{Name, Store};
+
+/// `paceline models ...`
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetch a model, check it, and keep it in the models directory.
+    Pull(PullArgs),
+    /// Show which models are here and which are known.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is in a model file.
+    Show {
+        /// A name, or a path to a .gguf file.
+        model: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+struct PullArgs {
+    /// A catalogue name (see `paceline models list`) or hf:org/repo[:file.gguf].
+    model: String,
+    /// Keep a file of the hub under this name.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where catalogue models are fetched from.
+    #[arg(long, value_enum, default_value_t = Origin::Auto)]
+    from: Origin,
+}
+
+/// Runs `paceline models ...`.
+pub async fn run(args: ModelsArgs, store: &Store) -> Result<()> {
+    match args.command {
+        Command::Pull(PullArgs { model, name, from }) => {
+            let name = name.as_deref().map(Name::parse).transpose()?;
+            let options = Options { origin: from, ..Options::default() };
+            let source = Source::parse(&model)?;
+            let path = pull::pull(store, &source, name, &options, &Progress::stderr()).await?;
+            println!("{}", path.display());
+        }
+        Command::List { json } => print!("{}", list::render(store, json)?),
+        Command::Show { model, json } => print!("{}", show::render(store, &Source::parse(&model)?, json)?),
+    }
+    Ok(())
+}
+
+/// The GGUF file of a model that a user named: a path is used in place, a name or a hub file is
+/// fetched when it is not in the store yet.
+pub async fn resolve(store: &Store, model: &str, progress: &Progress) -> Result<PathBuf> {
+    match Source::parse(model)? {
+        Source::Path(path) => {
+            existing(&path)?;
+            Ok(path)
+        }
+        source => pull::pull(store, &source, None, &Options::default(), progress).await,
+    }
+}
+
+fn existing(path: &Path) -> Result<()> {
+    ensure!(
+        path.is_file(),
+        "{} is not a file: give the path of a .gguf file, or a model's name",
+        path.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! `paceline models show`: what a GGUF file says of itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use gguf::{Header, Metadata};
+use indicatif::DecimalBytes;
+use serde::Serialize;
+
+use super::source::Source;
+use super::store::{Record, Store};
+
+/// The fields of `--json`. Numbers a file does not give are `null`.
+#[derive(Debug, Serialize)]
+struct Description {
+    name: String,
+    path: PathBuf,
+    file_bytes: u64,
+    /// Where it came from, when it was pulled.
+    record: Option<Record>,
+    /// The model's own title.
+    title: Option<String>,
+    architecture: String,
+    /// Weights, all tensors together.
+    parameters: u64,
+    layers: Option<u32>,
+    hidden: Option<u32>,
+    heads: Option<u32>,
+    kv_heads: Option<u32>,
+    feed_forward: Option<u32>,
+    context: Option<u32>,
+    vocabulary: Option<usize>,
+    tokenizer: Option<String>,
+    chat_template: bool,
+    /// Tensor type to how many tensors and bytes are stored in it.
+    tensors: BTreeMap<&'static str, Tensors>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Tensors {
+    count: u64,
+    bytes: u64,
+}
+
+/// The description as lines, or as JSON. Nothing is fetched.
+pub(super) fn render(store: &Store, source: &Source, json: bool) -> Result<String> {
+    let (name, path, record) = locate(store, source)?;
+    let description = describe(name, &path, record).with_context(|| path.display().to_string())?;
+    if json {
+        return Ok(serde_json::to_string_pretty(&description)? + "\n");
+    }
+    Ok(description.lines().into_iter().map(|(what, value)| format!("{what:<14}{value}\n")).collect())
+}
+
+fn locate(store: &Store, source: &Source) -> Result<(String, PathBuf, Option<Record>)> {
+    let known = match source {
+        Source::Path(path) => {
+            super::existing(path)?;
+            return Ok((path.display().to_string(), path.clone(), None));
+        }
+        Source::Name(name) => name,
+        Source::Hub { .. } => {
+            bail!("show reads files that are here: run `paceline models pull` first, then name the model")
+        }
+    };
+    match store.find(known)? {
+        Some(model) => Ok((known.to_string(), model.path, model.record)),
+        None => bail!(
+            "{known} is not in {}; `paceline models list` shows what is, `paceline models pull {known}` fetches it",
+            store.dir().display()
+        ),
+    }
+}
+
+fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Description> {
+    let file_bytes = path.metadata()?.len();
+    let Header { metadata, tensors, .. } = Header::open(path)?;
+    let architecture = metadata.str("general.architecture")?.to_owned();
+    let number = |key: &str| metadata.optional(&format!("{architecture}.{key}"), Metadata::u32);
+    let mut kinds: BTreeMap<&'static str, Tensors> = BTreeMap::new();
+    for tensor in &tensors {
+        let kind = kinds.entry(tensor.kind.name()).or_default();
+        kind.count += 1;
+        kind.bytes = kind.bytes.saturating_add(tensor.bytes());
+    }
+    Ok(Description {
+        name,
+        path: path.to_owned(),
+        file_bytes,
+        record,
+        title: metadata.optional("general.name", Metadata::str)?.map(str::to_owned),
+        parameters: tensors.iter().fold(0, |n, t| n.saturating_add(t.elements())),
+        layers: number("block_count")?,
+        hidden: number("embedding_length")?,
+        heads: number("attention.head_count")?,
+        kv_heads: number("attention.head_count_kv")?,
+        feed_forward: number("feed_forward_length")?,
+        context: number("context_length")?,
+        vocabulary: metadata.optional("tokenizer.ggml.tokens", Metadata::strs)?.map(<[String]>::len),
+        tokenizer: tokenizer(&metadata)?,
+        chat_template: metadata.get("tokenizer.chat_template").is_some(),
+        tensors: kinds,
+        architecture,
+    })
+}
+
+/// Model and pre-tokenizer, as the file names them.
+fn tokenizer(metadata: &Metadata) -> Result<Option<String>, gguf::Error> {
+    let model = metadata.optional("tokenizer.ggml.model", Metadata::str)?;
+    let pre = metadata.optional("tokenizer.ggml.pre", Metadata::str)?;
+    Ok(model.map(|model| pre.map_or(model.to_owned(), |pre| format!("{model} ({pre})"))))
+}
+
+impl Description {
+    /// What a person reads; unknown numbers are left out.
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![("name", self.name.clone())];
+        let mut add = |what, value: Option<String>| lines.extend(value.map(|v| (what, v)));
+        add("title", self.title.clone());
+        add("file", Some(self.path.display().to_string()));
+        add("size", Some(DecimalBytes(self.file_bytes).to_string()));
+        add("source", self.record.as_ref().map(|r| r.source.clone()));
+        add("pulled", self.record.as_ref().map(|r| r.date.clone()));
+        add("sha-256", self.record.as_ref().map(|r| r.sha256.clone()));
+        add("architecture", Some(self.architecture.clone()));
+        add("parameters", Some(format!("{:.2} billion", self.parameters as f64 / 1e9)));
+        add("layers", self.layers.map(|n| n.to_string()));
+        add("hidden", self.hidden.map(|n| n.to_string()));
+        add("heads", self.heads.map(|n| format!("{n}, key-value {}", self.kv_heads.unwrap_or(n))));
+        add("feed-forward", self.feed_forward.map(|n| n.to_string()));
+        add("context", self.context.map(|n| format!("{n} tokens")));
+        add("vocabulary", self.vocabulary.map(|n| format!("{n} tokens")));
+        add("tokenizer", self.tokenizer.clone());
+        add("chat template", Some(if self.chat_template { "yes" } else { "none" }.to_owned()));
+        for (kind, Tensors { count, bytes }) in &self.tensors {
+            let size = DecimalBytes(*bytes).to_string();
+            lines.push(("tensors", format!("{kind:<6}{count:>5}  {size:>10}")));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests;

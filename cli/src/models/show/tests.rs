@@ -1,0 +1,79 @@
+use gguf::write::Writer;
+use gguf::{Array, TensorKind, Value};
+use proptest::prelude::*;
+
+use super::*;
+use crate::models::store::Name;
+
+fn small_model() -> Vec<u8> {
+    Writer::new()
+        .key("general.architecture", Value::Str("llama".into()))
+        .key("general.name", Value::Str("Small".into()))
+        .key("llama.block_count", Value::U32(2))
+        .key("llama.attention.head_count", Value::U32(4))
+        .key("llama.attention.head_count_kv", Value::U32(2))
+        .key("tokenizer.ggml.model", Value::Str("gpt2".into()))
+        .key("tokenizer.ggml.pre", Value::Str("smollm".into()))
+        .key("tokenizer.ggml.tokens", Value::Array(Array::Str(vec!["a".into(), "b".into(), "c".into()])))
+        .tensor("output_norm.weight", &[8], TensorKind::F32, &[0; 32])
+        .tensor("blk.0.ffn_up.weight", &[32, 2], TensorKind::Q8_0, &[0; 68])
+        .finish()
+}
+
+fn shown(bytes: &[u8], json: bool) -> Result<String> {
+    let dir = tempfile::tempdir()?;
+    let store = Store::open(dir.path())?;
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, bytes)?;
+    render(&store, &Source::Path(path), json)
+}
+
+#[test]
+fn a_file_is_described_for_people_and_for_scripts() {
+    let text = shown(&small_model(), false).unwrap();
+    for line in [
+        "title         Small",
+        "architecture  llama",
+        "layers        2",
+        "heads         4, key-value 2",
+        "vocabulary    3 tokens",
+        "tokenizer     gpt2 (smollm)",
+        "chat template none",
+        "tensors       Q8_0      1        68 B",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
+    }
+    assert!(!text.contains("hidden"), "what a file does not say is left out:\n{text}");
+
+    let json: serde_json::Value = serde_json::from_str(&shown(&small_model(), true).unwrap()).unwrap();
+    assert_eq!(json["parameters"], 8 + 64);
+    assert_eq!(json["hidden"], serde_json::Value::Null);
+    assert_eq!(json["tensors"]["F32"]["bytes"], 32);
+}
+
+#[test]
+fn what_is_not_here_is_said_with_the_command_that_fetches_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    for (source, says) in [
+        (Source::Name(Name::parse("coder-1.5b").unwrap()), "`paceline models pull coder-1.5b`"),
+        (Source::parse("hf:a/b").unwrap(), "paceline models pull"),
+        (Source::parse("./no.gguf").unwrap(), "is not a file"),
+    ] {
+        let error = render(&store, &source, false).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_damaged_file_is_an_error_and_never_a_panic(at in 0usize..600, byte in any::<u8>(), cut in any::<bool>()) {
+        let mut bytes = small_model();
+        let at = at % bytes.len();
+        if cut { bytes.truncate(at) } else { bytes[at] = byte }
+        // Both outcomes are fine; what is shown must not depend on a crash.
+        if let Err(error) = shown(&bytes, true) {
+            prop_assert!(format!("{error:#}").contains("m.gguf"), "the file is named: {error:#}");
+        }
+    }
+}
