@@ -33,14 +33,14 @@ impl TensorInfo {
             return Some(format!("has sizes {:?}, more than 2^64 bytes", self.dims));
         }
         let row = self.dims.first().copied().unwrap_or(1);
-        if row % self.kind.block_elems() != 0 {
+        if !row.is_multiple_of(self.kind.block_elems()) {
             return Some(format!(
                 "has rows of {row} elements, not whole {} blocks of {}",
                 self.kind,
                 self.kind.block_elems()
             ));
         }
-        if self.offset % alignment != 0 {
+        if !self.offset.is_multiple_of(alignment) {
             return Some(format!("starts at {}, not a multiple of the alignment {alignment}", self.offset));
         }
         None

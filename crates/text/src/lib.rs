@@ -1,1 +1,26 @@
 //! Text to tokens and back: tokenizer, chat template, streaming detokenizer.
+//!
+//! Everything comes from the metadata of a model's GGUF file; there is no second file to fetch or
+//! to disagree with. Byte-level BPE only (GPT-2's family: SmolLM2, Qwen2.5, Llama 3); other
+//! tokenizers are refused by name.
+//!
+//! Not here: stop strings and the OpenAI shapes of messages (`coordinator`), anything about logits.
+//! Start at [`Tokenizer`]; a chat goes [`ChatTemplate::render`], then [`Tokenizer::encode`] with
+//! control tokens allowed, and the answer's ids go through a [`Detokenizer`].
+#![forbid(unsafe_code)]
+
+mod byte_level;
+mod chat;
+mod detokenizer;
+mod pre_tokenizer;
+mod template;
+#[cfg(test)]
+mod tiny;
+mod tokenizer;
+mod vocabulary;
+
+pub use chat::Message;
+pub use detokenizer::Detokenizer;
+pub use template::{ChatTemplate, TemplateError};
+pub use tokenizer::{EncodeError, Tokenizer};
+pub use vocabulary::{TokenKind, TokenizerError, Vocabulary};
