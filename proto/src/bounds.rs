@@ -34,5 +34,9 @@ pub const MAX_MESSAGE_BYTES: usize = 1024;
 
 /// The longest start of `text` of at most `most` bytes that ends between characters.
 pub(crate) fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }

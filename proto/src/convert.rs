@@ -41,4 +41,4 @@ pub(crate) fn millis(time: std::time::Duration) -> u32 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ pub enum Answer {
         incarnation: Incarnation,
         /// Numerics fingerprint.
         fingerprint: String,
-        /// The drafter that granted a session.
+        /// The drafter that is asked first; `None`: plain decoding.
         drafter: Option<NodeId>,
     },
     Tokens {

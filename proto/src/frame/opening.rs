@@ -21,6 +21,8 @@ pub struct Open {
     /// Most unconfirmed tokens past the last commit known.
     pub window: u32,
     pub stop_ids: Vec<TokenId>,
+    /// Most tokens the sequence will ever have, prompt included; the drafter reserves pages for it.
+    pub longest: u32,
 }
 
 impl Open {
@@ -90,8 +92,8 @@ impl Opening {
     }
 
     /// The whole, or itself while tokens are missing.
-    pub fn complete(self) -> Result<Open, Self> {
-        if self.have() == self.known_len() { Ok(self.open) } else { Err(self) }
+    pub fn complete(self) -> Result<Open, Box<Self>> {
+        if self.have() == self.known_len() { Ok(self.open) } else { Err(self.into()) }
     }
 
     fn have(&self) -> usize {
@@ -116,6 +118,7 @@ impl From<Opening> for draft::Open {
             window: open.window,
             stop_ids: open.stop_ids.to_ids(),
             grammar: String::new(),
+            longest: open.longest,
         }
     }
 }
@@ -142,6 +145,10 @@ impl TryFrom<draft::Open> for Opening {
         if !from.committed.is_empty() && from.prompt.len() < prompt_len {
             return Err(WireError::invalid("open.committed", "has tokens while the prompt is not complete"));
         }
+        if (from.longest as usize) < prompt_len + committed_len {
+            return Err(WireError::invalid("open.longest", "is less than what is known at the start"));
+        }
+        at_most("open.longest", from.longest as usize, MAX_KNOWN_TOKENS)?;
         let rule = rule(from.rule)?;
         // The rules that are not built are refused in one place.
         Speculation { rule, ..Speculation::default() }.validate()?;
@@ -157,6 +164,7 @@ impl TryFrom<draft::Open> for Opening {
             rule,
             window: window("open.window", 1, from.window)?,
             stop_ids: tokens("open.stop_ids", from.stop_ids, MAX_STOP_IDS)?,
+            longest: from.longest,
         };
         Ok(Self { open, prompt_len, committed_len })
     }
