@@ -1,1 +1,75 @@
-//! Weights and arithmetic: GGUF, architectures, CPU kernels.
+//! Weights and arithmetic: a GGUF file becomes an [`engine::Model`] on the CPU.
+//!
+//! [`CpuModel::load`] maps the file, reads what its metadata means (`arch`), and executes steps: rows
+//! of any sequences flattened into one batch, keys and values in pages (`cache`). The kernels
+//! multiply the file's quantised blocks directly (`quant`) and obey the arithmetic contract written
+//! there: the bits of a row's logits do not depend on batch, chunking, threads or processor.
+//!
+//! Not here: reading the GGUF header (`gguf`), which page is whose (`kvcache`), which rows run
+//! (`scheduler`), drawing from logits (`sampling`), text (`text`).
+//! Start at [`CpuModel`], then `cpu/forward.rs`, then `quant.rs`.
+// Mapping files and calling instructions that were detected at run time cannot be said in safe Rust;
+// each block carries its reason.
+#![allow(unsafe_code)]
+
+mod arch;
+mod cache;
+mod cpu;
+mod description;
+mod error;
+mod fingerprint;
+mod quant;
+mod simd;
+mod weights;
+
+pub use cpu::CpuModel;
+pub use description::{Description, TensorType};
+pub use error::LoadError;
+pub use fingerprint::{Fingerprint, fingerprint};
+pub use simd::Level;
+
+/// Part of the numerics fingerprint: changes whenever the same weights and tokens could give other
+/// logits.
+pub const ARITHMETIC_VERSION: u32 = 1;
+
+/// How a model is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Most positions of one sequence; `None` takes the model's own.
+    pub context: Option<u32>,
+    /// Sequences that run at once.
+    pub slots: u32,
+    /// Room for keys and values.
+    pub pages: PageBudget,
+    /// Threads that compute; the result does not depend on it.
+    pub threads: usize,
+}
+
+/// Room for keys and values of all sequences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageBudget {
+    /// Pages of 16 positions.
+    Pages(u32),
+    /// As many pages as fit.
+    Bytes(u64),
+}
+
+impl Options {
+    /// More would only contend for memory; a typing error is likelier.
+    const MOST_THREADS: usize = 1024;
+    const MOST_SLOTS: u32 = 65_536;
+
+    fn validate(&self) -> Result<(), LoadError> {
+        let bad = |option, why: String| Err(LoadError::BadOption { option, why });
+        if self.context == Some(0) {
+            return bad("context", "must be at least 1".to_owned());
+        }
+        if !(1..=Self::MOST_SLOTS).contains(&self.slots) {
+            return bad("slots", format!("{} is not between 1 and {}", self.slots, Self::MOST_SLOTS));
+        }
+        if !(1..=Self::MOST_THREADS).contains(&self.threads) {
+            return bad("threads", format!("{} is not between 1 and {}", self.threads, Self::MOST_THREADS));
+        }
+        Ok(())
+    }
+}

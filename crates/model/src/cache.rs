@@ -1,0 +1,95 @@
+//! Keys and values of all sequences, in pages.
+//!
+//! Which page a position lies in is bookkeeping and comes from outside ([`Tables`] follow the step's
+//! deltas); here are the bytes. Keys and values are kept as IEEE half floats, keys after RoPE: that
+//! rounding is part of the numerics ([`KV_DTYPE`]).
+
+mod tables;
+
+pub(crate) use tables::{Tables, bound};
+
+use half::f16;
+use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
+use memmap2::MmapMut;
+
+use crate::LoadError;
+use crate::arch::Parameters;
+use crate::quant::{F16, blocks};
+
+/// Part of the numerics fingerprint.
+pub(crate) const KV_DTYPE: &str = "f16";
+
+const POSITIONS: usize = PAGE_POSITIONS as usize;
+
+/// The pages of one head class: for each page and each (layer, KV head) of the class, 16 keys and
+/// then 16 values of `head_dim` half floats.
+pub(crate) struct Storage {
+    pub(crate) class: HeadClass,
+    pub(crate) pages: u32,
+    head_dim: usize,
+    kv_heads: usize,
+    /// Bytes of one page.
+    page: usize,
+    bytes: MmapMut,
+}
+
+/// One (layer, KV head) of a class.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unit {
+    pub(crate) layer: usize,
+    pub(crate) kv_head: usize,
+}
+
+impl Storage {
+    /// Bytes that one page takes.
+    pub(crate) fn page_bytes(p: &Parameters) -> usize {
+        p.layers * p.kv_heads * p.head_dim * 2 * POSITIONS * size_of::<f16>()
+    }
+
+    /// Zeroed storage; the kernel hands out memory when a page is first written.
+    pub(crate) fn new(class: HeadClass, p: &Parameters, pages: u32) -> Result<Self, LoadError> {
+        let page = Self::page_bytes(p);
+        let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        let bytes = page
+            .checked_mul(pages as usize)
+            .filter(|b| isize::try_from(*b).is_ok())
+            .ok_or_else(|| LoadError::Memory { bytes: usize::MAX, source: too_large() })?;
+        let map = MmapMut::map_anon(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
+        Ok(Self { class, pages, head_dim: p.head_dim, kv_heads: p.kv_heads, page, bytes: map })
+    }
+
+    /// Keys of one unit in a page: 16 rows of `head_dim`.
+    #[inline]
+    pub(crate) fn keys(&self, page: PageId, unit: Unit) -> &[F16] {
+        let start = self.start(page, unit);
+        blocks(self.bytes.get(start..start + self.half()).unwrap_or_default())
+    }
+
+    /// Values of one unit in a page: 16 rows of `head_dim`.
+    #[inline]
+    pub(crate) fn values(&self, page: PageId, unit: Unit) -> &[F16] {
+        let start = self.start(page, unit) + self.half();
+        blocks(self.bytes.get(start..start + self.half()).unwrap_or_default())
+    }
+
+    /// Writes key and value of one position (`offset` in the page).
+    pub(crate) fn write(&mut self, page: PageId, unit: Unit, offset: usize, key: &[f32], value: &[f32]) {
+        let row = self.head_dim * size_of::<f16>();
+        let at = self.start(page, unit) + offset % POSITIONS * row;
+        for (at, from) in [(at, key), (at + self.half(), value)] {
+            let to = self.bytes.get_mut(at..at + row).unwrap_or_default();
+            for (to, from) in to.as_chunks_mut::<2>().0.iter_mut().zip(from) {
+                *to = f16::from_f32(*from).to_le_bytes();
+            }
+        }
+    }
+
+    fn start(&self, page: PageId, unit: Unit) -> usize {
+        page.0 as usize * self.page + (unit.layer * self.kv_heads + unit.kv_head) * 2 * self.half()
+    }
+
+    /// Bytes of a page's keys (or values) of one unit.
+    fn half(&self) -> usize {
+        POSITIONS * self.head_dim * size_of::<f16>()
+    }
+}

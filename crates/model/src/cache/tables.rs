@@ -1,0 +1,103 @@
+use std::collections::BTreeMap;
+
+use engine::ModelError;
+use kvcache::{PAGE_POSITIONS, PageId};
+use scheduler::{Slot, TableChange, TableDelta};
+
+/// Page tables of all slots; they change only by a step's deltas.
+pub(crate) struct Tables {
+    /// By slot, then by class.
+    slots: Vec<Vec<Table>>,
+    /// Pages that each class has.
+    pages: Vec<u32>,
+    /// Most entries of a table.
+    longest: usize,
+}
+
+/// Page index (position / 16) to page; `None` where a window has moved on.
+pub(crate) type Table = Vec<Option<PageId>>;
+
+/// Tables as they will be after a step's deltas, not in force yet: a step that turns out to be
+/// wrong leaves no trace.
+pub(crate) struct Changed(BTreeMap<(usize, usize), Table>);
+
+impl Tables {
+    /// Empty tables for `slots` slots; `pages[c]` is the number of pages of class c.
+    pub(crate) fn new(slots: u32, pages: Vec<u32>, context: u32) -> Self {
+        Self {
+            slots: (0..slots).map(|_| vec![Table::new(); pages.len()]).collect(),
+            pages,
+            longest: kvcache::pages_for(context) as usize,
+        }
+    }
+
+    /// What the deltas make of the tables.
+    pub(crate) fn change(&self, deltas: &[TableDelta]) -> Result<Changed, ModelError> {
+        let mut changed = Changed(BTreeMap::new());
+        for delta in deltas {
+            let (slot, class) = (delta.slot.0 as usize, usize::from(delta.class.0));
+            bound("slot", slot, self.slots.len())?;
+            bound("head class", class, self.pages.len())?;
+            let table = changed.0.entry((slot, class)).or_insert_with(|| self.get(slot, class).to_vec());
+            match delta.change {
+                TableChange::Append(page) => {
+                    bound("page", page.0 as usize, self.pages[class] as usize)?;
+                    bound("page index", table.len(), self.longest)?;
+                    table.push(Some(page));
+                }
+                TableChange::Truncate(from) => {
+                    bound("page index", from as usize, table.len() + 1)?;
+                    table.truncate(from as usize);
+                }
+                TableChange::Drop(index) => {
+                    bound("page index", index as usize, table.len())?;
+                    table[index as usize] = None;
+                }
+                TableChange::Clear => table.clear(),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Puts a change in force.
+    pub(crate) fn apply(&mut self, changed: Changed) {
+        for ((slot, class), table) in changed.0 {
+            if let Some(old) = self.slots.get_mut(slot).and_then(|classes| classes.get_mut(class)) {
+                *old = table;
+            }
+        }
+    }
+
+    /// The table of a slot for a class; empty for a slot that does not exist.
+    pub(crate) fn get(&self, slot: usize, class: usize) -> &[Option<PageId>] {
+        self.slots.get(slot).and_then(|classes| classes.get(class)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Checks that every class of `slot` has the pages that a query at `position` reads and writes,
+    /// with `changed` in force.
+    pub(crate) fn covers(&self, changed: &Changed, slot: Slot, position: u32) -> Result<(), ModelError> {
+        let index = (position / PAGE_POSITIONS) as usize;
+        bound("slot", slot.0 as usize, self.slots.len())?;
+        for class in 0..self.pages.len() {
+            let key = (slot.0 as usize, class);
+            let table = changed.0.get(&key).map_or_else(|| self.get(key.0, class), Vec::as_slice);
+            let missing = match table.get(..=index) {
+                // Only the class Full is built, which reads every page up to its own.
+                Some(entries) => entries.iter().position(Option::is_none),
+                None => Some(table.len()),
+            };
+            if let Some(missing) = missing {
+                return Err(ModelError::NoPage { slot: slot.0, position: missing as u32 * PAGE_POSITIONS });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `index` must be below `bound`.
+pub(crate) fn bound(what: &'static str, index: usize, bound: usize) -> Result<(), ModelError> {
+    if index < bound {
+        return Ok(());
+    }
+    Err(ModelError::OutOfRange { what, index: index as u64, bound: bound as u64 })
+}

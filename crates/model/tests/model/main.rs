@@ -1,0 +1,6 @@
+//! The model as its users see it: files in, logits and errors out.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod real;
+mod steps;
