@@ -27,6 +27,11 @@ impl Endpoint {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Without the scheme: `host:port`.
+    pub fn authority(&self) -> &str {
+        self.0.strip_prefix("http://").unwrap_or(&self.0)
+    }
 }
 
 impl TryFrom<SocketAddr> for Endpoint {
@@ -90,7 +95,8 @@ mod tests {
     #[test]
     fn an_endpoint_is_http_host_port() {
         for ok in ["http://127.0.0.1:80", "http://worker-0.workers.ns.svc:9001", "http://[::1]:65535"] {
-            assert_eq!(Endpoint::new(ok).unwrap().as_str(), ok);
+            let endpoint = Endpoint::new(ok).unwrap();
+            assert_eq!((endpoint.as_str(), endpoint.authority()), (ok, &ok[7..]));
         }
         for (bad, why) in [
             ("", "http://"),

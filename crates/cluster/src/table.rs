@@ -232,10 +232,10 @@ impl Table {
     }
 }
 
-/// An immutable picture of the table, in node-id order. Cheap to clone per member (records are shared).
+/// An immutable picture of the table, in node-id order; a clone shares it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
-    members: Vec<Member>,
+    members: Arc<[Member]>,
 }
 
 impl View {
