@@ -1,1 +1,96 @@
-//! A target rank.
+//! A target rank as a process: it admits requests, verifies and commits.
+//!
+//! `service` takes requests from coordinators into the engine; `answer` is one answer's way out;
+//! `drafts` keeps drafters attached to sequences. The engine itself is `engine`, on its own thread;
+//! what a worker shares with a drafter is in `rank`.
+//!
+//! Not here: text (the coordinator's), which requests come here (`cluster::place`), how drafts are
+//! judged (`speculation`). Start at [`start`].
+#![forbid(unsafe_code)]
+
+mod answer;
+mod config;
+mod drafts;
+mod service;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use cluster::{Load, NodeRecord};
+use daemon::{Readiness, Tasks};
+use engine::Model;
+use proto::bounds::MAX_REQUEST_BYTES;
+use proto::frame::Hello;
+use proto::worker::worker_server::WorkerServer;
+use rank::{Identity, Rank, StartError};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+pub use config::{Config, EngineConfig};
+
+use crate::drafts::{Links, Me};
+use crate::service::Service;
+
+/// A worker whose parts are tasks of the process.
+#[derive(Debug)]
+pub struct Running {
+    pub record: NodeRecord,
+    load: watch::Receiver<Load>,
+}
+
+impl Running {
+    /// Resolves when no answer is being generated.
+    pub async fn idle(self) {
+        rank::idle(self.load).await;
+    }
+}
+
+/// Starts a worker: `make` builds the model on the engine's thread.
+///
+/// # Errors
+/// A port that cannot be bound, a model that cannot be loaded, a record that is not valid.
+pub async fn start<M, E>(
+    config: &Config,
+    identity: Identity,
+    make: impl FnOnce() -> Result<M, E> + Send + 'static,
+    readiness: &Readiness,
+    tasks: &mut Tasks,
+) -> Result<Running, StartError<E>>
+where
+    M: Model + 'static,
+    E: Send + 'static,
+{
+    let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
+    let incarnation = identity.incarnation;
+    let (rank, server) = Rank::start(&config.rank, identity, config.engine.settings(), make).await?;
+    let sessions = TaskTracker::new();
+    let stop = tasks.shutdown().stop_token();
+    let links = Links::new(Me {
+        hello,
+        incarnation,
+        inbox: rank.inbox.clone(),
+        step_time: rank.step_time.clone(),
+        tasks: sessions.clone(),
+        stop: stop.clone(),
+    });
+    // The tracker's tasks end with the stop; this task awaits them for the process.
+    tasks.spawn("drafts", async move {
+        stop.cancelled().await;
+        sessions.close();
+        sessions.wait().await;
+        Ok::<_, std::convert::Infallible>(())
+    });
+    let service = Service {
+        record: rank.record.clone(),
+        inbox: rank.inbox.clone(),
+        links: Arc::new(links),
+        load: rank.load.clone(),
+        shutdown: tasks.shutdown().clone(),
+        outbox: config.engine.outbox,
+        next_sequence: AtomicU64::new(1),
+    };
+    let running = Running { record: rank.record.clone(), load: rank.load.clone() };
+    let server = server.with_service(WorkerServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES));
+    rank.serve(server, readiness, tasks);
+    Ok(running)
+}

@@ -12,8 +12,21 @@ pub enum DraftEvent {
     Drafts(Drafts),
     /// A commit is missing.
     Resync { have: u32 },
-    /// The session ended here: its past is not the target's, or the model failed.
-    Closed { why: &'static str },
+    /// The session ended here.
+    Closed(DraftClosed),
+}
+
+/// Why a draft sequence ended on the drafter's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DraftClosed {
+    /// The committed tokens are not those it was opened with.
+    Diverged,
+    /// A commit goes beyond the length that it was opened for.
+    TooLong,
+    /// A commit names a token outside the vocabulary.
+    Vocabulary,
+    /// The draft model failed.
+    Failed,
 }
 
 /// The shell's side of a draft sequence.
@@ -48,9 +61,7 @@ impl DraftLane {
         let reaction = self.session.commit(known, frame.at, frame.prefix_hash, &frame.ids);
         match &reaction {
             Reaction::Resync { have } => self.outlet.deliver(DraftEvent::Resync { have: *have }),
-            Reaction::Diverged => {
-                self.outlet.deliver(DraftEvent::Closed { why: "the committed tokens are not ours" })
-            }
+            Reaction::Diverged => self.outlet.deliver(DraftEvent::Closed(DraftClosed::Diverged)),
             Reaction::Agreed | Reaction::Rewrite { .. } | Reaction::Known => {}
         }
         reaction

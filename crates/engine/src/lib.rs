@@ -22,7 +22,7 @@ mod thread;
 mod toy;
 
 pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
-pub use draft_lane::{DraftEvent, DraftOutlet};
+pub use draft_lane::{DraftClosed, DraftEvent, DraftOutlet};
 pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
 pub use step::{Engine, Facts, Outcome, Refusal, Settings};

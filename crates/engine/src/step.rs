@@ -10,7 +10,8 @@ use speculation::{Reaction, Session};
 use crate::draft_lane::DraftLane;
 use crate::target_lane::{Readiness, TargetLane};
 use crate::{
-    Command, CommitFrame, DraftEvent, DraftOpen, Model, ModelError, ModelSpec, Pick, Room, TargetOpen,
+    Command, CommitFrame, DraftClosed, DraftEvent, DraftOpen, Model, ModelError, ModelSpec, Pick, Room,
+    TargetOpen,
 };
 
 /// What the engine is told about its rank.
@@ -313,8 +314,15 @@ impl<M: Model> Engine<M> {
         let Some(Lane::Draft(lane)) = self.lanes.get_mut(&id) else { return };
         let Some(known) = self.scheduler.tokens(id) else { return };
         let end = u64::from(frame.at) + frame.ids.len() as u64;
-        if end > u64::from(lane.longest) || in_vocabulary("ids", &frame.ids, vocab_size).is_err() {
-            lane.outlet.deliver(DraftEvent::Closed { why: "a commit names tokens beyond what was opened" });
+        let closed = if end > u64::from(lane.longest) {
+            Some(DraftClosed::TooLong)
+        } else if in_vocabulary("ids", &frame.ids, vocab_size).is_err() {
+            Some(DraftClosed::Vocabulary)
+        } else {
+            None
+        };
+        if let Some(closed) = closed {
+            lane.outlet.deliver(DraftEvent::Closed(closed));
             self.remove(id);
             return;
         }
@@ -334,7 +342,7 @@ impl<M: Model> Engine<M> {
         match self.lanes.remove(&id) {
             Some(Lane::Target(lane)) => lane.end(finish),
             Some(Lane::Draft(mut lane)) => {
-                lane.outlet.deliver(DraftEvent::Closed { why: "the drafter's model failed" });
+                lane.outlet.deliver(DraftEvent::Closed(DraftClosed::Failed));
             }
             None => {}
         }

@@ -14,6 +14,11 @@ impl PrefixHashes {
         hashes
     }
 
+    /// Continues from a known hash: lengths then count from there.
+    pub fn resume(hash: u64) -> Self {
+        Self(vec![hash])
+    }
+
     /// Tokens covered.
     pub fn len(&self) -> u32 {
         self.0.len() as u32 - 1

@@ -252,7 +252,7 @@ pub fn run(
                 match event {
                     DraftEvent::Drafts(drafts) => up.push((id, Up::Drafts(drafts))),
                     DraftEvent::Resync { have } => up.push((id, Up::Resync(have))),
-                    DraftEvent::Closed { .. } => {}
+                    DraftEvent::Closed(_) => {}
                 }
             }
         }

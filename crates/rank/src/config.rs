@@ -1,0 +1,76 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use daemon::config::{ByteSize, Check, Wrong, duration};
+use daemon::{grpc, join};
+use serde::{Deserialize, Serialize};
+
+/// One node that computes: where it listens, whom it joins, what it may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of the node, unique in the cluster; drawn when it is left out.
+    pub node: Option<String>,
+    /// A model's name, a path to a .gguf file, or hf:org/repo[:file].
+    pub model: Option<String>,
+    /// Name under which the model is served; the file's name when it is left out.
+    pub served_as: Option<String>,
+    /// CPU threads of the model; all cores when it is left out.
+    pub threads: Option<usize>,
+    /// Most tokens of one sequence; the model's own context when it is left out.
+    pub context: Option<u32>,
+    /// Sequences (worker) or sessions (drafter) that run at once.
+    pub slots: u32,
+    /// Memory of the KV cache.
+    pub kv_memory: ByteSize,
+    /// Bind more than loopback although there is no TLS yet.
+    pub insecure: bool,
+    /// Address of the admin port; none when it is left out.
+    pub admin: Option<SocketAddr>,
+    /// `http://host:port` under which others reach this node; the bound address when it is left out.
+    pub advertise: Option<String>,
+    /// For running answers to finish after a signal.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    pub grpc: grpc::Config,
+    pub join: join::Config,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node: None,
+            model: None,
+            served_as: None,
+            threads: None,
+            context: None,
+            slots: 8,
+            kv_memory: ByteSize::gib(1),
+            insecure: false,
+            admin: None,
+            advertise: None,
+            drain: Duration::from_secs(30),
+            grpc: grpc::Config::default(),
+            join: join::Config::default(),
+        }
+    }
+}
+
+impl Check for Config {
+    fn check(&self) -> Result<(), Wrong> {
+        if !(1..=4096).contains(&self.slots) {
+            return Err(Wrong::new("slots", "must be 1 to 4096"));
+        }
+        if self.threads == Some(0) {
+            return Err(Wrong::new("threads", "must be at least 1"));
+        }
+        if self.context == Some(0) {
+            return Err(Wrong::new("context", "must be at least 1"));
+        }
+        if self.kv_memory < ByteSize::mib(1) {
+            return Err(Wrong::new("kv_memory", "must be at least 1MiB"));
+        }
+        self.grpc.check().map_err(|w| w.within("grpc"))?;
+        self.join.check().map_err(|w| w.within("join"))
+    }
+}

@@ -1,0 +1,176 @@
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use daemon::listen::ListenError;
+use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
+use engine::{EngineThread, Inbox, Model, ModelSpec, Observed, Settings};
+use request::InvalidField;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{Config, Pace};
+
+/// Commands that wait for the engine between two of its steps.
+const INBOX: usize = 4096;
+
+/// What a node is, besides its addresses.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub role: Role,
+    pub id: NodeId,
+    pub incarnation: Incarnation,
+    /// Name under which the model is served.
+    pub model: String,
+    /// Numerics fingerprint.
+    pub fingerprint: String,
+    pub vocab_hash: VocabHash,
+}
+
+/// Why a rank did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError<E> {
+    #[error("model: {0}")]
+    Model(E),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("{0}")]
+    Invalid(#[from] InvalidField),
+    #[error("the engine's thread ended while the model was loaded")]
+    Engine,
+}
+
+/// A number that grows from one start of a node to the next: microseconds since 1970.
+pub fn fresh_incarnation() -> Incarnation {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or(Duration::from_secs(1));
+    Incarnation(u64::try_from(since.as_micros()).unwrap_or(u64::MAX).max(1))
+}
+
+/// A started rank; its port is bound but not yet served.
+#[derive(Debug)]
+pub struct Rank {
+    pub record: NodeRecord,
+    pub spec: ModelSpec,
+    pub inbox: Inbox,
+    pub load: watch::Receiver<Load>,
+    /// Of steps without prompt chunks: what a drafter must keep up with.
+    pub step_time: Arc<Pace>,
+    config: Config,
+    admin: Option<admin::Server>,
+    /// Cancelled when the engine's thread is over.
+    ended: CancellationToken,
+}
+
+impl Rank {
+    /// Binds the ports and loads the model on the thread that will own it. Add the process's services
+    /// to the server, then hand it to [`Rank::serve`].
+    pub async fn start<M, E>(
+        config: &Config,
+        identity: Identity,
+        settings: Settings,
+        make: impl FnOnce() -> Result<M, E> + Send + 'static,
+    ) -> Result<(Self, grpc::Server), StartError<E>>
+    where
+        M: Model + 'static,
+        E: Send + 'static,
+    {
+        let server = grpc::Server::bind(&config.grpc, config.insecure).await?;
+        let admin = match config.admin {
+            Some(address) => Some(admin::Server::bind(address, config.insecure).await?),
+            None => None,
+        };
+        let own = format!("http://{}", server.address());
+        let endpoint = Endpoint::new(config.advertise.as_deref().unwrap_or(&own))?;
+
+        let (publish, load) = watch::channel(Load::default());
+        let (step_time, ended) = (Arc::new(Pace::default()), CancellationToken::new());
+        let observer = observe(publish, step_time.clone(), config.slots, ended.clone());
+        let clock = Instant::now();
+        let started = tokio::task::spawn_blocking(move || {
+            EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
+        });
+        let (_, inbox, spec) = match started.await {
+            Ok(started) => started.map_err(StartError::Model)?,
+            Err(_) => return Err(StartError::Engine),
+        };
+        let Identity { role, id, incarnation, model, fingerprint, vocab_hash } = identity;
+        let record = NodeRecord {
+            id,
+            incarnation,
+            role,
+            endpoint,
+            model,
+            fingerprint,
+            vocab_hash,
+            context: spec.context,
+            slots: spec.slots,
+            state: NodeState::Ready,
+        };
+        record.validate()?;
+        let rank = Self { record, spec, inbox, load, step_time, config: config.clone(), admin, ended };
+        Ok((rank, server))
+    }
+
+    /// Serves `server`, joins the coordinators and watches the
+    /// engine, all as tasks of the process. Drop every inbox when the process stops: that ends the engine.
+    pub fn serve(self, server: grpc::Server, readiness: &Readiness, tasks: &mut Tasks) {
+        let shutdown: Shutdown = tasks.shutdown().clone();
+        tasks.spawn("grpc", server.serve(readiness.clone(), shutdown.clone()));
+        if let Some(admin) = self.admin {
+            tasks.spawn("admin", admin.serve(readiness.clone(), shutdown.clone()));
+        }
+        let node = join::Node { record: self.record, load: self.load };
+        let gate = readiness.gate("join", "not joined yet");
+        tasks.spawn("join", join::join(self.config.join, node, gate, shutdown.clone()));
+        let ended = self.ended;
+        tasks.spawn("engine", async move {
+            tokio::select! {
+                () = shutdown.stopping() => {
+                    ended.cancelled().await;
+                    Ok(())
+                }
+                () = ended.cancelled() => Err("the engine's thread ended; see the log above"),
+            }
+        });
+    }
+}
+
+/// What the engine's thread tells: load for the heartbeats, and how long steps take.
+fn observe(
+    publish: watch::Sender<Load>,
+    step_time: Arc<Pace>,
+    slots: u32,
+    ended: CancellationToken,
+) -> engine::Observer {
+    publish.send_replace(Load { free_slots: slots, ..Load::default() });
+    // Dropped with the thread, whether it returns or panics.
+    let guard = ended.drop_guard();
+    Box::new(move |seen: &Observed| {
+        let _ = &guard;
+        if let Some((facts, time)) = seen.step {
+            // A step with a prompt chunk says nothing about decoding.
+            if facts.decodes == facts.sequences {
+                step_time.record(time);
+            }
+            if facts.failed > 0 {
+                tracing::error!(sequences = facts.failed, "the model failed in a step; their answers end");
+            }
+        }
+        let running = u32::try_from(seen.running).unwrap_or(u32::MAX);
+        let load = Load {
+            running,
+            waiting: u32::try_from(seen.waiting).unwrap_or(u32::MAX),
+            free_slots: slots.saturating_sub(running),
+            free_pages: seen.free_pages,
+            step_time: step_time.mean(),
+        };
+        publish.send_if_modified(|old| std::mem::replace(old, load) != load);
+    })
+}
+
+/// Resolves when no sequence runs or waits: for the drain of [`Tasks::run`].
+pub async fn idle(mut load: watch::Receiver<Load>) {
+    // An error means that the engine is gone: idle too.
+    let _ = load.wait_for(|load| load.running == 0 && load.waiting == 0).await;
+}

@@ -1,0 +1,51 @@
+use std::time::Duration;
+
+use daemon::config::{Check, Wrong, duration};
+use engine::Settings;
+use serde::{Deserialize, Serialize};
+
+/// What a drafter can be told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub rank: rank::Config,
+    pub sessions: SessionsConfig,
+}
+
+/// How sessions are kept and stepped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionsConfig {
+    /// Most rows of one step: prompt chunks and one row for each session that drafts.
+    pub token_budget: u32,
+    /// A session of which no frame arrives for this long is closed.
+    #[serde(with = "duration")]
+    pub lease: Duration,
+}
+
+impl Default for SessionsConfig {
+    fn default() -> Self {
+        // Small chunks: a long prompt must not hold up the sessions that draft.
+        Self { token_budget: 128, lease: Duration::from_secs(60) }
+    }
+}
+
+impl SessionsConfig {
+    pub(crate) fn settings(&self, slots: u32) -> Settings {
+        // Slots are granted by the service; what waits in the engine is at most what it granted.
+        Settings { token_budget: self.token_budget, max_waiting: slots as usize, ..Settings::default() }
+    }
+}
+
+impl Check for Config {
+    fn check(&self) -> Result<(), Wrong> {
+        self.rank.check().map_err(|w| w.within("rank"))?;
+        if !(1..=65_536).contains(&self.sessions.token_budget) {
+            return Err(Wrong::new("sessions.token_budget", "must be 1 to 65536"));
+        }
+        if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.sessions.lease) {
+            return Err(Wrong::new("sessions.lease", "must be 100ms to 1h"));
+        }
+        Ok(())
+    }
+}

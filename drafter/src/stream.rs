@@ -1,0 +1,250 @@
+//! The sessions of one worker.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cluster::{Incarnation, NodeId};
+use engine::{Command, CommitFrame, DraftOpen, Refusal};
+use proto::draft::{DrafterFrame, WorkerFrame};
+use proto::frame::{Addressed, BadFrame, ClosedReason, FromWorker, Open, Opening, RefusedReason};
+use scheduler::{Refused, SequenceId};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::outgoing::{Queue, SessionOutlet};
+use crate::service::Shared;
+
+/// Opens whose tokens are still arriving; more are refused.
+const MAX_OPENING: usize = 64;
+
+/// One worker's stream.
+pub(crate) struct Stream {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) worker: NodeId,
+    /// The worker's incarnation.
+    pub(crate) peer: Incarnation,
+    pub(crate) queue: Queue,
+}
+
+/// A granted session.
+struct Session {
+    sequence: SequenceId,
+    heard: Instant,
+    gone: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Sessions by the worker's number.
+#[derive(Default)]
+struct Sessions {
+    opening: HashMap<u64, Opening>,
+    open: HashMap<u64, Session>,
+}
+
+impl Stream {
+    /// Carries frames until the worker leaves, the stream breaks or the process stops.
+    pub(crate) async fn run(
+        self,
+        mut incoming: Streaming<WorkerFrame>,
+        outgoing: mpsc::Sender<Result<DrafterFrame, Status>>,
+    ) {
+        let mut sessions = Sessions::default();
+        let mut lease = tokio::time::interval((self.shared.lease / 4).max(Duration::from_millis(10)));
+        let reading = async {
+            loop {
+                tokio::select! {
+                    message = incoming.message() => match message {
+                        Ok(Some(frame)) => {
+                            if let Err(bad) = self.take(frame, &mut sessions) {
+                                tracing::warn!(worker = %self.worker, %bad, "the worker sent nonsense; ending its stream");
+                                return Err(Status::from(bad));
+                            }
+                        }
+                        Ok(None) => return Ok(()),
+                        Err(status) => {
+                            tracing::info!(worker = %self.worker, %status, "the worker is gone");
+                            return Ok(());
+                        }
+                    },
+                    _ = lease.tick() => self.expire(&mut sessions),
+                    () = self.shared.stop.cancelled() => return Ok(()),
+                }
+            }
+        };
+        let end = tokio::select! {
+            end = reading => end,
+            // The worker reads no more.
+            () = self.write(&outgoing) => Ok(()),
+        };
+        self.queue.close();
+        if let Err(status) = end {
+            // A full channel means that the worker does not read; it sees the stream end all the same.
+            let _ = outgoing.try_send(Err(status));
+        }
+        for (_, session) in sessions.open {
+            self.cancel(&session);
+        }
+    }
+
+    async fn write(&self, outgoing: &mpsc::Sender<Result<DrafterFrame, Status>>) {
+        while let Some((session, entry)) = self.queue.next().await {
+            for frame in entry.frames(session, self.shared.lease, self.shared.step_time.mean()) {
+                let frame = Addressed { sender: self.shared.incarnation, receiver: self.peer, frame };
+                if outgoing.send(Ok(frame.into())).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes one frame. Nonsense in a session ends that session; an error ends the stream.
+    fn take(&self, frame: WorkerFrame, sessions: &mut Sessions) -> Result<(), BadFrame> {
+        let frame = match Addressed::<FromWorker>::try_from(frame) {
+            Ok(frame) => frame,
+            Err(bad) => {
+                let Some(session) = bad.session else { return Err(bad) };
+                tracing::warn!(worker = %self.worker, %bad, "bad frame; ending its session");
+                sessions.opening.remove(&session);
+                match sessions.open.remove(&session) {
+                    Some(open) => {
+                        self.cancel(&open);
+                        self.close(session, ClosedReason::Invalid, bad.error.to_string());
+                    }
+                    None => self.refuse(session, RefusedReason::Invalid, bad.error.to_string()),
+                }
+                return Ok(());
+            }
+        };
+        frame.check(self.shared.incarnation, Some(self.peer))?;
+        if let Some(open) = frame.frame.session().and_then(|s| sessions.open.get_mut(&s)) {
+            open.heard = Instant::now();
+        }
+        match frame.frame {
+            FromWorker::Hello(_) => {
+                let why =
+                    proto::WireError::new(proto::reason::Reason::InvalidField, "frame", "a second hello");
+                return Err(why.into());
+            }
+            FromWorker::Open(opening) => self.opening(opening, sessions),
+            FromWorker::Known { session, at, ids } => {
+                let Some(mut opening) = sessions.opening.remove(&session) else { return Ok(()) };
+                match opening.add(at, &ids) {
+                    Ok(()) => self.opening(opening, sessions),
+                    Err(why) => self.refuse(session, RefusedReason::Invalid, why.to_string()),
+                }
+            }
+            // A full inbox drops a commit: the next one shows the gap and the drafter asks for it.
+            FromWorker::Commit { session, at, prefix_hash, ids } => {
+                if let Some(open) = sessions.open.get(&session) {
+                    let frame = CommitFrame { at, prefix_hash, ids };
+                    let _ = self.shared.inbox.send(Command::Commit(open.sequence, frame));
+                }
+            }
+            FromWorker::Credit { session, window } => {
+                if let Some(open) = sessions.open.get(&session) {
+                    let _ = self.shared.inbox.send(Command::Window { sequence: open.sequence, window });
+                }
+            }
+            FromWorker::Close { session } => {
+                sessions.opening.remove(&session);
+                if let Some(open) = sessions.open.remove(&session) {
+                    self.cancel(&open);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn opening(&self, opening: Opening, sessions: &mut Sessions) {
+        let session = opening.session();
+        if sessions.open.contains_key(&session) {
+            return self.refuse(session, RefusedReason::Invalid, "session: this number is in use".into());
+        }
+        match opening.complete() {
+            Ok(open) => self.open(open, sessions),
+            Err(_) if sessions.opening.len() >= MAX_OPENING => {
+                self.refuse(session, RefusedReason::NoSlot, "too many sessions are being opened".into());
+            }
+            Err(opening) => {
+                sessions.opening.insert(session, *opening);
+            }
+        }
+    }
+
+    fn open(&self, open: Open, sessions: &mut Sessions) {
+        let session = open.session;
+        let known = open.prompt.len() + open.committed.len();
+        if self.shared.shutdown.is_draining() {
+            return self.refuse(session, RefusedReason::Draining, "this drafter is draining".into());
+        }
+        if known >= self.shared.context as usize {
+            let why = format!("{known} tokens and the drafter's context holds {}", self.shared.context);
+            return self.refuse(session, RefusedReason::TooLong, why);
+        }
+        let Ok(slot) = self.shared.slots.clone().try_acquire_owned() else {
+            return self.refuse(session, RefusedReason::NoSlot, "all slots are taken".into());
+        };
+        let sequence = SequenceId(self.shared.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let gone = self.shared.stop.child_token();
+        let queue = self.queue.clone();
+        let command = Command::Draft(Box::new(DraftOpen {
+            sequence,
+            tokens: [open.prompt, open.committed].concat(),
+            longest: open.longest.min(self.shared.context),
+            sampling: open.sampling,
+            stop_ids: open.stop_ids,
+            window: open.window,
+            outlet: Box::new(SessionOutlet { queue: queue.clone(), session, gone: gone.clone() }),
+            admitted: Box::new(move |admitted| {
+                queue.update(session, |out| match admitted {
+                    Ok(()) => out.granted = true,
+                    Err(refusal) => out.refused = Some((reason(&refusal), refusal.to_string())),
+                });
+            }),
+        }));
+        if self.shared.inbox.send(command).is_err() {
+            return self.refuse(session, RefusedReason::NoSlot, "the drafter's inbox is full".into());
+        }
+        sessions.open.insert(session, Session { sequence, heard: Instant::now(), gone, _slot: slot });
+    }
+
+    fn expire(&self, sessions: &mut Sessions) {
+        let lease = self.shared.lease;
+        sessions.open.retain(|session, open| {
+            let live = open.heard.elapsed() < lease;
+            if !live {
+                self.cancel(open);
+                self.close(*session, ClosedReason::LeaseExpired, format!("no frame for {lease:?}"));
+            }
+            live
+        });
+    }
+
+    fn cancel(&self, session: &Session) {
+        // Either is enough; the token also when the inbox is full.
+        session.gone.cancel();
+        let _ = self.shared.inbox.send(Command::Cancel(session.sequence));
+    }
+
+    fn refuse(&self, session: u64, reason: RefusedReason, message: String) {
+        self.queue.update(session, |out| out.refused = Some((reason, message)));
+    }
+
+    fn close(&self, session: u64, reason: ClosedReason, message: String) {
+        self.queue.update(session, |out| out.closed = Some((reason, message)));
+    }
+}
+
+fn reason(refusal: &Refusal) -> RefusedReason {
+    match refusal {
+        Refusal::Invalid(_) | Refusal::Scheduler(Refused::Empty | Refused::Doubled(_)) => {
+            RefusedReason::Invalid
+        }
+        Refusal::Scheduler(Refused::TooLong { .. } | Refused::NeverFits { .. }) => RefusedReason::TooLong,
+        Refusal::Scheduler(Refused::QueueFull { .. }) => RefusedReason::NoSlot,
+    }
+}

@@ -1,0 +1,58 @@
+//! One answer on its way out of the engine: tokens to the reader, commits to the drafter.
+
+use std::sync::Arc;
+
+use engine::{Outlet, Room, TargetEvent};
+use proto::Answer;
+use proto::worker::GenerateResponse;
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+use tonic::Status;
+
+use crate::drafts::Port;
+
+/// Messages of one step and the end: what an outlet with room must take.
+const STEP: usize = 2;
+
+/// The engine's end of an answer. It lives on the engine's thread and never waits.
+#[derive(Debug)]
+pub(crate) struct AnswerOutlet {
+    pub(crate) reader: mpsc::Sender<Result<GenerateResponse, Status>>,
+    pub(crate) prompt_len: u32,
+    pub(crate) port: Arc<Port>,
+    /// Ends the task that looks for drafters, when the engine drops the sequence.
+    pub(crate) _attending: DropGuard,
+}
+
+impl Outlet<TargetEvent> for AnswerOutlet {
+    fn room(&self) -> Room {
+        if self.reader.is_closed() {
+            Room::Gone
+        } else if self.reader.capacity() < STEP {
+            Room::Full
+        } else {
+            Room::Free
+        }
+    }
+
+    fn deliver(&mut self, event: TargetEvent) {
+        let answer = match event {
+            TargetEvent::Committed { frame, drafted } => {
+                let answer =
+                    Answer::Tokens { index: frame.at - self.prompt_len, ids: frame.ids.clone(), drafted };
+                self.port.commit(frame);
+                answer
+            }
+            TargetEvent::Again(frame) => {
+                self.port.commit(frame);
+                return;
+            }
+            TargetEvent::Ended(ended) => {
+                Answer::Finish { finish: ended.finish, usage: ended.usage, speculation: ended.speculation }
+            }
+        };
+        // Full is only possible for a slow client that is being dropped; closed: the reader left.
+        // Either way the stream ends without Finish, which says "incomplete".
+        let _ = self.reader.try_send(Ok(answer.into()));
+    }
+}

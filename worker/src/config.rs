@@ -1,0 +1,76 @@
+use std::time::Duration;
+
+use daemon::config::{Check, Wrong, duration};
+use engine::Settings;
+use serde::{Deserialize, Serialize};
+
+/// What a worker can be told.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub rank: rank::Config,
+    pub engine: EngineConfig,
+}
+
+/// How the target's engine plans.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// Most rows of one step: prompt chunks, decodes and draft tokens together.
+    pub token_budget: u32,
+    /// Requests that wait for a slot or for pages; one more is refused.
+    pub max_waiting: usize,
+    /// Most draft tokens verified in one step for one sequence.
+    pub max_draft: u32,
+    /// A client that reads nothing for this long loses its answer.
+    #[serde(with = "duration")]
+    pub slow_client_timeout: Duration,
+    /// Messages of one answer that wait for its reader; when full the sequence is not planned.
+    pub outbox: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        let Settings { token_budget, max_waiting, max_draft, slow_client_timeout } = Settings::default();
+        Self { token_budget, max_waiting, max_draft, slow_client_timeout, outbox: 64 }
+    }
+}
+
+impl EngineConfig {
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            token_budget: self.token_budget,
+            max_waiting: self.max_waiting,
+            max_draft: self.max_draft,
+            slow_client_timeout: self.slow_client_timeout,
+        }
+    }
+}
+
+impl Check for Config {
+    fn check(&self) -> Result<(), Wrong> {
+        self.rank.check().map_err(|w| w.within("rank"))?;
+        self.engine.check().map_err(|w| w.within("engine"))
+    }
+}
+
+impl Check for EngineConfig {
+    fn check(&self) -> Result<(), Wrong> {
+        if !(1..=65_536).contains(&self.token_budget) {
+            return Err(Wrong::new("token_budget", "must be 1 to 65536"));
+        }
+        if !(1..=65_536).contains(&self.max_waiting) {
+            return Err(Wrong::new("max_waiting", "must be 1 to 65536"));
+        }
+        if !(1..=request::Speculation::MAX_DRAFT).contains(&self.max_draft) {
+            return Err(Wrong::new("max_draft", "must be 1 to 64"));
+        }
+        if !(Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&self.slow_client_timeout) {
+            return Err(Wrong::new("slow_client_timeout", "must be 10ms to 1h"));
+        }
+        if !(4..=4096).contains(&self.outbox) {
+            return Err(Wrong::new("outbox", "must be 4 to 4096"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,402 @@
+//! One standing stream to one drafter.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cluster::Incarnation;
+use daemon::MergeQueue;
+use engine::{Command, CommitFrame, Inbox};
+use proto::Candidate;
+use proto::draft::{DrafterFrame, WorkerFrame, draft_client::DraftClient};
+use proto::frame::{Addressed, FromDrafter, FromWorker, Hello, Open, RefusedReason};
+use scheduler::SequenceId;
+use speculation::{Drafts, Timing, window};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Status, Streaming};
+
+use super::Pace;
+
+/// To connect, and for each answer of the drafter at the start of a stream.
+const CONNECT: Duration = Duration::from_secs(2);
+/// For a grant: the drafter answers between two of its steps.
+const GRANT: Duration = Duration::from_secs(2);
+/// Frames between the writer and the transport; then entries merge in the queue.
+const FRAMES: usize = 16;
+/// Widest window of a free-running drafter.
+const MAX_WINDOW: u32 = 32;
+/// Before anything is measured.
+const FIRST_WINDOW: u32 = 8;
+/// Commits longer than this go in several frames.
+const COMMIT_IDS: usize = proto::bounds::MAX_CHUNK_TOKENS;
+
+/// Who this worker is on the draft stream, and what links share.
+#[derive(Clone, Debug)]
+pub(crate) struct Me {
+    pub(crate) hello: Hello,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) inbox: Inbox,
+    /// Of one decode step of the target.
+    pub(crate) step_time: Arc<Pace>,
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when the process stops.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Why there is no link or no session; every case means plain decoding for now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("drafter {0} did not answer in time")]
+    Late(String),
+    #[error("drafter {drafter}: {status}")]
+    Status { drafter: String, status: Box<Status> },
+    #[error("drafter {drafter}: {why}")]
+    Pairing { drafter: String, why: String },
+    #[error("drafter {drafter} refused: {reason:?}: {message}")]
+    Refused { drafter: String, reason: RefusedReason, message: String },
+    #[error("the stream to drafter {0} ended")]
+    Ended(String),
+}
+
+/// What waits to be sent for one session.
+#[derive(Debug, Default)]
+struct Outgoing {
+    open: Option<Open>,
+    commit: Option<CommitFrame>,
+    credit: Option<u32>,
+    close: bool,
+}
+
+#[derive(Debug)]
+struct Session {
+    sequence: SequenceId,
+    granted: Option<oneshot::Sender<Result<(), (RefusedReason, String)>>>,
+    detached: CancellationToken,
+    /// `None`: the window follows the measured times.
+    fixed_window: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    peer: Candidate,
+    queue: MergeQueue<u64, Outgoing>,
+    sessions: Mutex<HashMap<u64, Session>>,
+    next_session: AtomicU64,
+    round_trip: Duration,
+    draft_time: Pace,
+    window: AtomicU32,
+    /// Cancelled when the stream is over.
+    ended: CancellationToken,
+}
+
+/// A granted session.
+#[derive(Debug)]
+pub(crate) struct Granted {
+    pub(crate) session: u64,
+    /// Cancelled when the drafter or the stream is gone.
+    pub(crate) detached: CancellationToken,
+}
+
+impl Link {
+    /// Connects and pairs: versions and vocabularies must agree.
+    pub(crate) async fn connect(peer: &Candidate, me: &Me) -> Result<Arc<Self>, LinkError> {
+        let name = || peer.id.to_string();
+        let status = |status: Status| LinkError::Status { drafter: name(), status: Box::new(status) };
+        let pairing = |why: String| LinkError::Pairing { drafter: name(), why };
+        let dialled = daemon::grpc::dial(&peer.endpoint, CONNECT).map_err(|e| pairing(e.to_string()))?;
+        let late = || LinkError::Late(name());
+        let channel = timeout(CONNECT, dialled.connect())
+            .await
+            .map_err(|_| late())?
+            .map_err(|e| status(Status::from_error(Box::new(e))))?;
+        let (outgoing, frames) = mpsc::channel::<WorkerFrame>(FRAMES);
+        let said = Instant::now();
+        let hello = Addressed {
+            sender: me.incarnation,
+            receiver: peer.incarnation,
+            frame: FromWorker::Hello(me.hello.clone()),
+        };
+        // The channel is empty: this cannot wait.
+        outgoing.send(hello.into()).await.map_err(|_| LinkError::Ended(name()))?;
+        let mut client = DraftClient::new(channel).max_decoding_message_size(proto::bounds::MAX_FRAME_BYTES);
+        let paired = async {
+            let mut incoming =
+                client.session(ReceiverStream::new(frames)).await.map_err(status)?.into_inner();
+            let first = incoming.message().await.map_err(status)?.ok_or_else(|| LinkError::Ended(name()))?;
+            let first = Addressed::<FromDrafter>::try_from(first).map_err(|e| pairing(e.to_string()))?;
+            first.check(me.incarnation, Some(peer.incarnation)).map_err(|e| pairing(e.to_string()))?;
+            let FromDrafter::Hello(theirs) = first.frame else {
+                return Err(pairing("it did not say hello first".into()));
+            };
+            me.hello.agree(&theirs).map_err(|e| pairing(e.to_string()))?;
+            Ok(incoming)
+        };
+        let incoming = timeout(CONNECT, paired).await.map_err(|_| late())??;
+        let link = Arc::new(Self {
+            peer: peer.clone(),
+            queue: MergeQueue::default(),
+            sessions: Mutex::default(),
+            next_session: AtomicU64::new(1),
+            round_trip: said.elapsed(),
+            draft_time: Pace::default(),
+            window: AtomicU32::new(FIRST_WINDOW),
+            ended: me.stop.child_token(),
+        });
+        tracing::info!(drafter = %peer.id, round_trip = ?link.round_trip, "paired");
+        me.tasks.spawn(link.clone().write(outgoing, me.incarnation));
+        me.tasks.spawn(link.clone().read(incoming, me.clone()));
+        Ok(link)
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.is_cancelled()
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.peer.incarnation
+    }
+
+    /// Asks for a session; `open.session` and `open.window` are set here.
+    pub(crate) async fn open(
+        &self,
+        sequence: SequenceId,
+        fixed_window: Option<u32>,
+        open: Open,
+    ) -> Result<Granted, LinkError> {
+        let session = self.next_session.fetch_add(1, Ordering::Relaxed);
+        let window = fixed_window.unwrap_or_else(|| self.window.load(Ordering::Relaxed));
+        let (grant, granted) = oneshot::channel();
+        let detached = self.ended.child_token();
+        self.lock().insert(
+            session,
+            Session { sequence, granted: Some(grant), detached: detached.clone(), fixed_window },
+        );
+        self.queue.update(session, |out| out.open = Some(Open { session, window, ..open }));
+        let drafter = || self.peer.id.to_string();
+        let error = match timeout(GRANT, granted).await {
+            Ok(Ok(Ok(()))) => return Ok(Granted { session, detached }),
+            Ok(Ok(Err((reason, message)))) => LinkError::Refused { drafter: drafter(), reason, message },
+            Ok(Err(_)) => LinkError::Ended(drafter()),
+            Err(_) => LinkError::Late(drafter()),
+        };
+        self.close(session);
+        Err(error)
+    }
+
+    /// Tells the drafter what the target committed; what it has not been sent yet is merged.
+    pub(crate) fn commit(&self, session: u64, frame: CommitFrame) {
+        self.queue.update(session, |out| merge(&mut out.commit, frame));
+    }
+
+    pub(crate) fn close(&self, session: u64) {
+        if let Some(gone) = self.lock().remove(&session) {
+            gone.detached.cancel();
+            self.queue.update(session, |out| *out = Outgoing { close: true, ..Outgoing::default() });
+        }
+    }
+
+    /// Sends what waits, entry by entry, until the stream is over.
+    async fn write(self: Arc<Self>, outgoing: mpsc::Sender<WorkerFrame>, me: Incarnation) {
+        let sending = async {
+            while let Some((session, entry)) = self.queue.next().await {
+                for frame in frames(session, entry) {
+                    let frame = Addressed { sender: me, receiver: self.peer.incarnation, frame };
+                    if outgoing.send(frame.into()).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = sending => (),
+            () = self.ended.cancelled() => (),
+        }
+        self.end();
+    }
+
+    async fn read(self: Arc<Self>, mut incoming: Streaming<DrafterFrame>, me: Me) {
+        let reading = async {
+            loop {
+                match incoming.message().await {
+                    Ok(Some(frame)) => {
+                        if let Err(why) = self.take(frame, &me) {
+                            tracing::warn!(drafter = %self.peer.id, %why, "the drafter sent nonsense; leaving it");
+                            return;
+                        }
+                    }
+                    Ok(None) => {
+                        return tracing::info!(drafter = %self.peer.id, "the drafter ended the stream");
+                    }
+                    Err(status) => {
+                        return tracing::info!(drafter = %self.peer.id, %status, "the drafter is gone");
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = reading => (),
+            () = self.ended.cancelled() => (),
+        }
+        self.end();
+    }
+
+    /// Takes one frame; an error ends the link.
+    fn take(&self, frame: DrafterFrame, me: &Me) -> Result<(), String> {
+        let frame = match Addressed::<FromDrafter>::try_from(frame) {
+            Ok(frame) => frame,
+            // Nonsense in one session closes that session; the others go on.
+            Err(bad) => match bad.session {
+                Some(session) => {
+                    tracing::warn!(drafter = %self.peer.id, why = %bad, "bad frame; closing its session");
+                    self.close(session);
+                    return Ok(());
+                }
+                None => return Err(bad.to_string()),
+            },
+        };
+        frame.check(me.incarnation, Some(self.peer.incarnation)).map_err(|e| e.to_string())?;
+        match frame.frame {
+            FromDrafter::Hello(_) => return Err("a second hello".into()),
+            FromDrafter::Granted { session, .. } => self.answer(session, Ok(())),
+            FromDrafter::Refused { session, reason, message } => self.answer(session, Err((reason, message))),
+            FromDrafter::Drafts { session, at, prefix_hash, ids, draft_time } => {
+                let Some(sequence) = self.sequence(session) else { return Ok(()) };
+                // A full inbox drops the frame; the next one repeats it.
+                let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids }));
+                self.draft_time.record(draft_time);
+                self.widen(me.step_time.mean());
+            }
+            FromDrafter::Resync { session, have } => {
+                let Some(sequence) = self.sequence(session) else { return Ok(()) };
+                let _ = me.inbox.send(Command::Resync { sequence, have });
+            }
+            FromDrafter::Closed { session, reason, message } => {
+                tracing::debug!(drafter = %self.peer.id, session, ?reason, message, "session closed");
+                if let Some(gone) = self.lock().remove(&session) {
+                    gone.detached.cancel();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, session: u64, answer: Result<(), (RefusedReason, String)>) {
+        let granted = self.lock().get_mut(&session).and_then(|s| s.granted.take());
+        if let Some(granted) = granted {
+            // Who asked may have given up by now.
+            let _ = granted.send(answer);
+        }
+    }
+
+    fn sequence(&self, session: u64) -> Option<SequenceId> {
+        self.lock().get(&session).map(|s| s.sequence)
+    }
+
+    /// Applies the window rule to what is measured and tells sessions when it changed.
+    fn widen(&self, target_step: Duration) {
+        if target_step.is_zero() {
+            return;
+        }
+        let timing = Timing { target_step, draft_step: self.draft_time.mean(), round_trip: self.round_trip };
+        let new = window(timing, MAX_WINDOW);
+        let old = self.window.load(Ordering::Relaxed);
+        // One token more or less is noise of the measurement.
+        if new.abs_diff(old) < 2 {
+            return;
+        }
+        self.window.store(new, Ordering::Relaxed);
+        for (session, _) in self.lock().iter().filter(|(_, s)| s.fixed_window.is_none()) {
+            self.queue.update(*session, |out| out.credit = Some(new));
+        }
+    }
+
+    fn end(&self) {
+        self.ended.cancel();
+        self.queue.close();
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Adds `frame` to what waits: a commit that continues it extends it, one that starts earlier or
+/// elsewhere (a resync) replaces it.
+fn merge(waiting: &mut Option<CommitFrame>, frame: CommitFrame) {
+    match waiting {
+        Some(old) if frame.at >= old.at && frame.at - old.at <= old.ids.len() as u32 => {
+            old.ids.truncate((frame.at - old.at) as usize);
+            old.ids.extend(frame.ids);
+        }
+        _ => *waiting = Some(frame),
+    }
+}
+
+/// The frames of an entry, in the order in which the drafter must see them.
+fn frames(session: u64, entry: Outgoing) -> Vec<FromWorker> {
+    let mut frames: Vec<FromWorker> = entry.open.map(Open::into_frames).unwrap_or_default();
+    if let Some(CommitFrame { mut at, mut prefix_hash, ids }) = entry.commit {
+        let mut hashes = speculation::PrefixHashes::resume(prefix_hash);
+        for ids in ids.chunks(COMMIT_IDS) {
+            frames.push(FromWorker::Commit { session, at, prefix_hash, ids: ids.to_vec() });
+            hashes.extend(ids);
+            (at, prefix_hash) = (at + ids.len() as u32, hashes.last());
+        }
+    }
+    frames.extend(entry.credit.map(|window| FromWorker::Credit { session, window }));
+    if entry.close {
+        frames.push(FromWorker::Close { session });
+    }
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use request::TokenId;
+    use speculation::PrefixHashes;
+
+    fn frame(at: u32, ids: &[u32]) -> CommitFrame {
+        CommitFrame { at, prefix_hash: u64::from(at), ids: ids.iter().copied().map(TokenId).collect() }
+    }
+
+    #[test]
+    fn waiting_commits_merge() {
+        for (old, new, merged) in [
+            (frame(5, &[1, 2]), frame(7, &[3]), frame(5, &[1, 2, 3])),
+            (frame(5, &[1, 2]), frame(6, &[2, 3]), frame(5, &[1, 2, 3])),
+            (frame(5, &[1, 2]), frame(3, &[8, 9, 1, 2]), frame(3, &[8, 9, 1, 2])),
+            (frame(5, &[1, 2]), frame(9, &[4]), frame(9, &[4])),
+        ] {
+            let mut waiting = Some(old);
+            merge(&mut waiting, new);
+            assert_eq!(waiting, Some(merged));
+        }
+    }
+
+    #[test]
+    fn a_long_commit_goes_in_frames_whose_hashes_continue() {
+        let ids: Vec<TokenId> = (0..COMMIT_IDS as u32 + 3).map(TokenId).collect();
+        let past = [TokenId(9)];
+        let entry = Outgoing {
+            commit: Some(CommitFrame {
+                at: 1,
+                prefix_hash: PrefixHashes::new(&past).last(),
+                ids: ids.clone(),
+            }),
+            ..Outgoing::default()
+        };
+        let sent = frames(4, entry);
+        assert_eq!(sent.len(), 2);
+        let FromWorker::Commit { at, prefix_hash, ids: rest, .. } = &sent[1] else { panic!("{sent:?}") };
+        let before = [past.as_slice(), &ids[..COMMIT_IDS]].concat();
+        assert_eq!((*at as usize, *prefix_hash), (before.len(), PrefixHashes::new(&before).last()));
+        assert_eq!(rest, &ids[COMMIT_IDS..]);
+    }
+}

@@ -1,0 +1,33 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use engine::CommitFrame;
+
+use super::link::Link;
+
+/// Where a sequence's commits go at the moment: to the session that is attached, or nowhere. Commits
+/// that found nobody are asked for again by the next drafter (`Resync`).
+#[derive(Debug, Default)]
+pub(crate) struct Port {
+    attached: Mutex<Option<(Arc<Link>, u64)>>,
+}
+
+impl Port {
+    pub(crate) fn commit(&self, frame: CommitFrame) {
+        if let Some((link, session)) = &*self.lock() {
+            link.commit(*session, frame);
+        }
+    }
+
+    pub(crate) fn attach(&self, link: Arc<Link>, session: u64) {
+        *self.lock() = Some((link, session));
+    }
+
+    /// Whether one was attached.
+    pub(crate) fn detach(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Arc<Link>, u64)>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

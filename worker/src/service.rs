@@ -1,0 +1,147 @@
+//! `paceline.worker.v1`: what a coordinator asks of a target worker.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cluster::{Load, NodeRecord, NodeState};
+use daemon::Shutdown;
+use engine::{Command, Inbox, Refusal, TargetOpen};
+use proto::reason::{Reason, status};
+use proto::worker::worker_server::Worker;
+use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
+use proto::{Answer, Placed};
+use request::{Quality, Strategy};
+use scheduler::{Refused, SequenceId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::answer::AnswerOutlet;
+use crate::drafts::{Attendance, Links, Port, attend};
+
+/// The engine answers between two steps; a step of a long prompt takes a while on a small machine.
+const ADMISSION: Duration = Duration::from_secs(30);
+/// What a refused client is told to wait.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) record: NodeRecord,
+    pub(crate) inbox: Inbox,
+    pub(crate) links: Arc<Links>,
+    pub(crate) load: watch::Receiver<Load>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) outbox: usize,
+    pub(crate) next_sequence: AtomicU64,
+}
+
+#[tonic::async_trait]
+impl Worker for Service {
+    type GenerateStream = ReceiverStream<Result<GenerateResponse, Status>>;
+
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        if self.shutdown.is_draining() {
+            return Err(status(Reason::Draining, "this worker is draining; ask another", None, Some(RETRY)));
+        }
+        let Placed { model, request, drafters } = Placed::try_from(request.into_inner())?;
+        if model != self.record.model {
+            let why = format!("this worker serves {}, not {model}", self.record.model);
+            return Err(status(Reason::ModelNotFound, &why, Some("model"), None));
+        }
+        if request.quality == Quality::Approximate {
+            let why = "no approximate mode is built yet; ask for exact";
+            return Err(status(Reason::NotBuilt, why, Some("quality"), None));
+        }
+        let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let (reader, answer) = mpsc::channel(self.outbox);
+        let candidates = if request.speculation.strategy == Strategy::None { Vec::new() } else { drafters };
+        let accepted = Answer::Accepted {
+            incarnation: self.record.incarnation,
+            fingerprint: self.record.fingerprint.clone(),
+            drafter: candidates.first().map(|c| c.id.clone()),
+        };
+        // First in the stream, before the engine can say anything; the channel is empty.
+        let _ = reader.try_send(Ok(accepted.into()));
+
+        let (port, done) = (Arc::new(Port::default()), self.links.me().stop.child_token());
+        let attendance = Attendance {
+            sequence,
+            request: request.clone(),
+            candidates,
+            port: port.clone(),
+            done: done.clone(),
+        };
+        self.admit(sequence, request, reader, port, done).await?;
+        if !attendance.candidates.is_empty() {
+            self.links.me().tasks.spawn(attend(self.links.clone(), attendance));
+        }
+        Ok(Response::new(ReceiverStream::new(answer)))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let state = if self.shutdown.is_draining() { NodeState::Draining } else { self.record.state };
+        let node = NodeRecord { state, ..self.record.clone() };
+        let load = *self.load.borrow();
+        Ok(Response::new(StatusResponse { node: Some((&node).into()), load: Some(load.into()) }))
+    }
+}
+
+impl Service {
+    async fn admit(
+        &self,
+        sequence: SequenceId,
+        request: request::Request,
+        reader: mpsc::Sender<Result<GenerateResponse, Status>>,
+        port: Arc<Port>,
+        done: CancellationToken,
+    ) -> Result<(), Status> {
+        let (answer, admitted) = oneshot::channel();
+        let open = TargetOpen {
+            sequence,
+            outlet: Box::new(AnswerOutlet {
+                reader,
+                prompt_len: request.prompt.len() as u32,
+                port,
+                _attending: done.drop_guard(),
+            }),
+            request,
+            admitted: Box::new(move |admission| {
+                // The caller may have left meanwhile; then its closed stream ends the sequence.
+                let _ = answer.send(admission);
+            }),
+        };
+        if self.inbox.send(Command::Target(Box::new(open))).is_err() {
+            return Err(status(Reason::Overloaded, "this worker's inbox is full", None, Some(RETRY)));
+        }
+        match timeout(ADMISSION, admitted).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(refusal))) => Err(refused(&refusal)),
+            Ok(Err(_)) => Err(status(Reason::Internal, "the engine ended", None, None)),
+            Err(_) => {
+                let why = "the engine did not answer in time; it is busy with a long step";
+                Err(status(Reason::Overloaded, why, None, Some(RETRY)))
+            }
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let (reason, field, retry) = match refusal {
+        Refusal::Invalid(field) => (Reason::InvalidField, Some(field.field), None),
+        Refusal::Scheduler(refused) => match refused {
+            Refused::Empty => (Reason::InvalidField, Some("prompt"), None),
+            Refused::TooLong { .. } | Refused::NeverFits { .. } => {
+                (Reason::ContextLengthExceeded, Some("max_tokens"), None)
+            }
+            Refused::QueueFull { .. } => (Reason::Overloaded, None, Some(RETRY)),
+            Refused::Doubled(_) => (Reason::Internal, None, None),
+        },
+    };
+    status(reason, &refusal.to_string(), field, retry)
+}
