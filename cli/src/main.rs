@@ -1,5 +1,7 @@
 //! `paceline`: reads the command line, runs one subcommand, says what went wrong.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;

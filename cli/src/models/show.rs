@@ -33,6 +33,10 @@ struct Description {
     vocabulary: Option<usize>,
     tokenizer: Option<String>,
     chat_template: bool,
+    /// Whether this version of Paceline can load it, judged by its header.
+    supported: bool,
+    /// Why not.
+    unsupported: Option<String>,
     /// Tensor type to how many tensors and bytes are stored in it.
     tensors: BTreeMap<&'static str, Tensors>,
 }
@@ -78,6 +82,8 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
     let Header { metadata, tensors, .. } = Header::open(path)?;
     let architecture = metadata.str("general.architecture")?.to_owned();
     let number = |key: &str| metadata.optional(&format!("{architecture}.{key}"), Metadata::u32);
+    // What the loader says of the same header: an architecture or key that is not built yet.
+    let unsupported = model::Description::read(path).err().map(|e| e.to_string());
     let mut kinds: BTreeMap<&'static str, Tensors> = BTreeMap::new();
     for tensor in &tensors {
         let kind = kinds.entry(tensor.kind.name()).or_default();
@@ -100,6 +106,8 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
         vocabulary: metadata.optional("tokenizer.ggml.tokens", Metadata::strs)?.map(<[String]>::len),
         tokenizer: tokenizer(&metadata)?,
         chat_template: metadata.get("tokenizer.chat_template").is_some(),
+        supported: unsupported.is_none(),
+        unsupported,
         tensors: kinds,
         architecture,
     })
@@ -133,6 +141,8 @@ impl Description {
         add("vocabulary", self.vocabulary.map(|n| format!("{n} tokens")));
         add("tokenizer", self.tokenizer.clone());
         add("chat template", Some(if self.chat_template { "yes" } else { "none" }.to_owned()));
+        let runs = self.unsupported.as_ref().map_or("yes".to_owned(), |why| format!("no: {why}"));
+        add("runs here", Some(runs));
         for (kind, Tensors { count, bytes }) in &self.tensors {
             let size = DecimalBytes(*bytes).to_string();
             lines.push(("tensors", format!("{kind:<6}{count:>5}  {size:>10}")));

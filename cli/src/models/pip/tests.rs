@@ -58,6 +58,7 @@ async fn parts_come_in_order_and_finished_ones_are_not_fetched_again() {
     let whole = std::fs::read(&first[1]).unwrap();
     std::fs::write(&first[1], &whole[..whole.len() / 2]).unwrap();
     std::fs::remove_file(dir.path().join("asked")).unwrap();
+    std::fs::create_dir_all(parts.join(".fetch-killed/tmp")).unwrap();
 
     let files = get(&wheels, &parts, &python).await.unwrap();
     let names: Vec<_> = files.iter().map(|f| f.file_name().unwrap().to_str().unwrap().to_owned()).collect();

@@ -46,6 +46,8 @@ fn a_file_is_described_for_people_and_for_scripts() {
     assert!(!text.contains("hidden"), "what a file does not say is left out:\n{text}");
 
     let json: serde_json::Value = serde_json::from_str(&shown(&small_model(), true).unwrap()).unwrap();
+    assert_eq!(json["supported"], false, "it has no embedding");
+    assert!(json["unsupported"].as_str().unwrap().contains("token_embd.weight"), "{json}");
     assert_eq!(json["parameters"], 8 + 64);
     assert_eq!(json["hidden"], serde_json::Value::Null);
     assert_eq!(json["tensors"]["F32"]["bytes"], 32);

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# `make test`: the small model, then all tests. Optional parts that are missing make tests skip by name;
+# with PACELINE_REQUIRE=all a skip is a failure.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# Outside the clone, shared by all clones (see `paceline models list`).
+if ! cargo run --quiet --package cli --bin paceline -- models pull smollm2-135m >/dev/null; then
+    [[ ${PACELINE_REQUIRE:-} != all ]] || { echo "test: smollm2-135m is required and could not be fetched" >&2; exit 1; }
+    echo "test: smollm2-135m could not be fetched; tests on real weights will skip" >&2
+fi
+
+if cargo nextest --version >/dev/null 2>&1; then
+    # nextest does not run the examples in documentation.
+    cargo test --quiet --doc --workspace
+    exec cargo nextest run --workspace
+fi
+echo "test: cargo-nextest is not installed; using cargo test" >&2
+exec cargo test --workspace

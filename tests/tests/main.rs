@@ -1,0 +1,3 @@
+//! One binary for all proofs, so that the workspace is linked once.
+
+mod arch;
