@@ -1,4 +1,4 @@
-//! Tokens per second of a GGUF file: `cargo run -p model --example speed -- FILE [THREADS] [PROMPT] [DECODE]`.
+//! Tokens per second of a GGUF file: `cargo run -p model --example speed -- FILE [THREADS] [PROMPT] [DECODE] [LEVEL]`.
 #![allow(clippy::print_stdout, reason = "a program for the terminal")]
 
 use std::time::Instant;
@@ -17,7 +17,11 @@ fn main() -> anyhow::Result<()> {
     let options =
         Options { context: None, slots: 1, pages: PageBudget::Pages(1024), threads: threads as usize };
     let mut model = CpuModel::load(path.as_ref(), &options)?;
+    let only = arguments.next();
     for level in model::Level::available() {
+        if only.as_ref().is_some_and(|only| level.to_string() != *only) {
+            continue;
+        }
         model.set_level(level);
         let prompt_time = run(&mut model, 0, prompt)?;
         let start = Instant::now();

@@ -95,6 +95,9 @@ pub(crate) trait Lanes: Copy {
     /// 8 x f32.
     type Floats: Copy;
 
+    /// Hints that the bytes at `at` will be read soon; any address is allowed.
+    fn prefetch(self, at: *const u8);
+
     fn bytes(self, from: &[u8; 32]) -> Self::Bytes;
     /// The low halves of 16 bytes, then their high halves.
     fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
@@ -129,8 +132,12 @@ pub(crate) trait Lanes: Copy {
     fn floats(self, value: f32) -> Self::Floats;
     fn load(self, from: &[f32; 8]) -> Self::Floats;
     fn store(self, a: Self::Floats, to: &mut [f32; 8]);
-    /// Eight little-endian IEEE half floats, exactly.
-    fn halves(self, from: &[[u8; 2]; 8]) -> Self::Floats;
+    /// Eight little-endian half floats from different places, exactly.
+    fn halves(self, from: [[u8; 2]; 8]) -> Self::Floats;
+    /// Eight little-endian floats, half floats or bfloat16s side by side, exactly.
+    fn load_f32(self, from: &[[u8; 4]; 8]) -> Self::Floats;
+    fn load_f16(self, from: &[[u8; 2]; 8]) -> Self::Floats;
+    fn load_bf16(self, from: &[[u8; 2]; 8]) -> Self::Floats;
     /// Rounded to nearest even, as every i32 to f32 conversion.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
     fn times(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;

@@ -13,8 +13,10 @@ use crate::weights::Matrix;
 
 /// Outputs side by side in a register.
 const LANES: usize = 8;
-/// Weights of one task, about: small enough to share the work, large enough to be worth it.
-const TASK_BYTES: usize = 64 * 1024;
+/// Weights of one task, at most about: small enough to share the work evenly.
+const TASK_BYTES: usize = 256 * 1024;
+/// What a prefetch fetches.
+const CACHE_LINE: usize = 64;
 
 /// The inputs of products, one row after the other, in every form a format needs.
 #[derive(Default)]
@@ -86,7 +88,8 @@ impl Outputs {
         self.tiles.resize(groups * group, 0.0);
         let (elems, bytes) = matrix.format.block();
         let row_bytes = matrix.inputs / elems * bytes;
-        let task = (TASK_BYTES / (LANES * row_bytes).max(1)).max(1);
+        let fair = groups.div_ceil(2 * rayon::current_num_threads());
+        let task = (TASK_BYTES / (LANES * row_bytes).max(1)).clamp(1, fair.max(1));
         self.tiles.par_chunks_mut((task * group).max(1)).enumerate().for_each(|(i, tiles)| {
             run(level, matrix, inputs, i * task, tiles);
         });
@@ -158,6 +161,12 @@ impl<'a, B: Block> Rows<'a, B> {
         Self { blocks: blocks(matrix.bytes()), width: matrix.inputs / B::ELEMS, last: matrix.outputs - 1 }
     }
 
+    /// Where the weights of `group` begin (or would).
+    #[inline(always)]
+    fn start(&self, group: usize) -> *const u8 {
+        self.blocks.as_ptr().wrapping_add(group * LANES * self.width).cast()
+    }
+
     /// Rows 8 `group` to 8 `group` + 7; past the end the last row again, whose results go unread.
     #[inline(always)]
     fn group(&self, group: usize) -> [&'a [B]; LANES] {
@@ -187,13 +196,16 @@ impl<B: IntegerBlock> Kernel for IntegerProduct<'_, B> {
             let w = self.rows.group(self.first + i);
             let mut tile = tile.as_chunks_mut::<LANES>().0;
             let mut inputs = self.inputs;
+            // Eight interleaved short rows are no stream that the processor would foresee.
+            let mut ahead = Some(self.rows.start(self.first + i + 1));
             while let Some(n) = [4, 2, 1].into_iter().find(|n| *n <= tile.len()) {
                 let (now, later) = tile.split_at_mut(n);
                 match n {
-                    4 => tile_of::<L, B, 4>(l, &w, inputs, width, now),
-                    2 => tile_of::<L, B, 2>(l, &w, inputs, width, now),
-                    _ => tile_of::<L, B, 1>(l, &w, inputs, width, now),
+                    4 => tile_of::<L, B, 4>(l, &w, inputs, ahead, now),
+                    2 => tile_of::<L, B, 2>(l, &w, inputs, ahead, now),
+                    _ => tile_of::<L, B, 1>(l, &w, inputs, ahead, now),
                 }
+                ahead = None;
                 tile = later;
                 inputs = &inputs[n * width..];
             }
@@ -201,15 +213,17 @@ impl<B: IntegerBlock> Kernel for IntegerProduct<'_, B> {
     }
 }
 
-/// 8 outputs of N rows of inputs, from the first block to the last.
+/// 8 outputs of N rows of inputs, from the first block to the last. `ahead` is where as many weights
+/// begin that are needed next.
 #[inline(always)]
 fn tile_of<L: Lanes, B: IntegerBlock, const N: usize>(
     l: L,
     w: &[&[B]; LANES],
     inputs: &[B::Input],
-    width: usize,
+    ahead: Option<*const u8>,
     out: &mut [[f32; LANES]],
 ) {
+    let width = w[0].len();
     let w = eight!(r => &w[r][..width]);
     let mut x: [&[B::Input]; N] = [&[]; N];
     for (n, x) in x.iter_mut().enumerate() {
@@ -217,6 +231,13 @@ fn tile_of<L: Lanes, B: IntegerBlock, const N: usize>(
     }
     let mut acc = [l.floats(0.0); N];
     for k in 0..width {
+        if let Some(ahead) = ahead {
+            let mut at = k * LANES * size_of::<B>();
+            while at < (k + 1) * LANES * size_of::<B>() {
+                l.prefetch(ahead.wrapping_add(at));
+                at += CACHE_LINE;
+            }
+        }
         let mut now: [&B::Input; N] = [&x[0][k]; N];
         for n in 1..N {
             now[n] = &x[n][k];

@@ -6,14 +6,13 @@ use crate::simd::Lanes;
 /// Elements that one step of [`dot`] takes: its number of accumulators.
 pub(crate) const SPLIT: usize = 16;
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct F32([u8; 4]);
+/// A little-endian IEEE single float.
+pub(crate) type F32 = [u8; 4];
 
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct F16([u8; 2]);
+/// A little-endian IEEE half float.
+pub(crate) type F16 = [u8; 2];
 
+/// The upper half of an IEEE single float, little-endian.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Bf16([u8; 2]);
@@ -25,39 +24,39 @@ pub(crate) trait FloatWeight: Copy {
     fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats;
 }
 
-// SAFETY: repr(C), a byte array only.
+// SAFETY: a byte array.
 unsafe impl Block for F32 {
     const ELEMS: usize = 1;
 
     fn dequantise(&self, out: &mut [f32]) {
-        out.fill(f32::from_le_bytes(self.0));
+        out.fill(f32::from_le_bytes(*self));
     }
 }
 
 impl FloatWeight for F32 {
-    const ZERO: Self = Self([0; 4]);
+    const ZERO: Self = [0; 4];
 
     #[inline(always)]
     fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.load(&crate::simd::eight!(i => f32::from_le_bytes(from[i].0)))
+        l.load_f32(from)
     }
 }
 
-// SAFETY: repr(C), a byte array only.
+// SAFETY: a byte array.
 unsafe impl Block for F16 {
     const ELEMS: usize = 1;
 
     fn dequantise(&self, out: &mut [f32]) {
-        out.fill(half(self.0));
+        out.fill(half(*self));
     }
 }
 
 impl FloatWeight for F16 {
-    const ZERO: Self = Self([0; 2]);
+    const ZERO: Self = [0; 2];
 
     #[inline(always)]
     fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.halves(&crate::simd::eight!(i => from[i].0))
+        l.load_f16(from)
     }
 }
 
@@ -75,7 +74,7 @@ impl FloatWeight for Bf16 {
 
     #[inline(always)]
     fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.load(&crate::simd::eight!(i => f32::from_bits(u32::from(u16::from_le_bytes(from[i].0)) << 16)))
+        l.load_bf16(&crate::simd::eight!(i => from[i].0))
     }
 }
 

@@ -160,8 +160,8 @@ impl IntegerBlock for Q4K {
             sums.add(l, 2 * c, &eight!(r => l.low_nibbles(q[r])), &packed, inputs);
             sums.add(l, 2 * c + 1, &eight!(r => l.high_nibbles(q[r])), &packed, inputs);
         }
-        let d = l.halves(&eight!(r => rows[r].d));
-        let dmin = l.halves(&eight!(r => rows[r].dmin));
+        let d = l.halves(eight!(r => rows[r].d));
+        let dmin = l.halves(eight!(r => rows[r].dmin));
         sums.finish(l, d, dmin, inputs, acc);
     }
 }
@@ -209,8 +209,8 @@ impl IntegerBlock for Q5K {
         pair!(1, 2, 3);
         pair!(2, 4, 5);
         pair!(3, 6, 7);
-        let d = l.halves(&eight!(r => rows[r].d));
-        let dmin = l.halves(&eight!(r => rows[r].dmin));
+        let d = l.halves(eight!(r => rows[r].d));
+        let dmin = l.halves(eight!(r => rows[r].dmin));
         sums.finish(l, d, dmin, inputs, acc);
     }
 }
@@ -277,7 +277,7 @@ impl IntegerBlock for Q6K {
         quarter!(1, 1, 2, low_nibbles);
         quarter!(1, 2, 4, high_nibbles);
         quarter!(1, 3, 6, high_nibbles);
-        let d = l.halves(&eight!(r => rows[r].d));
+        let d = l.halves(eight!(r => rows[r].d));
         for n in 0..N {
             acc[n] = l.fma(l.times(d, l.floats(inputs[n].scale)), l.to_floats(sums[n]), acc[n]);
         }

@@ -45,7 +45,7 @@ impl IntegerBlock for Q4_0 {
         inputs: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(&eight!(r => rows[r].d));
+        let d = l.halves(eight!(r => rows[r].d));
         let w = eight!(r => l.nibbles(&rows[r].q));
         for n in 0..N {
             let (a, b) = l.dots(&w, &inputs[n].q);
@@ -79,8 +79,8 @@ impl IntegerBlock for Q4_1 {
         inputs: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(&eight!(r => rows[r].d));
-        let m = l.halves(&eight!(r => rows[r].m));
+        let d = l.halves(eight!(r => rows[r].d));
+        let m = l.halves(eight!(r => rows[r].m));
         let w = eight!(r => l.nibbles(&rows[r].q));
         for n in 0..N {
             let (a, b) = l.dots(&w, &inputs[n].q);

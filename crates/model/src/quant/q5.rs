@@ -55,7 +55,7 @@ impl IntegerBlock for Q5_0 {
         inputs: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(&eight!(r => rows[r].d));
+        let d = l.halves(eight!(r => rows[r].d));
         let w = eight!(r => l.or(l.nibbles(&rows[r].q), l.fifth_bits(u32::from_le_bytes(rows[r].high))));
         for n in 0..N {
             let (a, b) = l.dots(&w, &inputs[n].q);
@@ -87,8 +87,8 @@ impl IntegerBlock for Q5_1 {
         inputs: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(&eight!(r => rows[r].d));
-        let m = l.halves(&eight!(r => rows[r].m));
+        let d = l.halves(eight!(r => rows[r].d));
+        let m = l.halves(eight!(r => rows[r].m));
         let w = eight!(r => l.or(l.nibbles(&rows[r].q), l.fifth_bits(u32::from_le_bytes(rows[r].high))));
         for n in 0..N {
             let (a, b) = l.dots(&w, &inputs[n].q);

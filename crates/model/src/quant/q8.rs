@@ -33,7 +33,7 @@ impl IntegerBlock for Q8_0 {
         inputs: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(&eight!(r => rows[r].d));
+        let d = l.halves(eight!(r => rows[r].d));
         let w = eight!(r => l.bytes(&rows[r].q));
         for n in 0..N {
             let sum = l.to_floats(l.dots_signed(&w, &inputs[n].q));

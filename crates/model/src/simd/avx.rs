@@ -59,7 +59,7 @@ impl<const VNNI: bool> Avx<VNNI> {
 macro_rules! by_token {
     ($e:expr) => {
         // SAFETY: a token exists only where these instructions were detected; loads and stores go
-        // through references to arrays of exactly the register's size.
+        // through references to arrays of exactly the register's size; a prefetch touches nothing.
         unsafe { $e }
     };
 }
@@ -68,6 +68,11 @@ impl<const VNNI: bool> Lanes for Avx<VNNI> {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        by_token!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
 
     #[inline(always)]
     fn bytes(self, from: &[u8; 32]) -> __m256i {
@@ -212,8 +217,28 @@ impl<const VNNI: bool> Lanes for Avx<VNNI> {
     }
 
     #[inline(always)]
-    fn halves(self, from: &[[u8; 2]; 8]) -> __m256 {
+    fn halves(self, from: [[u8; 2]; 8]) -> __m256 {
+        // Inserted one by one: narrow stores and a wide load of them would stall.
+        let h = eight!(r => i16::from_le_bytes(from[r]));
+        by_token!(_mm256_cvtph_ps(_mm_setr_epi16(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7])))
+    }
+
+    #[inline(always)]
+    fn load_f32(self, from: &[[u8; 4]; 8]) -> __m256 {
+        by_token!(_mm256_loadu_ps(from.as_ptr().cast()))
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[[u8; 2]; 8]) -> __m256 {
         by_token!(_mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[[u8; 2]; 8]) -> __m256 {
+        by_token!({
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+        })
     }
 
     #[inline(always)]

@@ -34,6 +34,9 @@ impl Lanes for Portable {
     type Floats = [f32; 8];
 
     #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
     fn bytes(self, from: &[u8; 32]) -> [u8; 32] {
         *from
     }
@@ -166,8 +169,23 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn halves(self, from: &[[u8; 2]; 8]) -> [f32; 8] {
+    fn halves(self, from: [[u8; 2]; 8]) -> [f32; 8] {
         from.map(|h| f16::from_le_bytes(h).to_f32())
+    }
+
+    #[inline(always)]
+    fn load_f32(self, from: &[[u8; 4]; 8]) -> [f32; 8] {
+        from.map(f32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[[u8; 2]; 8]) -> [f32; 8] {
+        self.halves(*from)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[[u8; 2]; 8]) -> [f32; 8] {
+        from.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
     }
 
     #[inline(always)]

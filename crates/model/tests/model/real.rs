@@ -36,8 +36,8 @@ pub(crate) fn tokens(metadata: &Metadata, text: &str) -> Vec<u32> {
     let mut rest = text.as_str();
     let mut out = Vec::new();
     while !rest.is_empty() {
-        let ends = rest.char_indices().map(|(i, c)| i + c.len_utf8());
-        let end = ends.filter(|end| ids.contains_key(&rest[..*end])).next_back().expect("a known character");
+        let mut ends = rest.char_indices().map(|(i, c)| i + c.len_utf8());
+        let end = ends.rfind(|end| ids.contains_key(&rest[..*end])).expect("a known character");
         out.push(ids[&rest[..end]]);
         rest = &rest[end..];
     }
