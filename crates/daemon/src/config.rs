@@ -23,7 +23,14 @@ pub const ENV_PREFIX: &str = "PACELINE_";
 
 /// Variables with that prefix which are no settings of a process: the file's own place, the model
 /// store, the test switch.
-pub const ENV_RESERVED: &[&str] = &["PACELINE_CONFIG", "PACELINE_MODELS", "PACELINE_REQUIRE"];
+pub const ENV_RESERVED: &[&str] = &[
+    "PACELINE_CONFIG",
+    "PACELINE_COORDINATOR",
+    "PACELINE_LOG",
+    "PACELINE_MODELS",
+    "PACELINE_REQUIRE",
+    "PACELINE_URL",
+];
 
 /// Longest file that is read; a configuration is a page or two.
 const MAX_FILE: u64 = 1 << 20;

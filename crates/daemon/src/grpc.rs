@@ -88,7 +88,7 @@ impl Check for Config {
     }
 }
 
-/// A bound gRPC port; give it services, then [`Server::serve`].
+/// A bound gRPC port; add services, then [`Server::serve`].
 #[derive(Debug)]
 pub struct Server {
     config: Config,
@@ -127,7 +127,8 @@ impl Server {
     }
 
     /// Adds a generated server; health answers for its name too.
-    pub fn with_service<S>(mut self, service: S) -> Self
+    #[expect(clippy::should_implement_trait, reason = "no sum: a server and its services")]
+    pub fn add<S>(mut self, service: S) -> Self
     where
         S: tower::Service<
                 tonic::codegen::http::Request<tonic::body::Body>,

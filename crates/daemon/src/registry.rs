@@ -128,7 +128,7 @@ impl Registry {
         self.started.elapsed()
     }
 
-    /// For [`grpc::Server::with_service`](crate::grpc::Server::with_service).
+    /// For [`grpc::Server::add`](crate::grpc::Server::add).
     pub fn service(&self) -> ClusterServer<Service> {
         ClusterServer::new(Service(self.clone())).max_decoding_message_size(MAX_MESSAGE)
     }

@@ -19,7 +19,7 @@ pub(crate) fn fast() -> registry::Config {
     registry::Config {
         heartbeat: Duration::from_millis(20),
         suspect_after: Duration::from_millis(300),
-        forget_after: Duration::from_millis(1500),
+        forget_after: Duration::from_millis(3000),
         max_nodes: 8,
     }
 }
@@ -40,7 +40,7 @@ impl Coordinator {
         tasks.spawn("table", table);
         let listen = SocketAddr::from(([127, 0, 0, 1], port));
         let server = grpc::Server::bind(&grpc::Config { listen, ..grpc::Config::default() }, false).await;
-        let server = server.unwrap().with_service(registry.service());
+        let server = server.unwrap().add(registry.service());
         let address = server.address();
         tasks.spawn("grpc", server.serve(Readiness::default(), shutdown.clone()));
         Self { address, registry, shutdown, tasks }

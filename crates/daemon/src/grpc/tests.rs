@@ -38,7 +38,7 @@ async fn health_follows_readiness_and_reflection_lists_services() {
     let table = tokio::spawn(table);
     let server = Server::bind(&Config::default(), false).await.unwrap();
     let endpoint = cluster::Endpoint::try_from(server.address()).unwrap();
-    let serving = tokio::spawn(server.with_service(registry.service()).serve(readiness, shutdown.clone()));
+    let serving = tokio::spawn(server.add(registry.service()).serve(readiness, shutdown.clone()));
     let channel = dial(&endpoint, Duration::from_secs(2)).unwrap().connect().await.unwrap();
 
     let mut health = HealthClient::new(channel.clone());
@@ -132,7 +132,7 @@ async fn stalled_streams_do_not_stall_another() {
     let shutdown = Shutdown::default();
     let server = Server::bind(&Config::default(), false).await.unwrap();
     let endpoint = cluster::Endpoint::try_from(server.address()).unwrap();
-    let server = server.with_service(WorkerServer::new(Endless));
+    let server = server.add(WorkerServer::new(Endless));
     let serving = tokio::spawn(server.serve(Readiness::default(), shutdown.clone()));
     let dialled = dial(&endpoint, Duration::from_secs(2)).unwrap();
 
