@@ -1,0 +1,182 @@
+//! `paceline.v1.Inference`, with the same admission, router and replays as HTTP.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, stream};
+use proto::Asked;
+use proto::v1;
+use proto::v1::generate_response::Event as Said;
+use proto::v1::inference_server::{Inference, InferenceServer};
+use request::Tokens as _;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use crate::failure::{self, Reason, invalid};
+use crate::frontdoor::{FrontDoor, Spelling};
+use crate::generate::{Ended, Event, Pump, TokensOut};
+
+const SPELLING: Spelling = Spelling { prompt: "prompt", max_tokens: "max_tokens" };
+
+#[derive(Debug)]
+pub(crate) struct Service {
+    door: Arc<FrontDoor>,
+    slow_client: Duration,
+}
+
+pub(crate) fn service(
+    door: Arc<FrontDoor>,
+    slow_client: Duration,
+    max_message: usize,
+) -> InferenceServer<Service> {
+    InferenceServer::new(Service { door, slow_client }).max_decoding_message_size(max_message)
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Inference for Service {
+    type GenerateStream = Answers;
+
+    async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Answers>, Status> {
+        let deadline = self.door.deadline(timeout(request.metadata())?);
+        let permit = self.door.admit()?;
+        let asked = Asked::try_from(request.into_inner())?;
+        let prepared = self.door.prepare(asked, SPELLING, deadline).await?;
+        let request_id = prepared.request.id.to_string();
+        let answer = self.door.generate(prepared, permit).await?;
+        let seed = answer.seed();
+        let accepted = accepted(&request_id, seed, answer.fingerprint().to_owned());
+        let says = Says { pump: Pump::new(answer, self.slow_client), request_id, seed, over: false };
+        let rest = stream::unfold(says, |mut says| async {
+            let said = says.next().await?;
+            Some((said, says))
+        });
+        let all = futures::StreamExt::chain(stream::iter([Ok(accepted)]), rest);
+        Ok(Response::new(Box::pin(all)))
+    }
+
+    async fn list_models(
+        &self,
+        _: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let models = self.door.models.all().iter().map(|model| {
+            let serving = self.door.serving(model);
+            v1::Model {
+                name: model.name.clone(),
+                aliases: model.aliases.clone(),
+                context: serving.context,
+                ready_workers: serving.ready_workers,
+                ready_drafters: serving.ready_drafters,
+                fingerprints: serving.fingerprints,
+            }
+        });
+        Ok(Response::new(v1::ListModelsResponse { models: models.collect() }))
+    }
+}
+
+/// An answer in the words of the wire.
+struct Says {
+    pump: Pump,
+    request_id: String,
+    seed: u64,
+    over: bool,
+}
+
+impl Says {
+    async fn next(&mut self) -> Option<Result<v1::GenerateResponse, Status>> {
+        if self.over {
+            return None;
+        }
+        Some(match self.pump.next().await {
+            Some(Ok(Event::Crossed { fingerprint })) => {
+                Ok(accepted(&self.request_id, self.seed, fingerprint))
+            }
+            Some(Ok(Event::Tokens(out))) => Ok(say(Said::Tokens(tokens(out)))),
+            Some(Ok(Event::Ended(ended))) => {
+                self.over = true;
+                Ok(say(Said::Finish(finish(ended))))
+            }
+            Some(Err(failure)) => {
+                self.over = true;
+                tracing::warn!(request = self.request_id, reason = %failure.reason, why = %failure, "answer broken off");
+                Err(failure.into())
+            }
+            None => {
+                self.over = true;
+                Err(failure::new(Reason::Internal, "the answer ended without saying why").into())
+            }
+        })
+    }
+}
+
+fn say(event: Said) -> v1::GenerateResponse {
+    v1::GenerateResponse { event: Some(event) }
+}
+
+fn accepted(request_id: &str, seed: u64, fingerprint: String) -> v1::GenerateResponse {
+    say(Said::Accepted(v1::Accepted { request_id: request_id.to_owned(), seed, fingerprint }))
+}
+
+fn tokens(out: TokensOut) -> v1::Tokens {
+    let text = out.text();
+    // All false is written as nothing.
+    let drafted = if out.drafted.contains(&true) { out.drafted } else { Vec::new() };
+    v1::Tokens { choice: 0, index: out.index, ids: out.ids.to_ids(), text, logprobs: Vec::new(), drafted }
+}
+
+fn finish(ended: Ended) -> v1::Finish {
+    v1::Finish {
+        choice: 0,
+        reason: v1::FinishReason::from(ended.finish).into(),
+        usage: Some(ended.usage.into()),
+        speculation: Some(ended.speculation.into()),
+    }
+}
+
+/// The caller's deadline: `grpc-timeout`, at most 8 digits and a unit (gRPC over HTTP/2).
+fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
+    const FIELD: &str = "grpc-timeout";
+    let Some(value) = metadata.get(FIELD) else { return Ok(None) };
+    let parsed = value.to_str().ok().and_then(|text| {
+        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+        if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let n: u64 = digits.parse().ok()?;
+        Some(match unit {
+            "H" => Duration::from_secs(n * 3600),
+            "M" => Duration::from_secs(n * 60),
+            "S" => Duration::from_secs(n),
+            "m" => Duration::from_millis(n),
+            "u" => Duration::from_micros(n),
+            "n" => Duration::from_nanos(n),
+            _ => return None,
+        })
+    });
+    match parsed {
+        Some(timeout) => Ok(Some(timeout)),
+        None => Err(invalid(FIELD, "grpc-timeout: is not 1 to 8 digits and one of H M S m u n").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_of_callers() {
+        let of = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            timeout(&metadata)
+        };
+        assert_eq!(timeout(&MetadataMap::new()).unwrap(), None);
+        assert_eq!(of("250m").unwrap(), Some(Duration::from_millis(250)));
+        assert_eq!(of("99999999H").unwrap(), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "1", "123456789S", "+1S", "1x", "1 S"] {
+            assert_eq!(of(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `paceline.v1.Inference`: the same answers over gRPC.
+
+use std::time::Duration;
+
+use proto::reason::{Reason, parse};
+use proto::v1;
+use proto::v1::generate_request::Prompt;
+use proto::v1::generate_response::Event;
+use proto::v1::inference_client::InferenceClient;
+use tonic::transport::Channel;
+use tonic::{IntoRequest, Request, Status};
+
+use crate::cluster::{Act, Front, TEXT, front};
+use crate::model_file::tokens;
+
+async fn client(front: &Front) -> InferenceClient<Channel> {
+    InferenceClient::connect(format!("http://{}", front.grpc)).await.unwrap()
+}
+
+fn chat() -> v1::GenerateRequest {
+    let message = v1::ChatMessage { role: v1::ChatRole::User.into(), content: "hi".into() };
+    v1::GenerateRequest {
+        request_id: "r-1".into(),
+        model: "bytes".into(),
+        prompt: Some(Prompt::Chat(v1::ChatPrompt { messages: vec![message] })),
+        seed: Some(7),
+        max_tokens: Some(100),
+        ..v1::GenerateRequest::default()
+    }
+}
+
+async fn events(
+    front: &Front,
+    request: impl IntoRequest<v1::GenerateRequest>,
+) -> Result<Vec<Event>, Status> {
+    let mut stream = client(front).await.generate(request.into_request()).await?.into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = stream.message().await? {
+        events.push(message.event.unwrap());
+    }
+    Ok(events)
+}
+
+fn text(events: &[Event]) -> String {
+    events
+        .iter()
+        .filter_map(|e| if let Event::Tokens(t) = e { Some(t.text.as_str()) } else { None })
+        .collect()
+}
+
+#[tokio::test]
+async fn an_answer_has_accepted_tokens_and_finish() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", [Act::EndAt(5)]).await;
+    let events = events(&front, chat()).await.unwrap();
+    let accepted = v1::Accepted { request_id: "r-1".into(), seed: 7, fingerprint: "fp_1".into() };
+    assert_eq!(events[0], Event::Accepted(accepted));
+    assert_eq!(text(&events), TEXT);
+    let mut next = 0;
+    for event in &events {
+        if let Event::Tokens(run) = event {
+            assert_eq!(run.index, next);
+            next += u32::try_from(run.ids.len()).unwrap();
+            assert!(run.drafted.is_empty() || run.drafted.len() == run.ids.len());
+        }
+    }
+    assert_eq!(next as usize, TEXT.len());
+    let Some(Event::Finish(finish)) = events.last() else { panic!("{events:?}") };
+    assert_eq!(finish.reason(), v1::FinishReason::Stop);
+    assert_eq!(finish.usage.unwrap().completion_tokens as usize, TEXT.len());
+    assert_eq!(finish.speculation.as_ref().unwrap().draft_tokens, 8);
+    assert_eq!(worker.seen().len(), 2, "it was replayed on the way");
+}
+
+#[tokio::test]
+async fn a_client_goes_on_from_what_it_has() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", []).await;
+    // In the middle of "ü": its first byte is committed, so the client has only "Gr".
+    let committed: Vec<u32> = tokens(TEXT)[..3].iter().map(|t| t.0).collect();
+    let request = v1::GenerateRequest { committed, attempt: 1, ..chat() };
+    let events = events(&front, request).await.unwrap();
+    assert_eq!(format!("Gr{}", text(&events)), TEXT);
+    assert_eq!(worker.seen()[0].request.attempt, 1);
+}
+
+#[tokio::test]
+async fn prompts_of_text_and_tokens() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", []).await;
+    let ids = tokens("abc").iter().map(|t| t.0).collect();
+    for prompt in [Prompt::Text("abc".into()), Prompt::Tokens(v1::TokenPrompt { ids })] {
+        events(&front, v1::GenerateRequest { prompt: Some(prompt), ..chat() }).await.unwrap();
+    }
+    assert!(worker.seen().iter().all(|p| p.request.prompt == tokens("abc")));
+}
+
+#[tokio::test]
+async fn failures_carry_their_reason_and_field() {
+    let front = front(|_| {}).await;
+    let _worker = front.worker("w0", []).await;
+    let unknown = v1::TokenPrompt { ids: vec![1, 999] };
+    for (request, reason, field) in [
+        (v1::GenerateRequest { model: "none".into(), ..chat() }, Reason::ModelNotFound, "model"),
+        (v1::GenerateRequest { prompt: None, ..chat() }, Reason::InvalidField, "prompt"),
+        (
+            v1::GenerateRequest { prompt: Some(Prompt::Tokens(unknown)), ..chat() },
+            Reason::InvalidField,
+            "prompt",
+        ),
+        (v1::GenerateRequest { committed: vec![999], ..chat() }, Reason::InvalidField, "committed"),
+        (
+            v1::GenerateRequest { max_tokens: Some(5000), ..chat() },
+            Reason::ContextLengthExceeded,
+            "max_tokens",
+        ),
+        (v1::GenerateRequest { n: Some(2), ..chat() }, Reason::NotBuilt, "n"),
+    ] {
+        let failure = parse(&events(&front, request).await.unwrap_err());
+        assert_eq!((failure.reason, failure.field.as_deref()), (reason, Some(field)), "{failure}");
+    }
+}
+
+#[tokio::test]
+async fn the_callers_deadline_is_kept_in_mid_answer() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", [Act::HangAt(4)]).await;
+    let mut request = Request::new(chat());
+    request.set_timeout(Duration::from_millis(300));
+    let status = events(&front, request).await.unwrap_err();
+    assert_eq!(parse(&status).reason, Reason::Deadline);
+    worker.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_cancels() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", [Act::Forever]).await;
+    let stream =
+        client(&front).await.generate(v1::GenerateRequest { max_tokens: Some(400), ..chat() }).await.unwrap();
+    drop(stream);
+    worker.until_idle().await;
+}
+
+#[tokio::test]
+async fn models_are_listed_with_who_serves_them() {
+    let front = front(|_| {}).await;
+    let _worker = front.worker("w0", []).await;
+    let models =
+        client(&front).await.list_models(v1::ListModelsRequest {}).await.unwrap().into_inner().models;
+    let expected = v1::Model {
+        name: "bytes".into(),
+        aliases: vec!["org/alias".into()],
+        context: 512,
+        ready_workers: 1,
+        ready_drafters: 0,
+        fingerprints: vec!["fp_1".into()],
+    };
+    assert_eq!(models, [expected]);
+}

@@ -1,0 +1,12 @@
+//! The whole coordinator over real sockets, with scripted workers.
+//!
+//! A scripted worker is a "target" whose output is fixed: token i of the answer is byte i of a text.
+//! So the expected answer is known whatever is refused, lost or replayed on the way.
+
+mod answers;
+mod cluster;
+mod errors;
+mod grpc;
+mod leaving;
+mod model_file;
+mod replays;
