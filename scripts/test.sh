@@ -5,7 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Outside the clone, shared by all clones (see `paceline models list`).
-if ! cargo run --quiet --package cli --bin paceline -- models pull smollm2-135m >/dev/null; then
+cargo build --package cli --bin paceline
+if ! "${CARGO_TARGET_DIR:-target}/debug/paceline" models pull smollm2-135m >/dev/null; then
     [[ ${PACELINE_REQUIRE:-} != all ]] || { echo "test: smollm2-135m is required and could not be fetched" >&2; exit 1; }
     echo "test: smollm2-135m could not be fetched; tests on real weights will skip" >&2
 fi
