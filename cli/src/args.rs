@@ -5,7 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::chat::ChatArgs;
+use crate::coordinator::CoordinatorArgs;
+use crate::demo::DemoArgs;
+use crate::drafter::DrafterArgs;
+use crate::generate::GenerateArgs;
 use crate::models::{ModelsArgs, Store};
+use crate::status::StatusArgs;
+use crate::up::UpArgs;
+use crate::worker::WorkerArgs;
 
 /// Distributed LLM inference: drafters run ahead, targets verify, the text is exactly the target's.
 #[derive(Debug, Parser)]
@@ -13,12 +21,30 @@ use crate::models::{ModelsArgs, Store};
 pub struct Cli {
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
     #[command(subcommand)]
     pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start a whole cluster on this machine.
+    Up(UpArgs),
+    /// Start a cluster, stream an answer, show what drafting did, stop.
+    Demo(DemoArgs),
+    /// The front door and the map: takes requests, places them on workers.
+    Coordinator(CoordinatorArgs),
+    /// A target rank: verifies and commits.
+    Worker(WorkerArgs),
+    /// A draft rank: runs ahead of workers.
+    Drafter(DrafterArgs),
+    /// Talk with a running cluster.
+    Chat(ChatArgs),
+    /// Text from one model in this process, without a cluster.
+    Generate(GenerateArgs),
+    /// Who is in the cluster and what they are doing.
+    Status(StatusArgs),
     /// Fetch, list and describe models.
     Models(ModelsArgs),
 }
@@ -37,6 +63,24 @@ impl StoreArgs {
         let default = || Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"));
         let dir = self.models_dir.clone().or_else(default);
         Store::open(dir.context("no place for models: set HOME, or give --models-dir")?)
+    }
+}
+
+/// How this process logs.
+#[derive(Debug, Args)]
+pub struct LogArgs {
+    /// What is logged: error, warn, info, debug, or directives such as info,worker=debug
+    #[arg(long = "log", env = "PACELINE_LOG", global = true, default_value = "warn", value_name = "FILTER")]
+    pub filter: String,
+    /// One JSON object a line instead of text for people
+    #[arg(long = "log-json", global = true)]
+    pub json: bool,
+}
+
+impl LogArgs {
+    pub fn config(&self) -> telemetry::Config {
+        let format = if self.json { telemetry::Format::Json } else { telemetry::Format::Human };
+        telemetry::Config { format, filter: self.filter.clone() }
     }
 }
 

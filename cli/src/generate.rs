@@ -1,8 +1,22 @@
 //! `paceline generate`: text from one model in this process, without a cluster.
 
+use std::io::Write as _;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use engine::{Command, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen};
+use model::{CpuModel, Options, PageBudget};
+use request::{Finish, Limits, Quality, Request, RequestId, Sampling, SamplingParams, Speculation};
+use scheduler::SequenceId;
+use text::{ChatTemplate, Message, Tokenizer};
 
 use crate::args::{RankArgs, SamplingArgs};
+use crate::models::{self, Progress, Store};
+
+/// Answers of at most this many tokens when none is asked for.
+const MAX_TOKENS: u32 = 256;
 
 /// `paceline generate ...`
 #[derive(Clone, Debug, Args)]
@@ -15,8 +29,134 @@ pub struct GenerateArgs {
     /// Continue the text as it is, without the chat template
     #[arg(long)]
     pub raw: bool,
+    /// Print only the text
+    #[arg(long, short)]
+    pub quiet: bool,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub rank: RankArgs,
+}
+
+/// Generates and prints the text as it comes; greedy unless a temperature is given.
+pub async fn run(args: GenerateArgs, store: &Store) -> Result<()> {
+    let path = models::resolve(store, &args.model, &Progress::stderr()).await?;
+    tokio::task::spawn_blocking(move || generate(&args, &path)).await?
+}
+
+fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
+    let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
+    let tokenizer = Tokenizer::from_gguf(&header)?;
+    let prompt = if args.raw {
+        tokenizer.prompt(&args.prompt, false)?
+    } else {
+        let template = ChatTemplate::from_gguf(&header).context("no usable chat template: pass --raw")?;
+        tokenizer.encode(&template.render(&[Message::new("user", args.prompt.as_str())])?, true)?
+    };
+    let max_tokens = args.sampling.max_tokens.unwrap_or(MAX_TOKENS);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let longest = u32::try_from(prompt.len())?.saturating_add(max_tokens);
+    let options = Options {
+        context: args.rank.context,
+        slots: 1,
+        pages: PageBudget::Pages(kvcache::pages_for(longest) + 1),
+        threads: args.rank.threads.unwrap_or(cores),
+    };
+    let mut engine = Engine::new(CpuModel::load(path, &options)?, Settings::default());
+    let request = Request {
+        id: RequestId::new("generate")?,
+        attempt: 0,
+        prompt,
+        committed: Vec::new(),
+        sampling: Sampling {
+            params: SamplingParams {
+                temperature: args.sampling.temperature.unwrap_or(0.0),
+                top_p: args.sampling.top_p.unwrap_or(1.0),
+                ..SamplingParams::GREEDY
+            },
+            seed: args.sampling.seed.unwrap_or(0),
+            choice: 0,
+        },
+        limits: Limits { max_tokens, stop_ids: tokenizer.stop_ids().to_vec() },
+        quality: Quality::Exact,
+        speculation: Speculation::default(),
+    };
+    let events = open(&mut engine, request)?;
+    let mut out = std::io::stdout().lock();
+    let mut detokenizer = tokenizer.detokenizer();
+    let (started, mut first, mut tokens) = (Instant::now(), None, 0usize);
+    loop {
+        if let Outcome::Idle { .. } = engine.step(started.elapsed()) {
+            bail!("the engine stands still");
+        }
+        for event in events.try_iter() {
+            match event {
+                TargetEvent::Committed { frame, .. } => {
+                    first.get_or_insert_with(Instant::now);
+                    tokens += frame.ids.len();
+                    for id in frame.ids {
+                        if let Some(text) = detokenizer.push(id) {
+                            write!(out, "{text}")?;
+                        }
+                    }
+                    out.flush()?;
+                }
+                TargetEvent::Again(_) => {}
+                TargetEvent::Ended(ended) => {
+                    if let Some(text) = detokenizer.finish() {
+                        write!(out, "{text}")?;
+                    }
+                    writeln!(out)?;
+                    if ended.finish == Finish::Failed {
+                        bail!(
+                            "the model failed: its logits are not finite; check the file with `paceline models show`"
+                        );
+                    }
+                    if !args.quiet {
+                        report(started, first, tokens, ended.usage.prompt_tokens);
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+fn open(engine: &mut Engine<CpuModel>, request: Request) -> Result<Receiver<TargetEvent>> {
+    // A step brings two events at most, and they are read after each step.
+    let (outlet, events) = sync_channel(4);
+    let (admit, admitted) = sync_channel(1);
+    engine.command(Command::Target(Box::new(TargetOpen {
+        sequence: SequenceId(0),
+        request,
+        outlet: Box::new(Printer(outlet)),
+        admitted: Box::new(move |answer| {
+            let _ = admit.try_send(answer);
+        }),
+    })));
+    admitted.try_recv()??;
+    Ok(events)
+}
+
+struct Printer(std::sync::mpsc::SyncSender<TargetEvent>);
+
+impl Outlet<TargetEvent> for Printer {
+    fn room(&self) -> Room {
+        Room::Free
+    }
+
+    fn deliver(&mut self, event: TargetEvent) {
+        let _ = self.0.try_send(event);
+    }
+}
+
+fn report(started: Instant, first: Option<Instant>, tokens: usize, prompt: u32) {
+    let Some(first) = first else { return };
+    let prefill = first.duration_since(started).max(Duration::from_micros(1));
+    let decode = first.elapsed().max(Duration::from_micros(1));
+    eprintln!(
+        "prompt {prompt} tokens, {:.1}/s; answer {tokens} tokens, {:.1}/s",
+        f64::from(prompt) / prefill.as_secs_f64(),
+        tokens.saturating_sub(1) as f64 / decode.as_secs_f64()
+    );
 }

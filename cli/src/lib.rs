@@ -8,10 +8,13 @@
 
 pub mod args;
 pub mod chat;
+pub mod client;
 pub mod coordinator;
+pub mod demo;
 pub mod drafter;
 pub mod generate;
 pub mod models;
+pub mod rank;
 pub mod status;
 pub mod up;
 pub mod worker;

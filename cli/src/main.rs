@@ -13,15 +13,27 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("cannot start the runtime")),
     };
-    match runtime.block_on(run(cli)) {
+    let ended = runtime.block_on(run(cli));
+    // A read of standard input cannot be cancelled; it must not keep a drained process alive.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
-        Command::Models(args) => cli::models::run(args, &cli.store.open()?).await,
+async fn run(Cli { store, log, command }: Cli) -> anyhow::Result<()> {
+    let _telemetry = telemetry::init(&log.config())?;
+    match command {
+        Command::Up(args) => cli::up::run(args, &store).await,
+        Command::Demo(args) => cli::demo::run(args, &store).await,
+        Command::Coordinator(args) => cli::coordinator::run(args, &store.open()?).await,
+        Command::Worker(args) => cli::worker::run(args, &store.open()?).await,
+        Command::Drafter(args) => cli::drafter::run(args, &store.open()?).await,
+        Command::Chat(args) => cli::chat::run(args).await,
+        Command::Generate(args) => cli::generate::run(args, &store.open()?).await,
+        Command::Status(args) => cli::status::run(args).await,
+        Command::Models(args) => cli::models::run(args, &store.open()?).await,
     }
 }
 

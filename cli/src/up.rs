@@ -1,8 +1,25 @@
 //! `paceline up`: a whole cluster on this machine, one process a role.
 
-use clap::Args;
+use std::process::Stdio;
+use std::time::Duration;
 
-use crate::args::RankArgs;
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::args::{RankArgs, StoreArgs};
+use crate::client::Client;
+use crate::models::{self, Progress};
+use crate::rank::Announcement;
+
+/// For a process to load its model and announce itself.
+const START: Duration = Duration::from_secs(300);
+/// For every served model to have a path, once all processes serve.
+const READY: Duration = Duration::from_secs(60);
+/// For a process to drain and end.
+const STOP: Duration = Duration::from_secs(40);
 
 /// `paceline up ...`
 #[derive(Clone, Debug, Args)]
@@ -24,4 +41,221 @@ pub struct UpArgs {
     pub port: u16,
     #[command(flatten)]
     pub rank: RankArgs,
+}
+
+/// One process of a local cluster.
+#[derive(Debug)]
+struct Part {
+    announcement: Announcement,
+    child: Child,
+}
+
+/// A cluster of child processes. Dropped, it is killed; [`Cluster::stop`] ends it well.
+#[derive(Debug)]
+pub struct Cluster {
+    parts: Vec<Part>,
+}
+
+/// Starts a cluster and keeps it until Ctrl-C.
+pub async fn run(args: UpArgs, store: &StoreArgs) -> Result<()> {
+    let mut cluster = Cluster::start(&args, store).await?;
+    println!("\n{}\n", cluster.describe());
+    println!("Ask it:   paceline chat --url {} 'Write a haiku about rivers.'", cluster.url());
+    println!("Look:     paceline status --coordinator {}", cluster.grpc());
+    println!("OpenAI:   base_url {}/v1, any api_key.   Ctrl-C stops it.", cluster.url());
+    tokio::select! {
+        lost = cluster.lost() => {
+            cluster.stop().await;
+            bail!("{lost}; the cluster was stopped");
+        }
+        signal = tokio::signal::ctrl_c() => signal?,
+    }
+    eprintln!("stopping: answers under way may finish; Ctrl-C again kills");
+    tokio::select! {
+        () = cluster.stop() => Ok(()),
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    }
+}
+
+impl Cluster {
+    /// Fetches what is missing, starts all processes and waits until the cluster answers.
+    pub async fn start(args: &UpArgs, store: &StoreArgs) -> Result<Self> {
+        let opened = store.open()?;
+        let target = models::resolve(&opened, &args.target, &Progress::stderr()).await?;
+        let drafting = args.drafter != "none" && args.drafters > 0;
+        let drafter = match drafting {
+            true => Some(models::resolve(&opened, &args.drafter, &Progress::stderr()).await?),
+            false => None,
+        };
+        let own = std::env::current_exe().context("where is this program?")?;
+        let mut cluster = Self { parts: Vec::new() };
+        let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        let port = format!("127.0.0.1:{}", args.port);
+        cluster
+            .spawn(
+                &own,
+                &[
+                    "coordinator",
+                    "--model",
+                    &path(&target),
+                    "--listen",
+                    &port,
+                    "--grpc-listen",
+                    "127.0.0.1:0",
+                ],
+            )
+            .await?;
+        let grpc = cluster.grpc().trim_start_matches("http://").to_owned();
+        let target_threads = rank_flags(&args.rank, drafter.is_some(), Side::Target);
+        let drafter_threads = rank_flags(&args.rank, drafter.is_some(), Side::Drafter);
+        let nodes =
+            std::iter::repeat_n(("worker", Some(&target), &target_threads), args.workers.into()).chain(
+                std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_threads), args.drafters.into()),
+            );
+        for (role, model, flags) in nodes {
+            let Some(model) = model else { continue };
+            let model = path(model);
+            let mut words = vec![role, "--model", &model, "--coordinator", &grpc];
+            words.extend(flags.iter().map(String::as_str));
+            cluster.spawn(&own, &words).await?;
+        }
+        cluster.ready().await?;
+        Ok(cluster)
+    }
+
+    async fn spawn(&mut self, program: &std::path::Path, words: &[&str]) -> Result<()> {
+        let role = words[0].to_owned();
+        let mut child = Command::new(program)
+            .args(words)
+            .arg("--supervised")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            // Ctrl-C on the terminal is this process's to pass on.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("cannot start the {role}"))?;
+        let stdout = child.stdout.take().context("the child has no standard output")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let line = timeout(START, lines.next_line())
+            .await
+            .with_context(|| format!("the {role} did not start in time"))??;
+        let Some(line) = line else {
+            let status = timeout(STOP, child.wait()).await??;
+            bail!("the {role} did not start ({status}); its last words are above");
+        };
+        let announcement =
+            serde_json::from_str(&line).with_context(|| format!("the {role} said {line:?}"))?;
+        self.parts.push(Part { announcement, child });
+        Ok(())
+    }
+
+    /// Waits until the coordinator has a path for its model, and for every drafter to have joined.
+    async fn ready(&mut self) -> Result<()> {
+        let client = Client::new(self.url())?;
+        let deadline = Instant::now() + READY;
+        let nodes = self.parts.len() - 1;
+        loop {
+            let waiting = match client.ready().await {
+                Ok(()) => match crate::status::members(self.grpc()).await {
+                    Ok(members) if members.len() >= nodes => return Ok(()),
+                    Ok(members) => format!("{} of {nodes} nodes have joined", members.len()),
+                    Err(error) => format!("{error:#}"),
+                },
+                Err(why) => why,
+            };
+            if let Some(lost) = self.exited() {
+                bail!("{lost}");
+            }
+            ensure!(Instant::now() < deadline, "the cluster is not ready: {waiting}");
+            // The coordinator offers no event to an outsider; asked again soon.
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Address of the OpenAI API.
+    pub fn url(&self) -> &str {
+        self.parts.first().and_then(|p| p.announcement.http.as_deref()).unwrap_or_default()
+    }
+
+    /// The coordinator's gRPC address.
+    pub fn grpc(&self) -> &str {
+        self.parts.first().map(|p| p.announcement.grpc.as_str()).unwrap_or_default()
+    }
+
+    /// One line a process.
+    pub fn describe(&self) -> String {
+        let width = self.parts.iter().map(|p| p.announcement.node.len()).max().unwrap_or(0);
+        let line = |part: &Part| {
+            let Announcement { node, grpc, http } = &part.announcement;
+            let pid = part.child.id().unwrap_or_default();
+            let http = http.as_ref().map(|h| format!("   http {h}")).unwrap_or_default();
+            format!("{node:width$}   pid {pid:<7}   grpc {grpc}{http}")
+        };
+        self.parts.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Resolves when the cluster cannot serve any more: the coordinator or the last worker is gone. A
+    /// lost drafter or one of several workers is only reported; the others go on.
+    async fn lost(&mut self) -> String {
+        loop {
+            if let Some(lost) = self.exited() {
+                let serves = |role: &str| self.parts.iter().any(|p| p.announcement.node.starts_with(role));
+                if !serves("coordinator") || !serves("worker") {
+                    return lost;
+                }
+                eprintln!("{lost}; the cluster goes on without it");
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Takes out a process that ended and says which.
+    fn exited(&mut self) -> Option<String> {
+        let gone = self.parts.iter_mut().position(|p| matches!(p.child.try_wait(), Ok(Some(_)) | Err(_)))?;
+        let mut part = self.parts.remove(gone);
+        let status = part.child.try_wait().ok().flatten().map_or_else(String::new, |s| format!(" ({s})"));
+        Some(format!("{} ended{status}", part.announcement.node))
+    }
+
+    /// Drains and ends every process: workers and drafters first, so that answers may finish.
+    pub async fn stop(&mut self) {
+        // The end of its standard input tells a supervised process to drain.
+        for part in self.parts.iter_mut().rev() {
+            drop(part.child.stdin.take());
+        }
+        let deadline = Instant::now() + STOP;
+        for part in &mut self.parts {
+            if tokio::time::timeout_at(deadline, part.child.wait()).await.is_err() {
+                eprintln!("{} did not end in time; killed", part.announcement.node);
+                let _ = part.child.kill().await;
+            }
+        }
+        self.parts.clear();
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Target,
+    Drafter,
+}
+
+/// A rank's flags. Target and drafter share the cores instead of both taking all of them: two pools
+/// that wait for each other's threads are slower than either alone.
+fn rank_flags(rank: &RankArgs, drafting: bool, side: Side) -> Vec<String> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let share = match (drafting, side) {
+        (false, _) => cores,
+        (true, Side::Target) => cores.div_ceil(2),
+        (true, Side::Drafter) => (cores / 2).max(1),
+    };
+    let mut flags = vec!["--threads".to_owned(), rank.threads.unwrap_or(share).to_string()];
+    if let Some(context) = rank.context {
+        flags.extend(["--context".to_owned(), context.to_string()]);
+    }
+    if let Some(slots) = rank.slots {
+        flags.extend(["--slots".to_owned(), slots.to_string()]);
+    }
+    flags
 }

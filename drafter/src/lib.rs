@@ -87,7 +87,7 @@ where
         next_sequence: AtomicU64::new(1),
     }));
     let running = Running { record: rank.record.clone(), load: rank.load.clone() };
-    let server = server.with_service(DraftServer::new(service).max_decoding_message_size(MAX_FRAME_BYTES));
+    let server = server.add(DraftServer::new(service).max_decoding_message_size(MAX_FRAME_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)
 }

@@ -90,7 +90,7 @@ where
         next_sequence: AtomicU64::new(1),
     };
     let running = Running { record: rank.record.clone(), load: rank.load.clone() };
-    let server = server.with_service(WorkerServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES));
+    let server = server.add(WorkerServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)
 }
