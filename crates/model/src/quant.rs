@@ -30,14 +30,14 @@
 //!
 //! Changing any of this changes [`ARITHMETIC_VERSION`](crate::ARITHMETIC_VERSION).
 
+#[cfg(test)]
+pub(crate) mod emulation;
 pub(crate) mod float;
 pub(crate) mod input;
 mod k;
 mod q4;
 mod q5;
 mod q8;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use float::{Bf16, F16, F32, FloatWeight};
 pub(crate) use k::{Q4K, Q5K, Q6K};

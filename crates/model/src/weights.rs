@@ -111,6 +111,14 @@ impl Weights {
 }
 
 impl Matrix {
+    /// A matrix of bytes made up by a test.
+    #[cfg(test)]
+    pub(crate) fn in_memory(format: Format, outputs: usize, inputs: usize, bytes: &[u8]) -> Self {
+        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+        map.copy_from_slice(bytes);
+        Self { format, outputs, inputs, map: Arc::new(map.make_read_only().unwrap()), range: 0..bytes.len() }
+    }
+
     /// All rows, one after the other.
     pub(crate) fn bytes(&self) -> &[u8] {
         // Checked against the map when the matrix was made.

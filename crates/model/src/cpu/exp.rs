@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn within_two_ulp_of_the_exact_value() {
         for i in -87_000..=88_000 {
-            let x = i as f32 * 1e-3;
+            let x = (i as f32 * 1e-3).clamp(-87.0, 88.0);
             let exact = libm::exp(f64::from(x));
             let error = (f64::from(exp(x)) - exact).abs() / exact;
             assert!(error < 2.0 * f64::from(f32::EPSILON), "exp({x}) is off by {error:e}");

@@ -1,5 +1,8 @@
 //! Matrix products: weights from the file, inputs of all rows of a step.
 
+#[cfg(test)]
+mod tests;
+
 use rayon::prelude::*;
 
 use crate::quant::float::dot;

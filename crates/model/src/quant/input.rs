@@ -88,3 +88,41 @@ fn round(x: &[f32], inverse: f32, q: &mut [i8]) {
         *q = (x * inverse + MAGIC).to_bits() as i8;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quant::emulation::quantise;
+
+    proptest! {
+        #[test]
+        fn blocks_are_quantised_as_defined(
+            x in prop::collection::vec(prop_oneof![-4f32..4.0, -1e30f32..1e30, Just(0.0), Just(-0.0)], 256),
+        ) {
+            for x in x.chunks_exact(32) {
+                let (scale, q) = quantise(x);
+                let found = Input32::quantise(x);
+                prop_assert_eq!(found.scale.to_bits(), scale.to_bits());
+                prop_assert_eq!(found.q.map(i32::from).to_vec(), q.clone());
+                prop_assert_eq!(found.sum, q.iter().sum::<i32>());
+                prop_assert!(q.iter().all(|q| q.abs() <= 127));
+            }
+            let (scale, q) = quantise(&x);
+            let found = Input256::quantise(&x);
+            prop_assert_eq!(found.scale.to_bits(), scale.to_bits());
+            prop_assert_eq!(found.q.as_flattened().iter().map(|q| i32::from(*q)).collect::<Vec<_>>(), q.clone());
+            prop_assert_eq!(found.sums.to_vec(), q.chunks(16).map(|q| q.iter().sum()).collect::<Vec<i32>>());
+        }
+    }
+
+    #[test]
+    fn the_edges_of_the_scale() {
+        let block = |x: f32| Input32::quantise(&[x; 32]);
+        assert_eq!((block(1e-37).scale, block(1e-37).sum), (0.0, 0));
+        assert_eq!(block(1e-35).sum, 32 * 127);
+        assert_eq!(block(f32::MAX).sum, 32 * 127);
+        assert!(block(f32::NAN).scale.is_nan() && block(f32::NEG_INFINITY).scale.is_nan());
+    }
+}

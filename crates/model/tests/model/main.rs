@@ -1,6 +1,11 @@
 //! The model as its users see it: files in, logits and errors out.
-
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod bad_files;
+mod bad_steps;
+mod bits;
+mod files;
 mod real;
+mod reference;
 mod steps;
+mod tiny;

@@ -39,6 +39,10 @@ pub(crate) fn append(slot: u32, page: u32) -> TableDelta {
     TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Append(PageId(page)) }
 }
 
+pub(crate) fn clear(slot: u32) -> TableDelta {
+    TableDelta { change: TableChange::Clear, ..append(slot, 0) }
+}
+
 pub(crate) fn row(slot: u32, position: u32, token: u32) -> Row {
     Row {
         slot: Slot(slot),
@@ -63,8 +67,7 @@ pub(crate) fn logits(
     for tokens in tokens.chunks(chunk) {
         let mut step = sequences.step(&[(0, first, tokens)]);
         if first == 0 {
-            let clear = TableDelta { change: TableChange::Clear, ..append(0, 0) };
-            step.deltas.insert(0, clear);
+            step.deltas.insert(0, clear(0));
         }
         all.extend(model.logits(&step)?.into_iter().map(|(_, l)| l));
         first += tokens.len() as u32;

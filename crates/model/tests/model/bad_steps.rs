@@ -1,0 +1,105 @@
+//! Steps that are refused, by name and without a trace.
+
+use engine::{Model, ModelError};
+use gguf::TensorKind;
+use kvcache::{ClassId, PageId};
+use request::TokenId;
+use scheduler::{AdapterId, Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
+
+use crate::steps::{Sequences, append, logits, row};
+use crate::tiny::{CONTEXT, Shape, Tiny, VOCAB, tokens};
+
+#[test]
+fn wrong_steps_are_refused_by_name_and_leave_no_trace() {
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::Q8_0));
+    let mut model = tiny.load(1).unwrap();
+    let expected = logits(&mut tiny.load(1).unwrap(), &tokens(6), 6).unwrap();
+    let mut sequences = Sequences::new(1, 64);
+    let tokens = tokens(6);
+    model.logits(&sequences.step(&[(0, 0, &tokens[..5])])).unwrap();
+
+    let good = row(0, 5, 1);
+    let unsupported = |what| ModelError::Unsupported { what };
+    let outside = |what, index, bound| ModelError::OutOfRange { what, index, bound };
+    let rows = |rows: &[Row]| Step { deltas: vec![], rows: rows.to_vec() };
+    let delta = |change| Step { deltas: vec![TableDelta { change, ..append(0, 0) }], rows: vec![good] };
+    for (step, error) in [
+        (rows(&[Row { token: RowToken::FromStep(0), ..good }]), unsupported("tokens of the step before")),
+        (rows(&[Row { parent: Parent::Row(0), ..good }]), unsupported("token trees")),
+        (rows(&[Row { layers: Layers::First(1), ..good }]), unsupported("early exit")),
+        (rows(&[Row { output: Output::Hidden(1), ..good }]), unsupported("hidden states")),
+        (rows(&[Row { output: Output::Pooled, ..good }]), unsupported("pooled embeddings")),
+        (rows(&[Row { adapter: Some(AdapterId(0)), ..good }]), unsupported("adapters")),
+        (rows(&[good, good]), unsupported("rows of a slot that are not consecutive positions")),
+        (rows(&[good, row(0, 7, 1)]), unsupported("rows of a slot that are not consecutive positions")),
+        (
+            Step { deltas: vec![append(1, 9)], rows: vec![good, row(1, 0, 1), row(0, 6, 1)] },
+            unsupported("rows of a slot that are apart in the step"),
+        ),
+        (rows(&[row(4, 0, 1)]), outside("slot", 4, 4)),
+        (rows(&[row(0, CONTEXT, 1)]), outside("position", CONTEXT.into(), CONTEXT.into())),
+        (
+            rows(&[Row { token: RowToken::Known(TokenId(VOCAB as u32)), ..good }]),
+            outside("token", VOCAB as u64, VOCAB as u64),
+        ),
+        (rows(&[row(1, 0, 1)]), ModelError::NoPage { slot: 1, position: 0 }),
+        (rows(&[row(0, 16, 1)]), ModelError::NoPage { slot: 0, position: 16 }),
+        (
+            Step { deltas: vec![append(1, 9)], rows: vec![row(1, 40, 1)] },
+            ModelError::NoPage { slot: 1, position: 16 },
+        ),
+        (delta(TableChange::Append(PageId(256))), outside("page", 256, 256)),
+        (delta(TableChange::Truncate(2)), outside("page index", 2, 2)),
+        (delta(TableChange::Drop(1)), outside("page index", 1, 1)),
+        (delta(TableChange::Drop(0)), ModelError::NoPage { slot: 0, position: 0 }),
+        (delta(TableChange::Clear), ModelError::NoPage { slot: 0, position: 0 }),
+        (
+            Step { deltas: vec![TableDelta { class: ClassId(1), ..append(0, 0) }], rows: vec![] },
+            outside("head class", 1, 1),
+        ),
+        (
+            Step { deltas: vec![TableDelta { slot: Slot(9), ..append(0, 0) }], rows: vec![] },
+            outside("slot", 9, 4),
+        ),
+        (
+            Step { deltas: (0..129).map(|_| append(2, 0)).collect(), rows: vec![] },
+            outside("page index", 128, 128),
+        ),
+    ] {
+        assert_eq!(model.submit(&step).unwrap_err(), error, "{step:?}");
+    }
+    let last = model.logits(&sequences.step(&[(0, 5, &tokens[5..])])).unwrap();
+    assert_eq!(last[0].1, expected[5], "a refused step left something behind");
+}
+
+#[test]
+fn a_step_is_collected_once_before_the_next() {
+    let mut model = Tiny::new(Shape::of("llama", TensorKind::F32)).load(1).unwrap();
+    let mut sequences = Sequences::new(1, 64);
+    let ticket = model.submit(&sequences.step(&[(0, 0, &[1, 2])])).unwrap();
+    let next = sequences.step(&[(0, 2, &[3])]);
+    assert!(matches!(model.submit(&next), Err(ModelError::Unsupported { .. })));
+    assert!(matches!(model.collect(engine::Ticket(ticket.0 + 1)), Err(ModelError::Device(_))));
+    assert_eq!(model.collect(ticket).unwrap().0.len(), 2);
+    let ticket = model.submit(&next).unwrap();
+    assert_eq!(model.collect(ticket).unwrap().0.len(), 1);
+}
+
+/// Picks are what `sampling` draws from the logits, for the position after the row's.
+#[test]
+fn picks_are_drawn_from_the_rows_logits() {
+    let tiny = Tiny::new(Shape::of("qwen2", TensorKind::Q5_0));
+    let (mut model, mut twin) = (tiny.load(2).unwrap(), tiny.load(1).unwrap());
+    let sampling = request::Sampling { params: request::SamplingParams::at(1.0), seed: 5, choice: 2 };
+    let mut step = Sequences::new(1, 64).step(&[(0, 0, &tokens(60))]);
+    for row in &mut step.rows {
+        row.output = if row.position % 3 == 0 { Output::None } else { Output::Pick(sampling) };
+    }
+    let ticket = model.submit(&step).unwrap();
+    let picks = model.collect(ticket).unwrap().0;
+    assert_eq!(picks.len(), 40);
+    for (pick, (row, logits)) in picks.iter().zip(twin.logits(&step).unwrap()) {
+        assert_eq!(pick.row, row);
+        assert_eq!(Some(pick.token), sampling::pick(&logits, &sampling, row + 1));
+    }
+}

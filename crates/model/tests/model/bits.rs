@@ -1,0 +1,127 @@
+//! The contract: logits do not depend on batch, chunks, threads or processor, to the bit.
+
+use gguf::TensorKind;
+use model::{CpuModel, Level};
+
+use crate::real;
+use crate::steps::{Sequences, logits};
+use crate::tiny::{Shape, Tiny, tokens};
+
+const KINDS: [TensorKind; 11] = [
+    TensorKind::F32,
+    TensorKind::F16,
+    TensorKind::BF16,
+    TensorKind::Q8_0,
+    TensorKind::Q4_0,
+    TensorKind::Q4_1,
+    TensorKind::Q5_0,
+    TensorKind::Q5_1,
+    TensorKind::Q4_K,
+    TensorKind::Q5_K,
+    TensorKind::Q6_K,
+];
+
+fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    logits.iter().map(|row| row.iter().map(|l| l.to_bits()).collect()).collect()
+}
+
+/// Equal bits, with a message shorter than the logits.
+fn assert_equal(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (found, expected)) in bits(found).into_iter().zip(bits(expected)).enumerate() {
+        let differ = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
+        assert!(found.len() == expected.len() && differ == 0, "{what}: row {i}, {differ} logits differ");
+    }
+}
+
+/// The last token of each of three sequences of one step, after different prompts, and a
+/// verification run in a fourth: each as if it were alone.
+fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], what: &str) {
+    let n = tokens.len();
+    let alone = logits(model, tokens, 1).unwrap();
+    let mut sequences = Sequences::new(4, 64);
+    // Slot 0's table was filled by the run alone.
+    let mut first = sequences.step(&[
+        (0, 0, &tokens[..n - 1]),
+        (1, 0, &tokens[..n - 5]),
+        (2, 0, &tokens[..1]),
+        (3, 0, &tokens[..n / 2]),
+    ]);
+    first.deltas.insert(0, crate::steps::clear(0));
+    model.logits(&first).unwrap();
+    let step = sequences.step(&[
+        (3, n as u32 / 2, &tokens[n / 2..]),
+        (0, n as u32 - 1, &tokens[n - 1..]),
+        (2, 1, &tokens[1..4]),
+        (1, n as u32 - 5, &tokens[n - 5..]),
+    ]);
+    let found: Vec<Vec<f32>> = model.logits(&step).unwrap().into_iter().map(|(_, l)| l).collect();
+    let expected = [&alone[n / 2..], &alone[n - 1..], &alone[1..4], &alone[n - 5..]].concat();
+    assert_equal(&found, &expected, what);
+    for slot in 0..4 {
+        let step = scheduler::Step { deltas: vec![crate::steps::clear(slot)], rows: vec![] };
+        model.logits(&step).unwrap();
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_chunks_batch_threads_or_level() {
+    let tokens = tokens(40);
+    for architecture in ["llama", "qwen2"] {
+        for kind in KINDS {
+            let tiny = Tiny::new(Shape::of(architecture, kind));
+            let mut reference: Option<Vec<Vec<f32>>> = None;
+            for threads in [1, 2, 3] {
+                let mut model = tiny.load(threads).unwrap();
+                for level in Level::available() {
+                    model.set_level(level);
+                    for chunk in [40, 7, 1] {
+                        let found = logits(&mut model, &tokens, chunk).unwrap();
+                        assert!(found.iter().flatten().all(|l| l.is_finite()));
+                        let reference = reference.get_or_insert_with(|| found.clone());
+                        let what =
+                            format!("{architecture} {kind} {threads} threads {level} chunks of {chunk}");
+                        assert_equal(&found, reference, &what);
+                    }
+                    assert_batch_equals_alone(&mut model, &tokens, &format!("{architecture} {kind} {level}"));
+                }
+            }
+            // The comparison would be worth nothing on logits that are all alike.
+            let reference = reference.unwrap();
+            assert_ne!(reference[3], reference[4]);
+        }
+    }
+}
+
+/// Past 512 keys attention merges spans, past 256 rows a step is computed in pieces.
+#[test]
+fn long_sequences_keep_their_bits() {
+    let tokens = tokens(700);
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::Q4_0));
+    let mut reference: Option<Vec<Vec<f32>>> = None;
+    let mut model = tiny.load(2).unwrap();
+    for level in Level::available() {
+        model.set_level(level);
+        for chunk in [700, 300, 97] {
+            let found = logits(&mut model, &tokens, chunk).unwrap();
+            let reference = reference.get_or_insert_with(|| found.clone());
+            assert_equal(&found, reference, &format!("{level} chunks of {chunk}"));
+        }
+    }
+}
+
+/// The same on real weights, whose sizes are not powers of two.
+#[test]
+fn smollm2_keeps_its_bits() {
+    let Some(path) = real::find("smollm2-135m.gguf") else { return };
+    let mut model = CpuModel::load(&path, &real::OPTIONS).unwrap();
+    let tokens: Vec<u32> = (0..24).map(|i| (i * i * 37 + 400) % 40_000).collect();
+    let alone = logits(&mut model, &tokens, 1).unwrap();
+    for level in Level::available().into_iter().rev() {
+        model.set_level(level);
+        let chunked = logits(&mut model, &tokens, 9).unwrap();
+        assert_equal(&chunked, &alone, &format!("{level}, chunks of 9"));
+    }
+    let one = CpuModel::load(&path, &model::Options { threads: 1, ..real::OPTIONS });
+    assert_equal(&logits(&mut one.unwrap(), &tokens, 24).unwrap(), &alone, "one thread");
+}

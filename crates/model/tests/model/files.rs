@@ -1,0 +1,87 @@
+//! What is said of a file without computing with it.
+
+use gguf::{TensorKind, Value};
+use model::{CpuModel, Description, LoadError, Options, PageBudget, fingerprint};
+use tempfile::NamedTempFile;
+
+use crate::real;
+use crate::tiny::{CONTEXT, Shape, Tiny, VOCAB};
+
+fn written(tiny: &Tiny) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tiny.bytes()).unwrap();
+    file
+}
+
+#[test]
+fn a_description_is_the_headers() {
+    let mut tiny = Tiny::new(Shape::of("qwen2", TensorKind::Q4_K));
+    tiny.key("general.name", Value::Str("Tiny".into()));
+    let file = written(&tiny);
+    let found = Description::read(file.path()).unwrap();
+    assert_eq!(found.name.as_deref(), Some("Tiny"));
+    assert_eq!((found.architecture, found.layers, found.hidden), ("qwen2", 2, 256));
+    assert_eq!((found.heads, found.kv_heads), (4, 2));
+    assert_eq!((found.vocab, found.context), (VOCAB as u32, CONTEXT));
+    assert_eq!(found.file_bytes, file.as_file().metadata().unwrap().len());
+    let kinds: Vec<_> = found.tensors.iter().map(|t| (t.kind, t.tensors)).collect();
+    assert_eq!(kinds, [("Q4_K", 15), ("F32", 11)]);
+    // Embedding; q and o, k and v, gate, up and down of two layers; norms; biases.
+    let matrices = 130 * 256 + 2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512);
+    assert_eq!(found.parameters, matrices + 5 * 256 + 2 * (256 + 2 * 128));
+}
+
+#[test]
+fn a_fingerprint_follows_the_content() {
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::Q8_0));
+    let print = |tiny: &Tiny| fingerprint(written(tiny).path()).unwrap();
+    let first = print(&tiny);
+    assert_eq!(first, print(&tiny.clone()));
+    assert!(first.as_str().starts_with("fp_") && first.as_str().len() == 19, "{first}");
+    let mut other = tiny;
+    *other.tensors.get_mut("output_norm.weight").unwrap().bytes.last_mut().unwrap() ^= 1;
+    assert_ne!(first, print(&other));
+}
+
+#[test]
+fn options_are_checked() {
+    let file = written(&Tiny::new(Shape::of("llama", TensorKind::F16)));
+    let good = Options { context: None, slots: 1, pages: PageBudget::Pages(1), threads: 1 };
+    for (options, name) in [
+        (Options { context: Some(0), ..good }, "context"),
+        (Options { context: Some(CONTEXT + 1), ..good }, "context"),
+        (Options { slots: 0, ..good }, "slots"),
+        (Options { slots: u32::MAX, ..good }, "slots"),
+        (Options { pages: PageBudget::Pages(0), ..good }, "pages"),
+        (Options { pages: PageBudget::Bytes(100), ..good }, "pages"),
+        (Options { threads: 0, ..good }, "threads"),
+        (Options { threads: usize::MAX, ..good }, "threads"),
+    ] {
+        let error = CpuModel::load(file.path(), &options).unwrap_err();
+        assert!(matches!(error, LoadError::BadOption { option, .. } if option == name), "{name}: {error}");
+    }
+    // Two layers of two KV heads, 16 positions of 16 half floats, keys and values.
+    let two_pages = PageBudget::Bytes(2 * (2 * 2 * 16 * 16 * 2 * 2) + 1);
+    let model = CpuModel::load(file.path(), &Options { pages: two_pages, ..good }).unwrap();
+    assert_eq!(engine::Model::spec(&model).classes, [(kvcache::HeadClass::Full, 2)]);
+}
+
+#[test]
+fn a_missing_file_is_named_an_io_error() {
+    let gone = std::path::Path::new("no-such-file.gguf");
+    assert!(matches!(Description::read(gone), Err(LoadError::Header(gguf::Error::Io { .. }))));
+    assert!(matches!(fingerprint(gone), Err(LoadError::Io { .. })));
+}
+
+#[test]
+fn the_real_models_are_described() {
+    for (file, layers, parameters) in [
+        ("smollm2-135m.gguf", 30, 134_515_008),
+        ("coder-0.5b.gguf", 24, 630_167_424),
+        ("coder-1.5b.gguf", 28, 1_777_088_000),
+    ] {
+        let Some(path) = real::find(file) else { continue };
+        let found = Description::read(&path).unwrap();
+        assert_eq!((found.layers, found.parameters), (layers, parameters), "{found:?}");
+    }
+}

@@ -1,0 +1,45 @@
+//! Logits against independent forward passes: a naive one on small models, candle on SmolLM2.
+
+mod candle;
+mod naive;
+
+use gguf::TensorKind;
+
+use crate::steps::logits;
+use crate::tiny::{Shape, Tiny, tokens};
+
+/// Relative distance of two rows of logits, each taken from its own mean: a constant added to all
+/// logits changes no probability.
+fn distance(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let center = |row: Vec<f64>| {
+        let mean = row.iter().sum::<f64>() / row.len() as f64;
+        row.into_iter().map(move |l| l - mean).collect::<Vec<f64>>()
+    };
+    let found = center(found.iter().map(|l| f64::from(*l)).collect());
+    let expected = center(expected.to_vec());
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let off = square(&mut found.iter().zip(&expected).map(|(f, e)| f - e));
+    (off / square(&mut expected.iter().copied())).sqrt()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[test]
+fn f32_weights_give_the_logits_of_a_naive_pass() {
+    for (architecture, tied) in [("llama", true), ("llama", false), ("qwen2", true), ("qwen2", false)] {
+        let tiny = Tiny::new(Shape { tied, ..Shape::of(architecture, TensorKind::F32) });
+        let tokens = tokens(50);
+        let found = logits(&mut tiny.load(2).unwrap(), &tokens, 50).unwrap();
+        let expected = naive::logits(&tiny, &tokens);
+        let distances: Vec<f64> = found.iter().zip(&expected).map(|(f, e)| distance(f, e)).collect();
+        let worst = distances.iter().copied().fold(0.0, f64::max);
+        let median = median(distances);
+        println!("{architecture}, tied {tied}: median {median:.1e}, worst {worst:.1e}");
+        assert!(median <= 1e-5, "{architecture}, tied {tied}: median {median:e}");
+        assert!(worst <= 2e-4, "{architecture}, tied {tied}: worst {worst:e}");
+    }
+}

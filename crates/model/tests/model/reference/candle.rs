@@ -1,0 +1,118 @@
+//! SmolLM2 in candle's operations on weights that candle dequantised to F32.
+
+use std::fs::File;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::Content;
+use candle_core::{D, DType, Device, Result, Tensor};
+use gguf::Header;
+use model::CpuModel;
+
+use super::{distance, median};
+use crate::real;
+use crate::steps::logits;
+
+struct Reference {
+    file: File,
+    content: Content,
+}
+
+impl Reference {
+    fn open(path: &Path) -> Self {
+        let mut file = File::open(path).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        Self { file, content }
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<Tensor> {
+        self.content.tensor(&mut self.file, name, &Device::Cpu)?.dequantize(&Device::Cpu)
+    }
+
+    fn number(&self, name: &str) -> usize {
+        self.content.metadata[&format!("llama.{name}")].to_u32().unwrap() as usize
+    }
+
+    /// Logits of all positions.
+    fn logits(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let (heads, kv_heads) = (self.number("attention.head_count"), self.number("attention.head_count_kv"));
+        let hidden = self.number("embedding_length");
+        let (head_dim, n) = (hidden / heads, tokens.len());
+        let base = self.content.metadata["llama.rope.freq_base"].to_f32()?;
+        let epsilon = self.content.metadata["llama.attention.layer_norm_rms_epsilon"].to_f32()?;
+        let norm = |x: &Tensor, w: &Tensor| -> Result<Tensor> {
+            let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+            x.broadcast_div(&(mean + f64::from(epsilon))?.sqrt()?)?.broadcast_mul(w)
+        };
+        let angles: Vec<f32> = (0..n)
+            .flat_map(|p| {
+                (0..head_dim / 2).map(move |i| p as f32 * base.powf(-2.0 * i as f32 / head_dim as f32))
+            })
+            .collect();
+        let angles = Tensor::from_vec(angles, (n, head_dim / 2), &Device::Cpu)?;
+        let (cosine, sine) = (angles.cos()?, angles.sin()?);
+        // [n, heads * head_dim] to [heads, n, head_dim], neighbours turned.
+        let split = |x: Tensor, heads: usize| x.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
+        let turn = |x: Tensor| -> Result<Tensor> {
+            let pairs = x.reshape((x.dim(0)?, n, head_dim / 2, 2))?;
+            let (a, b) = (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?);
+            let first = (a.broadcast_mul(&cosine)? - b.broadcast_mul(&sine)?)?;
+            let second = (a.broadcast_mul(&sine)? + b.broadcast_mul(&cosine)?)?;
+            Tensor::stack(&[first, second], 3)?.reshape(x.shape())
+        };
+        let mask: Vec<f32> =
+            (0..n * n).map(|i| if i % n > i / n { f32::NEG_INFINITY } else { 0.0 }).collect();
+        let mask = Tensor::from_vec(mask, (n, n), &Device::Cpu)?;
+
+        let embedding = self.tensor("token_embd.weight")?;
+        let mut x = embedding.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?;
+        for i in 0..self.number("block_count") {
+            let mut w = |part: &str| self.tensor(&format!("blk.{i}.{part}.weight"));
+            let normed = norm(&x, &w("attn_norm")?)?;
+            let q = turn(split(normed.matmul(&w("attn_q")?.t()?)?, heads)?)?;
+            let k = turn(split(normed.matmul(&w("attn_k")?.t()?)?, kv_heads)?)?;
+            let v = split(normed.matmul(&w("attn_v")?.t()?)?, kv_heads)?;
+            let share = |x: Tensor| -> Result<Tensor> {
+                let group = heads / kv_heads;
+                x.unsqueeze(1)?.expand((kv_heads, group, n, head_dim))?.reshape((heads, n, head_dim))
+            };
+            let (k, v) = (share(k)?, share(v)?);
+            let scores = (q.matmul(&k.t()?)? / (head_dim as f64).sqrt())?.broadcast_add(&mask)?;
+            let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+            let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+            let attended = weights.matmul(&v)?.transpose(0, 1)?.reshape((n, hidden))?;
+            x = (x + attended.matmul(&w("attn_output")?.t()?)?)?;
+            let normed = norm(&x, &w("ffn_norm")?)?;
+            let gate = normed.matmul(&w("ffn_gate")?.t()?)?;
+            let gate = (&gate / ((gate.neg()?.exp()? + 1.0)?))?;
+            let both = (gate * normed.matmul(&w("ffn_up")?.t()?)?)?;
+            x = (x + both.matmul(&w("ffn_down")?.t()?)?)?;
+        }
+        let normed = norm(&x, &self.tensor("output_norm.weight")?)?;
+        normed.matmul(&embedding.t()?)?.to_dtype(DType::F32)?.to_vec2()
+    }
+}
+
+#[test]
+fn smollm2_is_close_to_candles_f32() {
+    let Some(path) = real::find("smollm2-135m.gguf") else { return };
+    let header = Header::open(&path).unwrap();
+    let text = "The Tour de France is an annual bicycle race held in July. Riders in a paceline take turns at the \
+                front, because the one behind saves about a third of the power.\nimport os\n\ndef main():\n    print(";
+    let tokens = real::tokens(&header.metadata, text);
+    let found = logits(&mut CpuModel::load(&path, &real::OPTIONS).unwrap(), &tokens, 16).unwrap();
+    let expected = Reference::open(&path).logits(&tokens).unwrap();
+    let mut agree = 0;
+    let distances: Vec<f64> = found
+        .iter()
+        .zip(&expected)
+        .map(|(found, expected)| {
+            agree += usize::from(sampling::argmax(found) == sampling::argmax(expected));
+            distance(found, &expected.iter().map(|l| f64::from(*l)).collect::<Vec<f64>>())
+        })
+        .collect();
+    let (worst, rows) = (distances.iter().copied().fold(0.0, f64::max), distances.len());
+    let median = median(distances);
+    println!("{rows} rows: median {median:.4}, worst {worst:.4}; {agree} of {rows} have the same best token");
+    assert!(median <= 0.04, "median {median}");
+    assert!(agree * 10 >= rows * 9, "only {agree} of {rows} rows have the same best token");
+}

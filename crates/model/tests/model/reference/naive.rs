@@ -1,0 +1,100 @@
+//! A forward pass in f64 that does one thing after the other, one position at a time. The one thing
+//! it shares with the model's numerics: keys and values are rounded to half floats.
+
+use half::f16;
+
+use crate::tiny::{EPSILON, LAYERS, ROPE_BASE, Tiny, VOCAB};
+
+/// Logits of every position.
+pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Vec<Vec<f64>> {
+    let shape = &tiny.shape;
+    let (heads, head_dim) = (shape.heads, shape.head_dim());
+    let mut cache: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>)> = vec![(vec![], vec![]); LAYERS];
+    let mut all = Vec::new();
+    for (position, token) in tokens.iter().enumerate() {
+        let embedding = values(tiny, "token_embd.weight");
+        let mut x = embedding[*token as usize * shape.hidden..][..shape.hidden].to_vec();
+        for (i, (keys, values_)) in cache.iter_mut().enumerate() {
+            let name = |part: &str| format!("blk.{i}.{part}");
+            let normed = norm(&x, &values(tiny, &name("attn_norm.weight")));
+            let project = |part: &str| {
+                let mut y = times(tiny, &name(&format!("{part}.weight")), &normed);
+                if tiny.tensors.contains_key(&name(&format!("{part}.bias"))) {
+                    let bias = values(tiny, &name(&format!("{part}.bias")));
+                    y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                }
+                y
+            };
+            let (mut q, mut k, v) = (project("attn_q"), project("attn_k"), project("attn_v"));
+            for head in q.chunks_mut(head_dim).chain(k.chunks_mut(head_dim)) {
+                turn(head, position, shape.architecture == "llama");
+            }
+            let round = |x: Vec<f64>| x.into_iter().map(|x| f16::from_f64(x).to_f64()).collect();
+            keys.push(round(k));
+            values_.push(round(v));
+            let mut attended = vec![0.0; heads * head_dim];
+            for h in 0..heads {
+                let own = h * head_dim..(h + 1) * head_dim;
+                let kv = h * shape.kv_heads / heads * head_dim;
+                let shared = kv..kv + head_dim;
+                let scores: Vec<f64> = keys
+                    .iter()
+                    .map(|k| dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt())
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (w, v) in weights.iter().zip(&*values_) {
+                    for (a, v) in attended[own.clone()].iter_mut().zip(&v[shared.clone()]) {
+                        *a += w / total * v;
+                    }
+                }
+            }
+            add(&mut x, &times(tiny, &name("attn_output.weight"), &attended));
+            let normed = norm(&x, &values(tiny, &name("ffn_norm.weight")));
+            let gate = times(tiny, &name("ffn_gate.weight"), &normed);
+            let up = times(tiny, &name("ffn_up.weight"), &normed);
+            let both: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+            add(&mut x, &times(tiny, &name("ffn_down.weight"), &both));
+        }
+        let normed = norm(&x, &values(tiny, "output_norm.weight"));
+        let head = if shape.tied { "token_embd.weight" } else { "output.weight" };
+        let row = times(tiny, head, &normed);
+        assert_eq!(row.len(), VOCAB);
+        all.push(row);
+    }
+    all
+}
+
+/// An F32 tensor.
+fn values(tiny: &Tiny, name: &str) -> Vec<f64> {
+    tiny.tensors[name].bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+}
+
+fn times(tiny: &Tiny, name: &str, x: &[f64]) -> Vec<f64> {
+    values(tiny, name).chunks_exact(x.len()).map(|row| dot(row, x)).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn norm(x: &[f64], weight: &[f64]) -> Vec<f64> {
+    let scale = 1.0 / (dot(x, x) / x.len() as f64 + f64::from(EPSILON)).sqrt();
+    x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
+}
+
+fn turn(head: &mut [f64], position: usize, adjacent: bool) {
+    let half = head.len() / 2;
+    for i in 0..half {
+        let angle = position as f64 * f64::from(ROPE_BASE).powf(-2.0 * i as f64 / head.len() as f64);
+        let (a, b) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + half) };
+        let (x, y) = (head[a], head[b]);
+        head[a] = x * angle.cos() - y * angle.sin();
+        head[b] = x * angle.sin() + y * angle.cos();
+    }
+}
