@@ -30,7 +30,7 @@ echo "Paceline demo: target $target, drafter $drafter"
 if [[ -n $python ]]; then echo "  download   $((bytes / 1000000)) MB of models into $store"
 else echo "  download   from the Hugging Face hub into $store (without python3 there is no second source)"; fi
 echo "  disk       $((disk_mb / 1000)).$((disk_mb % 1000 / 100)) GB, the build included"
-echo "  time       about $((build_min > download_min ? build_min : download_min)) minutes on these $(nproc) cores with a line of 100 Mbit/s"
+echo "  time       about $((build_min > download_min ? build_min : download_min)) min on these $(nproc) cores with a line of 100 Mbit/s"
 free_mb=$(df -Pk "$store" | awk 'NR == 2 { print int($4 / 1000) }')
 ((free_mb > disk_mb)) || die "$disk_mb MB of disk are needed, $free_mb MB are free in $store; make room or set PACELINE_MODELS"
 
