@@ -22,7 +22,8 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Longest body of a request over HTTP.
     pub max_body_bytes: ByteSize,
-    /// Requests under way at once; more are refused with 429 and a time to come back.
+    /// Requests under way at once; more are refused with 429 and a time to come back. Times
+    /// `max_body_bytes`, it bounds the memory that requests can take.
     pub max_in_flight: u32,
     /// Output bound of requests that name none, where the context leaves that much.
     pub default_max_tokens: u32,

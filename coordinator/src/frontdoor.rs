@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster::View;
 use proto::Asked;
 use request::{Limits, Request, RequestId, Sampling, TokenId};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Permit};
@@ -100,6 +102,17 @@ impl FrontDoor {
 
     pub(crate) fn serving(&self, model: &Model) -> Serving {
         self.router.serving(&model.name, model.text.vocab_hash())
+    }
+
+    /// Models without a worker that takes requests.
+    pub(crate) fn unserved(&self) -> Vec<&str> {
+        let unserved = self.models.all().iter().filter(|m| self.serving(m).ready_workers == 0);
+        unserved.map(|m| m.name.as_str()).collect()
+    }
+
+    /// Wakes when who serves what may have changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<View> {
+        self.router.changes()
     }
 
     fn max_tokens(

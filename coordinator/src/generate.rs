@@ -335,6 +335,10 @@ impl Answer {
                 ..TokensOut::default()
             }));
         }
+        tracing::info!(
+            request = %self.request.id, model = self.model.name, prompt = usage.prompt_tokens,
+            output = usage.completion_tokens, ?finish, admitted = self.admitted, strategy = self.strategy, "answered"
+        );
         self.ready.push_back(Event::Ended(Ended {
             finish,
             usage,

@@ -11,9 +11,9 @@ use crate::text::{ModelText, TextError};
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
     #[error("model {name}: {}: {source}", path.display())]
-    File { name: String, path: PathBuf, source: gguf::Error },
+    File { name: String, path: PathBuf, source: Box<gguf::Error> },
     #[error("model {name}: tokenizer in {}: {source}", path.display())]
-    Text { name: String, path: PathBuf, source: TextError },
+    Text { name: String, path: PathBuf, source: Box<TextError> },
 }
 
 #[derive(Debug)]
@@ -32,13 +32,14 @@ impl Models {
     pub(crate) fn load(configs: Vec<ModelConfig>) -> Result<Self, ModelFileError> {
         let load = |config: ModelConfig| {
             let ModelConfig { name, path, aliases } = config;
-            let header = match gguf::Header::open(&path) {
-                Ok(header) => header,
-                Err(source) => return Err(ModelFileError::File { name, path, source }),
-            };
+            let header = gguf::Header::open(&path).map_err(|e| ModelFileError::File {
+                name: name.clone(),
+                path: path.clone(),
+                source: Box::new(e),
+            })?;
             match ModelText::new(&header) {
                 Ok(text) => Ok(Arc::new(Model { name, aliases, text })),
-                Err(source) => Err(ModelFileError::Text { name, path, source }),
+                Err(e) => Err(ModelFileError::Text { name, path, source: Box::new(e) }),
             }
         };
         configs.into_iter().map(load).collect::<Result<_, _>>().map(Self)

@@ -124,6 +124,10 @@ impl Router {
         place(&problem).map(|placement| placement.worker.context).map_err(refusal)
     }
 
+    pub(crate) fn changes(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
     /// The map without workers of `model` whose vocabulary is not ours.
     fn usable(&self, model: &str, vocab_hash: VocabHash) -> View {
         let view = self.view.borrow().clone();

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use daemon::config::Valid;
 use daemon::listen::{self, ListenError};
 use daemon::registry::Registry;
-use daemon::{Deadlines, Ended, Readiness, Shutdown, Tasks, grpc};
+use daemon::{Deadlines, Ended, Gate, Readiness, Shutdown, Tasks, grpc};
 
 use crate::Config;
 use crate::api;
@@ -46,6 +46,7 @@ pub struct Running {
     http: SocketAddr,
     grpc: SocketAddr,
     door: Arc<FrontDoor>,
+    readiness: Readiness,
     tasks: Tasks,
     drain: Duration,
 }
@@ -73,7 +74,10 @@ impl Coordinator {
         let slow_client = config.slow_client_timeout;
         let inference = api::grpc::service(Arc::clone(&door), slow_client, server.max_message());
         let server = server.add(inference).add(registry.service());
-        tasks.spawn("grpc", server.serve(Readiness::default(), shutdown.clone()));
+        let readiness = Readiness::default();
+        let gate = readiness.gate("workers", "no worker has joined");
+        tasks.spawn("readiness", watch_workers(Arc::clone(&door), gate, shutdown.clone()));
+        tasks.spawn("grpc", server.serve(readiness.clone(), shutdown.clone()));
 
         let app = api::openai::routes(api::openai::Api {
             door: Arc::clone(&door),
@@ -85,7 +89,7 @@ impl Coordinator {
         tasks.spawn("http", crate::serve::serve(listener, app, connections, slow_client, shutdown));
 
         tracing::info!(%http, %grpc, models = config.models.len(), "coordinator serves");
-        Ok(Running { http, grpc, door, tasks, drain: config.drain_timeout })
+        Ok(Running { http, grpc, door, readiness, tasks, drain: config.drain_timeout })
     }
 }
 
@@ -98,6 +102,11 @@ impl Running {
     /// Where gRPC listens and nodes join, with the actual port.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc
+    }
+
+    /// Ready while every served model has a worker; for the admin port.
+    pub fn readiness(&self) -> &Readiness {
+        &self.readiness
     }
 
     /// For tasks that live as long as the coordinator (signals, an admin port).
@@ -117,4 +126,19 @@ async fn close_at_drain(door: Arc<FrontDoor>, shutdown: Shutdown) -> Result<(), 
     shutdown.draining().await;
     door.admission.close();
     Ok(())
+}
+
+/// Keeps the gate as `/health` says.
+async fn watch_workers(door: Arc<FrontDoor>, gate: Gate, shutdown: Shutdown) -> Result<(), Infallible> {
+    let mut changes = door.changes();
+    loop {
+        match door.unserved().as_slice() {
+            [] => gate.open(),
+            models => gate.close(format!("no ready worker for {}", models.join(", "))),
+        }
+        tokio::select! {
+            Ok(()) = changes.changed() => {}
+            () = shutdown.stopping() => return Ok(()),
+        }
+    }
 }

@@ -32,10 +32,8 @@ struct Version {
 /// 200 when every served model has a worker that takes requests; else 503 and which one has none.
 pub(super) async fn health(State(api): State<Api>) -> Response {
     let mut models = BTreeMap::new();
-    let mut missing = false;
     for model in api.door.models.all() {
         let serving = api.door.serving(model);
-        missing |= serving.ready_workers == 0;
         let (ready_workers, ready_drafters) = (serving.ready_workers, serving.ready_drafters);
         models.insert(
             model.name.clone(),
@@ -44,7 +42,7 @@ pub(super) async fn health(State(api): State<Api>) -> Response {
     }
     let (code, status) = if api.door.admission.is_closed() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else if missing {
+    } else if !api.door.unserved().is_empty() {
         (StatusCode::SERVICE_UNAVAILABLE, "a model has no ready worker")
     } else {
         (StatusCode::OK, "ok")

@@ -1,8 +1,12 @@
 //! What a client gets when all goes well.
 
+use std::time::Duration;
+
+use ::cluster::{NodeRecord, Role, VocabHash};
+use request::{Speculation, Strategy};
 use serde_json::{Value, json};
 
-use crate::cluster::{TEXT, ask, front};
+use crate::cluster::{Front, TEXT, ask, front};
 use crate::model_file;
 
 /// The `data:` payloads of an event stream.
@@ -108,6 +112,29 @@ async fn draft_flags_when_asked() {
 }
 
 #[tokio::test]
+async fn drafters_of_the_vocabulary_are_named_to_the_worker() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", []).await;
+    let other = NodeRecord { vocab_hash: VocabHash([0; 32]), ..Front::record("d-other", Role::Drafter) };
+    let _joined = [front.join(Front::record("d-same", Role::Drafter)), front.join(other)];
+    front.until(|members| members.len() == 3).await;
+    let speculation = json!({"strategy": "lockstep", "k": 3, "max_draft": 5});
+    let (_, body) = front.post(&ask(json!({"speculation": speculation}))).await;
+    let metrics = &body["metrics"]["speculative_decoding"];
+    assert_eq!((&metrics["strategy"], &metrics["num_spec_tokens"]), (&json!("lockstep"), &json!(3)));
+    let (_, body) = front.post(&ask(json!({}))).await;
+    assert_eq!(body["metrics"]["speculative_decoding"]["strategy"], "draft");
+    let placed = worker.seen();
+    assert!(placed.iter().all(|p| p.drafters.iter().map(|d| d.id.as_str()).eq(["d-same"])), "{placed:?}");
+    let asked = placed[0].request.speculation;
+    assert_eq!(
+        (asked.strategy, asked.max_draft),
+        (Strategy::Lockstep { k: 3, deadline: Duration::from_secs(1) }, Some(5))
+    );
+    assert_eq!(placed[1].request.speculation, Speculation::default());
+}
+
+#[tokio::test]
 async fn seeds_are_drawn_and_returned() {
     let front = front(|_| {}).await;
     let worker = front.worker("w0", []).await;
@@ -131,7 +158,7 @@ async fn max_tokens_default_is_what_the_context_leaves() {
     let worker = front.worker("w0", []).await;
     front.post(&ask(json!({}))).await;
     // The fake's context is 512.
-    front.post(&ask(json!({"messages": [{"role": "user", "content": "x".repeat(470)}]}))).await;
+    front.post(&ask(json!({"messages": [{"role": "user", "content": "x".repeat(480)}]}))).await;
     let placed = worker.seen();
     assert_eq!(placed[0].request.limits.max_tokens, 20);
     assert_eq!(placed[1].request.limits.max_tokens as usize, 512 - placed[1].request.prompt.len());

@@ -42,7 +42,7 @@ pub(crate) enum Act {
     HangAt(usize),
     /// The same, and gone when released.
     HangThenDie(usize),
-    /// The whole text without an end, token after token.
+    /// The text over and over, as fast as it is read.
     Forever,
     /// Up to this output index, then an index that skips one.
     SkipAt(usize),
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     script: Mutex<VecDeque<Act>>,
     pub(crate) seen: Mutex<Vec<Placed>>,
     go: Notify,
+    /// Tokens given to the transport.
+    pub(crate) sent: AtomicU32,
     /// Streams that are open now.
     pub(crate) open: AtomicU32,
 }
@@ -101,23 +103,28 @@ pub(crate) async fn front(change: impl FnOnce(&mut Config)) -> Front {
 impl Front {
     /// A worker of model `bytes` with fingerprint `fp_1` that has joined.
     pub(crate) async fn worker(&self, id: &'static str, script: impl IntoIterator<Item = Act>) -> Fake {
-        self.worker_of(id, "fp_1", script).await
+        self.worker_with(id, |_| {}, script).await
     }
 
-    pub(crate) async fn worker_of(
+    pub(crate) async fn worker_with(
         &self,
         id: &'static str,
-        fingerprint: &str,
+        change: impl FnOnce(&mut NodeRecord),
         script: impl IntoIterator<Item = Act>,
     ) -> Fake {
         let shared =
             Arc::new(Shared { script: Mutex::new(script.into_iter().collect()), ..Shared::default() });
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint::try_from(listener.local_addr().unwrap()).unwrap();
+        let mut record = NodeRecord { endpoint, ..Self::record(id, Role::Worker) };
+        change(&mut record);
         let kill = CancellationToken::new();
-        let service =
-            Service { shared: Arc::clone(&shared), fingerprint: fingerprint.into(), kill: kill.clone() };
+        let service = Service {
+            shared: Arc::clone(&shared),
+            fingerprint: record.fingerprint.clone(),
+            kill: kill.clone(),
+        };
         // Killed, the server and all its connections are dropped: what a peer sees of a dead process.
         // A thread and runtime of its own, because tonic's connections are tasks that outlive it.
         let killed = kill.clone();
@@ -134,22 +141,26 @@ impl Front {
                 }
             });
         });
-        let record = NodeRecord {
-            id: NodeId::new(id).unwrap(),
-            incarnation: Incarnation(1),
-            role: Role::Worker,
-            endpoint: Endpoint::try_from(address).unwrap(),
-            model: "bytes".into(),
-            fingerprint: fingerprint.into(),
-            vocab_hash: VocabHash(model_file::vocab_hash()),
-            context: 512,
-            slots: 4,
-            state: NodeState::Ready,
-        };
         let (tasks, shutdown) = self.join(record);
         let fake = Fake { id, shared, kill, _tasks: tasks, shutdown };
         self.until(|members| members.contains(&id.to_string())).await;
         fake
+    }
+
+    /// A node that joins and is never called; its endpoint has no listener.
+    pub(crate) fn record(id: &str, role: Role) -> NodeRecord {
+        NodeRecord {
+            id: NodeId::new(id).unwrap(),
+            incarnation: Incarnation(1),
+            role,
+            endpoint: Endpoint::new("http://127.0.0.1:9").unwrap(),
+            model: "bytes".into(),
+            fingerprint: "fp_1".into(),
+            vocab_hash: VocabHash(model_file::vocab_hash()),
+            context: 512,
+            slots: 4,
+            state: NodeState::Ready,
+        }
     }
 
     pub(crate) fn join(&self, record: NodeRecord) -> (Tasks, Shutdown) {
@@ -313,7 +324,7 @@ impl Play {
             return Some(Ok(Answer::Accepted {
                 incarnation: Incarnation(1),
                 fingerprint: self.fingerprint.clone(),
-                drafter: None,
+                drafter: self.placed.drafters.first().map(|d| d.id.clone()),
             }
             .into()));
         }
@@ -323,6 +334,8 @@ impl Play {
         match self.act {
             Act::EndAt(n) if reached(n) => return None,
             Act::DieAt(n) if reached(n) => {
+                // What was said before must have left: dying before Accepted is another case, a refusal.
+                sleep(Duration::from_millis(30)).await;
                 self.kill.cancel();
                 std::future::pending::<Infallible>().await;
             }
@@ -343,14 +356,11 @@ impl Play {
                 self.over = true;
                 return Some(Err(status(Reason::Internal, "scripted failure".into(), None)));
             }
-            Act::Forever => {
-                sleep(Duration::from_millis(1)).await;
-            }
             _ => {}
         }
         let most = self.placed.request.limits.max_tokens as usize;
         let endless = matches!(self.act, Act::Forever);
-        if !endless && (at == text.len() || at == most) {
+        if at == most || (!endless && at == text.len()) {
             self.over = true;
             let finish = if at == most { Finish::Length } else { Finish::Stop };
             let mut speculation = SpeculationStats::default();
@@ -376,6 +386,7 @@ impl Play {
         let ids: Vec<_> = (at..until).map(|i| text[i % text.len()]).collect();
         let drafted = (0..ids.len()).map(|i| i == 1).collect();
         self.next = until;
+        self.open.0.sent.fetch_add(2, Ordering::SeqCst);
         Some(Ok(Answer::Tokens { index: u32::try_from(at).unwrap(), ids, drafted }.into()))
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use ::cluster::{Endpoint, Incarnation, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use ::cluster::{NodeRecord, Role, VocabHash};
 use proto::reason::Reason;
 use serde_json::{Value, json};
 
-use crate::cluster::{Act, TEXT, ask, front};
+use crate::cluster::{Act, Front, TEXT, ask, front};
 
 fn error(body: &Value) -> (&str, Option<&str>, &str) {
     let error = &body["error"];
@@ -120,7 +120,7 @@ async fn what_no_worker_can_serve_is_not_asked_twice() {
 #[tokio::test]
 async fn too_many_under_way_is_429() {
     let front = front(|c| c.max_in_flight = 1).await;
-    let worker = front.worker("w0", [Act::Forever]).await;
+    let worker = front.worker("w0", [Act::HangAt(4)]).await;
     let running = front.send(&ask(json!({"stream": true, "max_tokens": 400}))).await;
     assert_eq!(running.status(), 200);
     let response = front.send(&ask(json!({}))).await;
@@ -143,18 +143,7 @@ async fn the_deadline_is_kept_before_the_first_token() {
 #[tokio::test]
 async fn a_worker_of_another_vocabulary_gets_nothing() {
     let front = front(|_| {}).await;
-    let record = NodeRecord {
-        id: NodeId::new("w-other").unwrap(),
-        incarnation: Incarnation(1),
-        role: Role::Worker,
-        endpoint: Endpoint::new("http://127.0.0.1:9").unwrap(),
-        model: "bytes".into(),
-        fingerprint: "fp_1".into(),
-        vocab_hash: VocabHash([0; 32]),
-        context: 512,
-        slots: 1,
-        state: NodeState::Ready,
-    };
+    let record = NodeRecord { vocab_hash: VocabHash([0; 32]), ..Front::record("w-other", Role::Worker) };
     let (_tasks, _shutdown) = front.join(record);
     front.until(|members| !members.is_empty()).await;
     let (status, body) = front.post(&ask(json!({}))).await;

@@ -1,5 +1,6 @@
 //! `paceline.v1.Inference`: the same answers over gRPC.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use proto::reason::{Reason, parse};
@@ -29,10 +30,7 @@ fn chat() -> v1::GenerateRequest {
     }
 }
 
-async fn events(
-    front: &Front,
-    request: impl IntoRequest<v1::GenerateRequest>,
-) -> Result<Vec<Event>, Status> {
+async fn events(front: &Front, request: impl IntoRequest<v1::GenerateRequest>) -> Result<Vec<Event>, Status> {
     let mut stream = client(front).await.generate(request.into_request()).await?.into_inner();
     let mut events = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -135,11 +133,40 @@ async fn the_callers_deadline_is_kept_in_mid_answer() {
 #[tokio::test]
 async fn a_client_that_leaves_cancels() {
     let front = front(|_| {}).await;
-    let worker = front.worker("w0", [Act::Forever]).await;
-    let stream =
-        client(&front).await.generate(v1::GenerateRequest { max_tokens: Some(400), ..chat() }).await.unwrap();
+    let worker = front.worker_with("w0", |r| r.context = 2_000_000, [Act::Forever]).await;
+    let endless = v1::GenerateRequest { max_tokens: Some(1_000_000), ..chat() };
+    let stream = client(&front).await.generate(endless).await.unwrap();
     drop(stream);
     worker.until_idle().await;
+    assert!(worker.shared.sent.load(Ordering::SeqCst) < 1_000_000);
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_given_up_alone() {
+    let front = front(|c| c.slow_client_timeout = Duration::from_millis(300)).await;
+    let worker = front.worker_with("w0", |r| r.context = 2_000_000, [Act::Forever]).await;
+    let endless = v1::GenerateRequest { max_tokens: Some(1_000_000), ..chat() };
+    let mut client = client(&front).await;
+    let mut stalled = client.generate(endless).await.unwrap().into_inner();
+    while worker.seen().is_empty() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // On the same connection, while the other stream is not read.
+    let mut other = client.generate(chat()).await.unwrap().into_inner();
+    let mut events = Vec::new();
+    while let Some(message) = other.message().await.unwrap() {
+        events.push(message.event.unwrap());
+    }
+    assert_eq!(text(&events), TEXT);
+    worker.until_idle().await;
+    let status = loop {
+        match stalled.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it ended without saying why"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(parse(&status).reason, Reason::SlowClient);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Clients that leave, clients that stall, and the coordinator's own end.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -8,14 +9,18 @@ use tokio::io::AsyncWriteExt;
 use crate::answers::events;
 use crate::cluster::{Act, ask, front};
 
+/// A context in which an answer does not end before its test does.
+const ENDLESS: u32 = 2_000_000;
+
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_stream() {
     let front = front(|_| {}).await;
-    let worker = front.worker("w0", [Act::Forever]).await;
-    let response = front.send(&ask(json!({"stream": true, "max_tokens": 400}))).await;
+    let worker = front.worker_with("w0", |r| r.context = ENDLESS, [Act::Forever]).await;
+    let response = front.send(&ask(json!({"stream": true, "max_tokens": 1_000_000}))).await;
     assert_eq!(response.status(), 200);
     drop(response);
     worker.until_idle().await;
+    assert!(worker.shared.sent.load(Ordering::SeqCst) < 1_000_000);
 }
 
 #[tokio::test]
@@ -39,12 +44,12 @@ async fn a_client_that_leaves_before_the_first_token_cancels_too() {
 #[tokio::test]
 async fn a_client_that_stops_reading_is_given_up() {
     let front = front(|c| c.slow_client_timeout = Duration::from_millis(300)).await;
-    let worker = front.worker("w0", [Act::Forever]).await;
+    let worker = front.worker_with("w0", |r| r.context = ENDLESS, [Act::Forever]).await;
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     // Small, so that few tokens fill it.
     socket.set_recv_buffer_size(4096).unwrap();
     let mut socket = socket.connect(front.http).await.unwrap();
-    let body = ask(json!({"stream": true, "max_tokens": 480})).to_string();
+    let body = ask(json!({"stream": true, "max_tokens": 1_000_000})).to_string();
     let head = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
@@ -54,6 +59,8 @@ async fn a_client_that_stops_reading_is_given_up() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     worker.until_idle().await;
+    let sent = worker.shared.sent.load(Ordering::SeqCst);
+    assert!((16..1_000_000).contains(&sent), "{sent}");
     // Others are served meanwhile and after.
     assert_eq!(front.post(&ask(json!({"max_tokens": 2}))).await.0, 200);
 }

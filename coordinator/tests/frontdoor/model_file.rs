@@ -39,7 +39,7 @@ fn bytes() -> Vec<u8> {
     names.extend(["<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(String::from));
     let kinds = (0..names.len()).map(|i| if i < 256 { 1 } else { 3 }).collect();
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-                    <|im_start|>assistant\n";
+                    {{ '<|im_start|>assistant\n' }}";
     Writer::new()
         .key("tokenizer.ggml.model", Value::Str("gpt2".into()))
         .key("tokenizer.ggml.pre", Value::Str("qwen2".into()))
