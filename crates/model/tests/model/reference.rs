@@ -30,16 +30,26 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 #[test]
 fn f32_weights_give_the_logits_of_a_naive_pass() {
-    for (architecture, tied) in [("llama", true), ("llama", false), ("qwen2", true), ("qwen2", false)] {
+    // 600 keys are more than one span of attention. Their bound is wider for a reason of its own: where
+    // a key lies between two half floats, an error of 1e-7 decides which one it becomes. Inputs of the
+    // naive pass changed by 3e-7 move its own logits by 2e-5 at this length.
+    for (architecture, tied, length, bound) in [
+        ("llama", true, 50, 1e-5),
+        ("llama", false, 50, 1e-5),
+        ("qwen2", true, 50, 1e-5),
+        ("qwen2", false, 50, 1e-5),
+        ("llama", false, 600, 1e-4),
+        ("qwen2", true, 600, 1e-4),
+    ] {
         let tiny = Tiny::new(Shape { tied, ..Shape::of(architecture, TensorKind::F32) });
-        let tokens = tokens(50);
-        let found = logits(&mut tiny.load(2).unwrap(), &tokens, 50).unwrap();
+        let tokens = tokens(length);
+        let found = logits(&mut tiny.load(2).unwrap(), &tokens, 200).unwrap();
         let expected = naive::logits(&tiny, &tokens);
         let distances: Vec<f64> = found.iter().zip(&expected).map(|(f, e)| distance(f, e)).collect();
         let worst = distances.iter().copied().fold(0.0, f64::max);
         let median = median(distances);
-        println!("{architecture}, tied {tied}: median {median:.1e}, worst {worst:.1e}");
-        assert!(median <= 1e-5, "{architecture}, tied {tied}: median {median:e}");
-        assert!(worst <= 2e-4, "{architecture}, tied {tied}: worst {worst:e}");
+        println!("{architecture}, tied {tied}, {length}: median {median:.1e}, worst {worst:.1e}");
+        assert!(median <= bound, "{architecture}, tied {tied}, {length}: median {median:e}");
+        assert!(worst <= 10.0 * bound, "{architecture}, tied {tied}, {length}: worst {worst:e}");
     }
 }

@@ -5,11 +5,14 @@ use half::f16;
 
 use crate::tiny::{EPSILON, LAYERS, ROPE_BASE, Tiny, VOCAB};
 
+/// A row a position.
+type Rows = Vec<Vec<f64>>;
+
 /// Logits of every position.
-pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Vec<Vec<f64>> {
+pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
     let shape = &tiny.shape;
     let (heads, head_dim) = (shape.heads, shape.head_dim());
-    let mut cache: Vec<(Vec<Vec<f64>>, Vec<Vec<f64>>)> = vec![(vec![], vec![]); LAYERS];
+    let mut cache: [(Rows, Rows); LAYERS] = Default::default();
     let mut all = Vec::new();
     for (position, token) in tokens.iter().enumerate() {
         let embedding = values(tiny, "token_embd.weight");
