@@ -31,6 +31,8 @@ pub struct Summary {
     pub decode: Duration,
     pub mean_acceptance_length: Option<f64>,
     pub draft_acceptance_rate: Option<f64>,
+    /// `metrics.speculative_decoding` as the server sent it; null when it sent none.
+    pub speculation: Value,
 }
 
 impl Summary {
@@ -136,6 +138,7 @@ impl Summary {
         if metrics.is_object() {
             self.mean_acceptance_length = metrics["mean_acceptance_length"].as_f64();
             self.draft_acceptance_rate = metrics["draft_acceptance_rate"].as_f64();
+            self.speculation = metrics.clone();
         }
     }
 }

@@ -1,0 +1,155 @@
+//! `paceline up` and `paceline demo` as a person runs them: real processes, real weights.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use cli::client::Client;
+use cli::models::Store;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
+const MODEL: &str = "smollm2-135m";
+/// Long enough that only a hang reaches it.
+const HANG: Duration = Duration::from_secs(120);
+
+/// Whether the model is here; without it the test says that it skips, or fails when all is required.
+fn has_model() -> bool {
+    let store = std::env::var_os("PACELINE_MODELS")
+        .map(PathBuf::from)
+        .or_else(|| Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")));
+    let here = store.is_some_and(|dir| dir.join(format!("{MODEL}.gguf")).is_file());
+    let required = std::env::var("PACELINE_REQUIRE").is_ok_and(|v| v == "all");
+    assert!(here || !required, "run `paceline models pull {MODEL}`");
+    if !here {
+        eprintln!("SKIP: {MODEL} is not there");
+    }
+    here
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_streams_an_answer_and_stops() {
+    if !has_model() {
+        return;
+    }
+    let words =
+        ["demo", "--target", MODEL, "--drafter", MODEL, "--max-tokens", "40", "--prompt", "What is gravity?"];
+    let running = Command::new(PACELINE).args(words).kill_on_drop(true).output();
+    let output = timeout(HANG, running).await.unwrap().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{out}\n{err}");
+    let last = out.lines().last().unwrap();
+    let figures: Vec<f64> = ["tokens/s=", " plain_tokens/s=", " mean_acceptance_length="]
+        .iter()
+        .map(|key| {
+            let from = last.find(key).unwrap_or_else(|| panic!("{key} is missing in {last:?}")) + key.len();
+            last[from..].split_whitespace().next().unwrap().parse().unwrap()
+        })
+        .collect();
+    assert!(figures[0] > 0.0 && figures[1] > 0.0 && figures[2] >= 1.0, "{last}");
+    for (role, pid) in pids(&out) {
+        assert!(!alive(pid), "{role} outlived the demo");
+    }
+    assert_eq!(pids(&out).len(), 3, "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drafter_killed_in_the_middle_of_an_answer_changes_nothing_but_the_speed() {
+    if !has_model() {
+        return;
+    }
+    let (mut up, url, pids) = up().await;
+    let drafter = pids.iter().find(|(role, _)| role.starts_with("drafter")).unwrap().1;
+    let client = Client::new(&url).unwrap();
+    let body = |strategy| {
+        json!({
+            "model": MODEL, "messages": [{ "role": "user", "content": "What is gravity?" }],
+            "temperature": 0.8, "seed": 3, "max_tokens": 64, "speculation": strategy,
+        })
+    };
+    let plain = client.chat(body(json!({ "strategy": "none" })), |_| {}).await.unwrap();
+    let mut killed = false;
+    let drafted = client
+        .chat(body(json!({ "strategy": "lockstep", "k": 4 })), |segment| {
+            if segment.drafted && !std::mem::replace(&mut killed, true) {
+                let kill = std::process::Command::new("kill").args(["-9", &drafter.to_string()]).status();
+                assert!(kill.unwrap().success());
+            }
+        })
+        .await
+        .unwrap();
+    assert!(killed, "no draft was accepted before the end");
+    assert_eq!(drafted.text, plain.text);
+    let after = client.chat(body(json!({ "strategy": "auto" })), |_| {}).await.unwrap();
+    assert_eq!(after.text, plain.text);
+
+    // Ctrl-C: everything drains and ends.
+    let pid = up.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    let status = timeout(HANG, up.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+    for (role, pid) in pids {
+        assert!(!alive(pid), "{role} outlived `up`");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_process_outlives_a_killed_up() {
+    if !has_model() {
+        return;
+    }
+    let (mut up, _, pids) = up().await;
+    up.kill().await.unwrap();
+    for (role, pid) in pids {
+        let gone = async {
+            while alive(pid) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(HANG, gone).await.unwrap_or_else(|_| panic!("{role} outlived a killed `up`"));
+    }
+}
+
+/// Starts a cluster on free ports; its URL and its processes.
+async fn up() -> (Child, String, Vec<(String, u32)>) {
+    let mut up = Command::new(PACELINE)
+        .args(["up", "--target", MODEL, "--drafter", MODEL, "--port", "0"])
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(up.stdout.take().unwrap()).lines();
+    let mut said = String::new();
+    let reading = async {
+        loop {
+            let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("`up` ended: {said}"));
+            said += &line;
+            said.push('\n');
+            if let Some((_, rest)) = line.split_once("base_url ") {
+                return rest.split("/v1").next().unwrap().to_owned();
+            }
+        }
+    };
+    let url = timeout(HANG, reading).await.unwrap();
+    (up, url, pids(&said))
+}
+
+/// Names and process ids from the table that `up` prints.
+fn pids(said: &str) -> Vec<(String, u32)> {
+    let row = |line: &str| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?.to_owned();
+        (words.next()? == "pid").then(|| (name, words.next().unwrap().parse().unwrap()))
+    };
+    said.lines().filter_map(row).collect()
+}
+
+fn alive(pid: u32) -> bool {
+    // A zombie that its parent has not awaited is gone too.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+}
