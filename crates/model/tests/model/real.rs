@@ -15,7 +15,8 @@ pub(crate) fn find(file: &str) -> Option<PathBuf> {
     let from = |name: &str, rest: &str| std::env::var(name).ok().map(|dir| PathBuf::from(dir).join(rest));
     let dir = from("PACELINE_MODELS", "")
         .or_else(|| from("XDG_CACHE_HOME", "paceline/models"))
-        .or_else(|| from("HOME", ".cache/paceline/models"))?;
+        .or_else(|| from("HOME", ".cache/paceline/models"))
+        .unwrap_or_default();
     let path = dir.join(file);
     if path.exists() {
         return Some(path);
