@@ -6,10 +6,15 @@ cd "$(dirname "$0")/.."
 
 # Outside the clone, shared by all clones (see `paceline models list`).
 cargo build --package cli --bin paceline
-if ! "${CARGO_TARGET_DIR:-target}/debug/paceline" models pull smollm2-135m >/dev/null; then
-    [[ ${PACELINE_REQUIRE:-} != all ]] || { echo "test: smollm2-135m is required and could not be fetched" >&2; exit 1; }
-    echo "test: smollm2-135m could not be fetched; tests on real weights will skip" >&2
-fi
+# Where everything is required, the tests on the Qwen pair run too (1.6 GB).
+models=(smollm2-135m)
+[[ ${PACELINE_REQUIRE:-} != all ]] || models+=(coder-0.5b coder-1.5b)
+for model in "${models[@]}"; do
+    if ! "${CARGO_TARGET_DIR:-target}/debug/paceline" models pull "$model" >/dev/null; then
+        [[ ${PACELINE_REQUIRE:-} != all ]] || { echo "test: $model is required and could not be fetched" >&2; exit 1; }
+        echo "test: $model could not be fetched; tests on it will skip" >&2
+    fi
+done
 
 if cargo nextest --version >/dev/null 2>&1; then
     # nextest does not run the examples in documentation.

@@ -35,6 +35,8 @@ pub(crate) struct TargetLane {
     pub(crate) drafter: bool,
     /// Since when it waits for drafts (lockstep).
     parked: Option<Duration>,
+    /// The drafter missed the deadline: no more waiting until it is heard of again.
+    late: bool,
     /// Since when its reader has no room.
     blocked: Option<Duration>,
     output: u32,
@@ -66,6 +68,7 @@ impl TargetLane {
             stats: SpeculationStats::default(),
             drafter: false,
             parked: None,
+            late: false,
             blocked: None,
         }
     }
@@ -105,19 +108,21 @@ impl TargetLane {
         };
         let room = self.request.limits.max_tokens.saturating_sub(self.output + 1);
         let wanted = k.min(room) as usize;
-        if !self.drafter || !decoding || self.output == 0 || self.tail.pending().len() >= wanted {
+        let waits = self.drafter && !self.late && decoding && self.output > 0;
+        if !waits || self.tail.pending().len() >= wanted {
             self.parked = None;
             return Readiness::Plan;
         }
         let until = *self.parked.get_or_insert(now) + deadline;
         if now >= until {
-            self.parked = None;
+            (self.parked, self.late) = (None, true);
             return Readiness::Plan;
         }
         Readiness::Hold { until: Some(until) }
     }
 
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {
+        self.late = false;
         let taken = self.tail.offer(committed, drafts);
         let fresh = drafts.ids.len() as u64;
         match taken {

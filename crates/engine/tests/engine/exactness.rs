@@ -1,6 +1,6 @@
 //! Drafts are hints: whatever a drafter and the link to it do, the text is the target's own.
 
-use crate::link::{Dice, Faults, VOCAB, drafter, request, run, sampled};
+use crate::link::{Dice, Faults, VOCAB, drafter, request, run, run_counting, sampled};
 use request::{Request, Sampling, Speculation, Strategy};
 use std::time::Duration;
 
@@ -97,6 +97,20 @@ fn lockstep_waits_for_its_drafts_and_commits_them_together() {
     // One token from the prompt's step, then 12 steps of 4 drafts and the target's own.
     assert_eq!(answer.stats.histogram, [0, 0, 0, 0, 12]);
     assert_eq!(answer.stats.mean_acceptance_length(), Some(5.0));
+}
+
+/// A drafter that falls silent costs one deadline, not one a token.
+#[test]
+fn lockstep_waits_once_for_a_silent_drafter() {
+    let strategy = Strategy::Lockstep { k: 4, deadline: Duration::from_millis(50) };
+    let mut request =
+        request(&[1, 2, 3], 40, Sampling::GREEDY, Speculation { strategy, ..Speculation::default() });
+    request.limits.stop_ids.clear();
+    let silent = Faults { pause: 100, ..Faults::default() };
+    let before = run(std::slice::from_ref(&request), 64, None, Faults::default(), &mut Dice(0), None);
+    let (answer, steps) = run_counting(&[request], 64, Some(drafter(0.0)), silent, &mut Dice(0));
+    assert_eq!(answer[0].output, before[0].output);
+    assert!((50..2 * 50 + 40).contains(&steps), "{steps} ms of virtual time");
 }
 
 #[test]

@@ -123,11 +123,33 @@ enum Up {
 pub fn run(
     requests: &[Request],
     budget: u32,
-    mut drafter: Option<Engine<ToyModel>>,
+    drafter: Option<Engine<ToyModel>>,
     faults: Faults,
     dice: &mut Dice,
     kill_after: Option<u64>,
 ) -> Vec<Answer> {
+    drive(requests, budget, drafter, faults, dice, kill_after).0
+}
+
+/// As [`run`]; also the virtual time it took, in milliseconds: one a turn of the target.
+pub fn run_counting(
+    requests: &[Request],
+    budget: u32,
+    drafter: Option<Engine<ToyModel>>,
+    faults: Faults,
+    dice: &mut Dice,
+) -> (Vec<Answer>, u64) {
+    drive(requests, budget, drafter, faults, dice, None)
+}
+
+fn drive(
+    requests: &[Request],
+    budget: u32,
+    mut drafter: Option<Engine<ToyModel>>,
+    faults: Faults,
+    dice: &mut Dice,
+    kill_after: Option<u64>,
+) -> (Vec<Answer>, u64) {
     let mut target = target(budget);
     let mut answers: Vec<Answer> = Vec::new();
     let mut outlets = Vec::new();
@@ -164,7 +186,7 @@ pub fn run(
     let mut accepted = 0;
     for now in 0..20_000u64 {
         if answers.iter().all(|a| a.finish.is_some()) {
-            return answers;
+            return (answers, now);
         }
         // Frames that travel, each with its luck.
         let mut order: Vec<_> = std::mem::take(&mut up);

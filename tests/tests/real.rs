@@ -1,0 +1,4 @@
+//! A cluster on real weights: coordinator, worker and drafter in this process, asked over HTTP.
+
+mod exactness;
+mod model;

@@ -1,0 +1,74 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cluster::{Role, VocabHash};
+use engine::{Model, ModelError, ModelSpec, Picks, Ticket};
+use model::{CpuModel, Options, PageBudget};
+use rank::Identity;
+use request::TokenId;
+use scheduler::Step;
+use text::Tokenizer;
+
+use crate::support::identity;
+
+/// A model file as tests use it.
+#[derive(Clone)]
+pub(crate) struct Weights {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    vocab_hash: VocabHash,
+}
+
+impl Weights {
+    pub(crate) fn open(name: &str, path: &Path) -> Self {
+        let header = gguf::Header::open(path).unwrap();
+        let vocab_hash = VocabHash(Tokenizer::from_gguf(&header).unwrap().vocab_hash());
+        Self { name: name.into(), path: path.into(), vocab_hash }
+    }
+
+    pub(crate) fn identity(&self, role: Role, id: &str) -> Identity {
+        Identity { vocab_hash: self.vocab_hash, ..identity(role, id, &self.name, 0) }
+    }
+
+    /// Builds the model with one thread, so that target and drafter do not wait for each other's.
+    pub(crate) fn make(&self) -> impl FnOnce() -> CpuModel + Send + 'static {
+        let path = self.path.clone();
+        move || {
+            let options =
+                Options { context: Some(2048), slots: 8, pages: PageBudget::Pages(600), threads: 1 };
+            CpuModel::load(&path, &options).unwrap()
+        }
+    }
+}
+
+/// A drafter's model whose picks are wrong in some share of the positions, by a fixed pattern: it
+/// knows neither seed nor text, so it is wrong at every depth.
+pub(crate) struct Corrupted {
+    pub(crate) model: CpuModel,
+    /// Of 100 picks.
+    pub(crate) wrong: u64,
+    pub(crate) picks: Arc<AtomicU64>,
+}
+
+impl Model for Corrupted {
+    fn spec(&self) -> &ModelSpec {
+        self.model.spec()
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.model.submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
+        let mut picks = self.model.collect(ticket)?;
+        for pick in &mut picks.0 {
+            let n = self.picks.fetch_add(1, Ordering::Relaxed);
+            // Steps of 61 through 100 look random to the text and hit `wrong` of 100.
+            if n * 61 % 100 < self.wrong {
+                pick.token = TokenId((pick.token.0 + 1) % self.model.spec().vocab_size);
+            }
+        }
+        Ok(picks)
+    }
+}

@@ -1,0 +1,40 @@
+//! Nodes of a real cluster in this process, over real gRPC on loopback, that tests can kill, drain,
+//! pause and cut off.
+
+mod node;
+mod proxy;
+
+pub(crate) use node::{Node, coordinator, identity, start_drafter, start_worker};
+pub(crate) use proxy::{Link, Proxy};
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Long enough that only a hang reaches it.
+pub(crate) const HANG: Duration = Duration::from_secs(120);
+
+/// The file of a model in the store, or `None` when it is not here: then the test says that it skips,
+/// and fails if everything is required (CI).
+#[expect(clippy::disallowed_methods, reason = "a test binary is a process edge")]
+pub(crate) fn model_file(name: &str) -> Option<PathBuf> {
+    let store = std::env::var_os("PACELINE_MODELS").map(PathBuf::from).or_else(|| {
+        cli::models::Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
+    })?;
+    let path = store.join(format!("{name}.gguf"));
+    if path.is_file() {
+        return Some(path);
+    }
+    let required = std::env::var("PACELINE_REQUIRE").is_ok_and(|v| v == "all");
+    assert!(!required, "{} is not there: run `paceline models pull {name}`", path.display());
+    eprintln!("SKIP: {} is not there", path.display());
+    None
+}
+
+/// Asks until the answer is yes; panics with `what` when it never is.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + HANG;
+    while !ask().await {
+        assert!(tokio::time::Instant::now() < deadline, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,109 @@
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cluster::{NodeId, NodeRecord, Role, VocabHash};
+use coordinator::{Coordinator, ModelConfig};
+use daemon::config::Valid;
+use daemon::{Deadlines, Ended, Readiness, Shutdown, Tasks, join, registry};
+use engine::Model;
+use rank::Identity;
+use tokio::task::JoinHandle;
+
+/// A worker or drafter whose parts run in this process.
+pub(crate) struct Node {
+    pub(crate) record: NodeRecord,
+    shutdown: Shutdown,
+    life: JoinHandle<Ended>,
+}
+
+impl Node {
+    /// Gone at once, as by SIGKILL: streams break.
+    pub(crate) async fn kill(self) -> Ended {
+        self.shutdown.abort();
+        self.life.await.unwrap()
+    }
+
+    /// Takes nothing new, finishes what runs, leaves.
+    pub(crate) async fn drain(self) -> Ended {
+        self.shutdown.drain();
+        self.life.await.unwrap()
+    }
+
+    /// Begins the drain without waiting for its end.
+    pub(crate) fn begin_drain(&self) {
+        self.shutdown.drain();
+    }
+}
+
+/// A node's identity; every call is another incarnation.
+pub(crate) fn identity(role: Role, id: &str, model: &str, vocab: u8) -> Identity {
+    static INCARNATION: AtomicU64 = AtomicU64::new(1);
+    Identity {
+        role,
+        id: NodeId::new(id).unwrap(),
+        incarnation: cluster::Incarnation(INCARNATION.fetch_add(1, Ordering::Relaxed)),
+        model: model.into(),
+        fingerprint: "fp_test".into(),
+        vocab_hash: VocabHash([vocab; 32]),
+    }
+}
+
+/// Where a node joins; without a coordinator it dials a port that nobody serves.
+fn joining(mut rank: rank::Config, coordinator: Option<SocketAddr>) -> rank::Config {
+    rank.join = join::Config {
+        coordinators: coordinator.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 1))).into(),
+        ..join::Config::default()
+    };
+    rank
+}
+
+const DEADLINES: Deadlines = Deadlines { drain: Duration::from_secs(30), stop: Duration::from_secs(5) };
+
+pub(crate) async fn start_worker<M: Model + 'static>(
+    mut config: worker::Config,
+    identity: Identity,
+    coordinator: Option<SocketAddr>,
+    make: impl FnOnce() -> M + Send + 'static,
+) -> Node {
+    config.rank = joining(config.rank, coordinator);
+    let shutdown = Shutdown::default();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let make = || Ok::<_, std::convert::Infallible>(make());
+    let running = worker::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
+    let record = running.record.clone();
+    Node { record, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+}
+
+pub(crate) async fn start_drafter<M: Model + 'static>(
+    mut config: drafter::Config,
+    identity: Identity,
+    coordinator: Option<SocketAddr>,
+    make: impl FnOnce() -> M + Send + 'static,
+) -> Node {
+    config.rank = joining(config.rank, coordinator);
+    let shutdown = Shutdown::default();
+    let mut tasks = Tasks::new(shutdown.clone());
+    let make = || Ok::<_, std::convert::Infallible>(make());
+    let running = drafter::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
+    let record = running.record.clone();
+    Node { record, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+}
+
+/// A coordinator that serves one model file, on free ports, with short heartbeats.
+pub(crate) async fn coordinator(model: &str, file: &Path) -> coordinator::Running {
+    let config = coordinator::Config {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        grpc_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        models: vec![ModelConfig { name: model.into(), path: file.into(), aliases: Vec::new() }],
+        registry: registry::Config {
+            heartbeat: Duration::from_millis(50),
+            suspect_after: Duration::from_secs(5),
+            forget_after: Duration::from_secs(20),
+            max_nodes: 16,
+        },
+        ..coordinator::Config::default()
+    };
+    Coordinator::start(Valid::new(config).unwrap(), Shutdown::default()).await.unwrap()
+}
