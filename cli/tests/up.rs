@@ -1,5 +1,5 @@
 //! `paceline up` and `paceline demo` as a person runs them: real processes, real weights.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr)]
 
 use std::path::PathBuf;
 use std::process::Stdio;

@@ -1,36 +1,45 @@
 //! Fetching a GGUF file from the Hugging Face hub, with resume.
 //!
-//! The crate `hf-hub` knows the hub's addresses, tokens (`HF_TOKEN`), retries and mirrors
-//! (`HF_ENDPOINT`). Here: which file, at which commit, and continuing where an earlier run stopped.
+//! The crate `hf-hub` knows the hub's addresses and sends the token. Here: which file, at which
+//! commit, and continuing where an earlier run stopped (`docs/decisions/0010-hf-hub-without-xet.md`).
 
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use futures::{StreamExt, TryStreamExt};
-use hf_hub::repository::RepoTreeEntry;
-use hf_hub::{HFClient, HFRepository, RepoTypeModel};
+use anyhow::{Context, Result, anyhow, ensure};
+use futures::StreamExt;
+use hf_hub::api::tokio::{Api, ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use reqwest::header::{CONTENT_RANGE, RANGE};
+use reqwest::{Response, StatusCode, Url};
 
 use super::catalogue::HubFile;
 use super::progress::Stage;
 
-/// A connection that is not there by then is not there.
-const CONNECT: Duration = Duration::from_secs(5);
+mod access;
+mod listing;
+
+use access::Access;
+use listing::Listing;
+
+/// From asking to the head of the answer: connecting, TLS and redirects are in it, because the
+/// crate's client has no deadline of its own.
+const ANSWER: Duration = Duration::from_secs(20);
 /// Between two pieces of a download.
 const READ: Duration = Duration::from_secs(60);
 /// Interrupted downloads are continued so often before the user is asked to.
 const CONTINUES: u32 = 5;
 /// Before a try, times the number of failed ones.
 const PAUSE: Duration = Duration::from_millis(250);
+/// A listing of a hundred thousand files is smaller.
+const MAX_LISTING: usize = 32 << 20;
 
-/// The hub, or a mirror of it.
-#[derive(Debug)]
+/// The hub, or a mirror of it. Not `Debug`: the crate's client would print the token.
 pub(crate) struct Hub {
-    client: HFClient,
-    /// Asks for headers only, and does not follow the hub's redirect to its storage.
-    head: reqwest::Client,
+    api: Api,
+    endpoint: String,
 }
 
 /// One file at one commit: what a download continues must not change under it.
@@ -39,69 +48,61 @@ pub(crate) struct Located {
     pub file: HubFile,
     pub bytes: u64,
     /// Of the file's content; `None` where the hub does not tell (files outside its large-file
-    /// storage, repositories that need a token).
+    /// storage).
     pub sha256: Option<String>,
+    /// A hexadecimal hash.
     pub commit: String,
 }
 
 impl Hub {
     /// `endpoint`: `None` is `HF_ENDPOINT`, or huggingface.co.
     pub(crate) fn new(endpoint: Option<&str>) -> Result<Self> {
-        let http = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("paceline/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT)
-                .read_timeout(READ)
-        };
-        let mut builder =
-            HFClient::builder().client(http().build()?).cache_enabled(false).retry_max_attempts(2);
-        if let Some(endpoint) = endpoint {
-            builder = builder.endpoint(endpoint);
-        }
-        let client =
-            builder.build().context("the hub's address or token is not usable (HF_ENDPOINT, HF_TOKEN)")?;
-        let head = http().redirect(reqwest::redirect::Policy::none()).build()?;
-        Ok(Self { client, head })
+        // What is no UTF-8 becomes a value that is refused, not one that is overlooked.
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Self::open(Access::new(endpoint, variable)?)
+    }
+
+    fn open(access: Access) -> Result<Self> {
+        // Files go to our store; the crate's own default is a panic where there is no home directory.
+        let unused = Cache::new("/nonexistent/hub".into());
+        let api = ApiBuilder::from_cache(unused)
+            .with_endpoint(access.endpoint.clone())
+            .with_token(access.token)
+            .with_user_agent("paceline", env!("CARGO_PKG_VERSION"))
+            .build()
+            .context("the hub's client cannot be made; is the token (HF_TOKEN) one line of ASCII?")?;
+        Ok(Self { api, endpoint: access.endpoint })
     }
 
     pub(crate) fn endpoint(&self) -> &str {
-        self.client.endpoint()
+        &self.endpoint
     }
 
     /// Finds a GGUF file of a repository; without `file` there must be exactly one.
     pub(crate) async fn locate(&self, repo: &str, file: Option<&str>, deadline: Duration) -> Result<Located> {
-        let located = tokio::time::timeout(deadline, self.look(repo, file)).await;
+        let look = async { self.list(repo).await?.locate(repo, file) };
+        let located = tokio::time::timeout(deadline, look).await;
         located
             .with_context(|| format!("{} gave no answer within {} s", self.endpoint(), deadline.as_secs()))?
     }
 
-    async fn look(&self, repo: &str, file: Option<&str>) -> Result<Located> {
-        let handle = self.repository(repo);
-        let info = handle.info().send().await.with_context(|| format!("hf:{repo} at {}", self.endpoint()))?;
-        let commit = info.sha.with_context(|| format!("hf:{repo}: the hub names no commit"))?;
-        let tree = handle.list_tree().revision(commit.clone()).recursive(true).send()?;
-        let files: Vec<(String, u64)> = tree
-            .try_filter_map(|entry| async move {
-                Ok(match entry {
-                    RepoTreeEntry::File { path, size, .. } if path.ends_with(".gguf") => Some((path, size)),
-                    _ => None,
-                })
-            })
-            .try_collect()
-            .await
-            .with_context(|| format!("the files of hf:{repo}"))?;
-        let (path, bytes) = choose(repo, file, &files)?;
-        let sha256 = self.linked_sha256(repo, &commit, &path).await;
-        Ok(Located { file: HubFile { repo: repo.to_owned(), file: path }, bytes, sha256, commit })
-    }
-
-    /// The hub names the SHA-256 of a large file in a header of its redirect; `hf-hub` 1.0 does not
-    /// hand it out.
-    async fn linked_sha256(&self, repo: &str, commit: &str, path: &str) -> Option<String> {
-        let url = format!("{}/{repo}/resolve/{commit}/{path}", self.endpoint());
-        let answer = self.head.head(url).send().await.ok()?;
-        let tag = answer.headers().get("x-linked-etag")?.to_str().ok()?.trim_matches('"').to_owned();
-        (tag.len() == 64 && tag.bytes().all(|b| b.is_ascii_hexdigit())).then(|| tag.to_lowercase())
+    /// The files of the main branch, with their sizes and hashes, in one answer.
+    async fn list(&self, repo: &str) -> Result<Listing> {
+        let what = || format!("hf:{repo} at {}", self.endpoint());
+        let handle = self.api.model(repo.to_owned());
+        let ask = || handle.info_request().query(&[("blobs", "true")]).send();
+        let mut answer = ask().await.with_context(what)?;
+        if is_momentary(answer.status()) {
+            tokio::time::sleep(PAUSE).await;
+            answer = ask().await.with_context(what)?;
+        }
+        let mut pieces = accepted(answer).with_context(what)?.bytes_stream();
+        let mut text = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            text.extend_from_slice(&piece.with_context(what)?);
+            ensure!(text.len() <= MAX_LISTING, "{}: the listing has more than {MAX_LISTING} bytes", what());
+        }
+        Listing::parse(&text).with_context(what)
     }
 
     /// Brings `partial` to the file's full length, continuing what is there.
@@ -127,24 +128,31 @@ impl Hub {
     }
 
     async fn stream(&self, located: &Located, partial: &Path, from: u64, stage: &Stage) -> Result<()> {
-        let HubFile { repo, file } = &located.file;
-        let handle = self.repository(repo);
-        let request = handle.download_file_stream().filename(file).revision(located.commit.clone());
-        let start = request.range(from..located.bytes).send();
-        let (_, mut pieces) = tokio::time::timeout(READ, start).await.context("the hub gave no answer")??;
+        // The crate's client drops the token when the hub redirects to its storage.
+        let request = self.api.client().get(self.address(located)?);
+        let request = request.header(RANGE, format!("bytes={from}-{}", located.bytes - 1));
+        let answer =
+            tokio::time::timeout(ANSWER, request.send()).await.context("the hub gave no answer")??;
+        let answer = accepted(answer)?;
+        ensure!(
+            from == 0 || starts_at(&answer, from),
+            "the hub does not continue at byte {from}, as a mirror without ranges; choose another \
+             (HF_ENDPOINT), or delete {} to start over",
+            partial.display()
+        );
         let mut out = OpenOptions::new()
             .create(true)
             .append(true)
             .open(partial)
             .with_context(|| format!("cannot write {}", partial.display()))?;
+        let mut pieces = answer.bytes_stream();
         let mut at = from;
         while let Some(piece) =
             tokio::time::timeout(READ, pieces.next()).await.context("the hub went silent")?
         {
             let piece = piece?;
             at += piece.len() as u64;
-            // A mirror without ranges would send the file from its start.
-            ensure!(at <= located.bytes, "the hub sent more than the file; does this mirror support ranges?");
+            ensure!(at <= located.bytes, "the hub sent more than the file's {} bytes", located.bytes);
             out.write_all(&piece).with_context(|| format!("cannot write {}", partial.display()))?;
             stage.set(at);
         }
@@ -152,45 +160,52 @@ impl Hub {
         Ok(())
     }
 
-    fn repository(&self, repo: &str) -> HFRepository<RepoTypeModel> {
-        let (owner, name) = hf_hub::split_id(repo);
-        self.client.model(owner, name)
+    /// The crate's address of a file; it leaves the escaping of names to us.
+    fn address(&self, located: &Located) -> Result<Url> {
+        let HubFile { repo, file } = &located.file;
+        let handle = self.at_commit(repo, &located.commit);
+        let mut url = Url::parse(&handle.url("")).context("the address of the file")?;
+        let mut segments = url.path_segments_mut().map_err(|()| anyhow!("the hub's address has no path"))?;
+        segments.pop_if_empty().extend(file.split('/'));
+        drop(segments);
+        Ok(url)
     }
+
+    fn at_commit(&self, repo: &str, commit: &str) -> ApiRepo {
+        self.api.repo(Repo::with_revision(repo.to_owned(), RepoType::Model, commit.to_owned()))
+    }
+}
+
+/// An answer that carries what was asked for; otherwise what to do about it.
+fn accepted(answer: Response) -> Result<Response> {
+    let status = answer.status();
+    ensure!(
+        status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN,
+        "the hub answers {status}: there is no such thing, or it is private or gated; \
+         set HF_TOKEN to a token of an account that may read it"
+    );
+    ensure!(status != StatusCode::NOT_FOUND, "the hub answers {status}: check the spelling");
+    ensure!(!is_momentary(status), "the hub answers {status}; try again later");
+    ensure!(status.is_success(), "the hub answers {status}");
+    Ok(answer)
+}
+
+/// Worth asking again.
+fn is_momentary(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
+}
+
+/// Whether this is the part of the file from byte `from` on.
+fn starts_at(answer: &Response, from: u64) -> bool {
+    let range = answer.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    answer.status() == StatusCode::PARTIAL_CONTENT
+        && range.is_some_and(|range| range.starts_with(&format!("bytes {from}-")))
 }
 
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |m| m.len())
-}
-
-/// Which of a repository's GGUF files is meant.
-fn choose(repo: &str, wanted: Option<&str>, files: &[(String, u64)]) -> Result<(String, u64)> {
-    let listed = || files.iter().map(|(path, _)| format!("\n  hf:{repo}:{path}")).collect::<String>();
-    let found = match (wanted, files) {
-        (Some(wanted), _) => match files.iter().find(|(path, _)| path == wanted) {
-            Some(found) => found.clone(),
-            None if files.is_empty() => {
-                bail!("hf:{repo} holds no GGUF file; Paceline reads GGUF only so far")
-            }
-            None => bail!("hf:{repo} has no file \"{wanted}\"; its GGUF files are:{}", listed()),
-        },
-        (None, [one]) => one.clone(),
-        (None, []) => bail!("hf:{repo} holds no GGUF file; Paceline reads GGUF only so far"),
-        (None, _) => bail!("hf:{repo} holds {} GGUF files; name one:{}", files.len(), listed()),
-    };
-    ensure!(
-        !is_split(&found.0),
-        "{} is one part of a split GGUF; reading those is not built yet, choose a file in one piece",
-        found.0
-    );
-    Ok(found)
-}
-
-/// `model-00001-of-00003.gguf`.
-fn is_split(path: &str) -> bool {
-    let Some(stem) = path.strip_suffix(".gguf") else { return false };
-    let mut words = stem.rsplit('-');
-    let number = |w: Option<&str>| w.is_some_and(|w| w.len() == 5 && w.bytes().all(|b| b.is_ascii_digit()));
-    number(words.next()) && words.next() == Some("of") && number(words.next())
 }
 
 #[cfg(test)]
