@@ -10,6 +10,7 @@
 mod config;
 mod outgoing;
 mod service;
+mod slot;
 mod stream;
 
 use std::sync::Arc;

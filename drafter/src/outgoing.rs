@@ -9,6 +9,8 @@ use speculation::Drafts;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+use crate::slot::Slot;
+
 /// Frames of one session that were not sent yet. Newer drafts replace older ones: a frame carries the
 /// whole unconfirmed tail.
 #[derive(Debug, Default)]
@@ -50,8 +52,23 @@ impl Outgoing {
 pub(crate) struct SessionOutlet {
     pub(crate) queue: Queue,
     pub(crate) session: u64,
-    /// Cancelled when the worker closed the session or its stream is over.
+    /// Cancelled when the worker closed the session, its stream is over or the engine ended it.
     pub(crate) gone: CancellationToken,
+    pub(crate) slot: Slot,
+}
+
+impl SessionOutlet {
+    fn over(&self) {
+        self.gone.cancel();
+        self.slot.free();
+    }
+}
+
+impl Drop for SessionOutlet {
+    /// The engine has dropped the sequence, whyever.
+    fn drop(&mut self) {
+        self.over();
+    }
 }
 
 impl Outlet<DraftEvent> for SessionOutlet {
@@ -60,6 +77,13 @@ impl Outlet<DraftEvent> for SessionOutlet {
     }
 
     fn deliver(&mut self, event: DraftEvent) {
+        if self.gone.is_cancelled() {
+            return; // Who ended it has told the worker, or there is none.
+        }
+        if matches!(event, DraftEvent::Closed(_)) {
+            // Before the worker hears of it and asks again.
+            self.over();
+        }
         self.queue.update(self.session, |out| match event {
             DraftEvent::Drafts(drafts) => out.drafts = Some(drafts),
             DraftEvent::Resync { have } => out.resync = Some(have),

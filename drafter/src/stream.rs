@@ -7,16 +7,19 @@ use std::time::Duration;
 
 use cluster::{Incarnation, NodeId};
 use engine::{Command, CommitFrame, DraftOpen, Refusal};
+use proto::WireError;
 use proto::draft::{DrafterFrame, WorkerFrame};
 use proto::frame::{Addressed, BadFrame, ClosedReason, FromWorker, Open, Opening, RefusedReason};
+use proto::reason::Reason;
 use scheduler::{Refused, SequenceId};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::outgoing::{Queue, SessionOutlet};
 use crate::service::Shared;
+use crate::slot::Slot;
 
 /// Opens whose tokens are still arriving; more are refused.
 const MAX_OPENING: usize = 64;
@@ -34,8 +37,9 @@ pub(crate) struct Stream {
 struct Session {
     sequence: SequenceId,
     heard: Instant,
+    /// Cancelled by whoever ends it first: this stream, or the engine.
     gone: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 /// Sessions by the worker's number.
@@ -65,9 +69,10 @@ impl Stream {
                             }
                         }
                         Ok(None) => return Ok(()),
+                        // Mostly the worker is gone; if it sent what no decoder takes, it is told.
                         Err(status) => {
-                            tracing::info!(worker = %self.worker, %status, "the worker is gone");
-                            return Ok(());
+                            tracing::info!(worker = %self.worker, %status, "the stream broke");
+                            return Err(status);
                         }
                     },
                     _ = lease.tick() => self.expire(&mut sessions),
@@ -114,7 +119,13 @@ impl Stream {
                         self.cancel(&open);
                         self.close(session, ClosedReason::Invalid, bad.error.to_string());
                     }
-                    None => self.refuse(session, RefusedReason::Invalid, bad.error.to_string()),
+                    None => {
+                        let reason = match bad.error.reason {
+                            Reason::NotBuilt => RefusedReason::NotBuilt,
+                            _ => RefusedReason::Invalid,
+                        };
+                        self.refuse(session, reason, bad.error.to_string());
+                    }
                 }
                 return Ok(());
             }
@@ -125,9 +136,7 @@ impl Stream {
         }
         match frame.frame {
             FromWorker::Hello(_) => {
-                let why =
-                    proto::WireError::new(proto::reason::Reason::InvalidField, "frame", "a second hello");
-                return Err(why.into());
+                return Err(WireError::new(Reason::InvalidField, "frame", "a second hello").into());
             }
             FromWorker::Open(opening) => self.opening(opening, sessions),
             FromWorker::Known { session, at, ids } => {
@@ -161,8 +170,16 @@ impl Stream {
 
     fn opening(&self, opening: Opening, sessions: &mut Sessions) {
         let session = opening.session();
+        // The engine may have ended some meanwhile; the worker was told then.
+        sessions.open.retain(|_, open| !open.gone.is_cancelled());
         if sessions.open.contains_key(&session) {
             return self.refuse(session, RefusedReason::Invalid, "session: this number is in use".into());
+        }
+        // Before the rest of its tokens is waited for.
+        let known = opening.known_len();
+        if known >= self.shared.context as usize {
+            let why = format!("{known} tokens and the drafter's context holds {}", self.shared.context);
+            return self.refuse(session, RefusedReason::TooLong, why);
         }
         match opening.complete() {
             Ok(open) => self.open(open, sessions),
@@ -177,15 +194,10 @@ impl Stream {
 
     fn open(&self, open: Open, sessions: &mut Sessions) {
         let session = open.session;
-        let known = open.prompt.len() + open.committed.len();
         if self.shared.shutdown.is_draining() {
             return self.refuse(session, RefusedReason::Draining, "this drafter is draining".into());
         }
-        if known >= self.shared.context as usize {
-            let why = format!("{known} tokens and the drafter's context holds {}", self.shared.context);
-            return self.refuse(session, RefusedReason::TooLong, why);
-        }
-        let Ok(slot) = self.shared.slots.clone().try_acquire_owned() else {
+        let Ok(slot) = self.shared.slots.clone().try_acquire_owned().map(Slot::new) else {
             return self.refuse(session, RefusedReason::NoSlot, "all slots are taken".into());
         };
         let sequence = SequenceId(self.shared.next_sequence.fetch_add(1, Ordering::Relaxed));
@@ -198,7 +210,12 @@ impl Stream {
             sampling: open.sampling,
             stop_ids: open.stop_ids,
             window: open.window,
-            outlet: Box::new(SessionOutlet { queue: queue.clone(), session, gone: gone.clone() }),
+            outlet: Box::new(SessionOutlet {
+                queue: queue.clone(),
+                session,
+                gone: gone.clone(),
+                slot: slot.clone(),
+            }),
             admitted: Box::new(move |admitted| {
                 queue.update(session, |out| match admitted {
                     Ok(()) => out.granted = true,
@@ -209,7 +226,7 @@ impl Stream {
         if self.shared.inbox.send(command).is_err() {
             return self.refuse(session, RefusedReason::NoSlot, "the drafter's inbox is full".into());
         }
-        sessions.open.insert(session, Session { sequence, heard: Instant::now(), gone, _slot: slot });
+        sessions.open.insert(session, Session { sequence, heard: Instant::now(), gone, slot });
     }
 
     fn expire(&self, sessions: &mut Sessions) {
@@ -227,6 +244,7 @@ impl Stream {
     fn cancel(&self, session: &Session) {
         // Either is enough; the token also when the inbox is full.
         session.gone.cancel();
+        session.slot.free();
         let _ = self.shared.inbox.send(Command::Cancel(session.sequence));
     }
 

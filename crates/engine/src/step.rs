@@ -305,6 +305,9 @@ impl<M: Model> Engine<M> {
             });
         if added.is_ok() {
             self.lanes.insert(sequence, Lane::Draft(DraftLane { session, outlet, stop_ids, longest }));
+        } else {
+            // What the outlet holds is free before the refusal is told.
+            drop(outlet);
         }
         admitted(added);
     }

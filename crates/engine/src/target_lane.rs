@@ -109,7 +109,11 @@ impl TargetLane {
         let room = self.request.limits.max_tokens.saturating_sub(self.output + 1);
         let wanted = k.min(room) as usize;
         let waits = self.drafter && !self.late && decoding && self.output > 0;
-        if !waits || self.tail.pending().len() >= wanted {
+        let pending = self.tail.pending();
+        // The drafter goes no further than a token after which the answer would end.
+        let complete = pending.len() >= wanted
+            || pending.last().is_some_and(|t| self.request.limits.stop_ids.contains(t));
+        if !waits || complete {
             self.parked = None;
             return Readiness::Plan;
         }

@@ -65,7 +65,7 @@ impl EngineThread {
                 Ok(model) => {
                     // Nobody waits any more: the process gave up on this start.
                     if ready.send(Ok(model.spec().clone())).is_ok() {
-                        run(&mut Engine::new(model, settings), &inbox, &clock, &mut observer);
+                        run(&mut Engine::new(model, settings), &inbox, capacity, &clock, &mut observer);
                     }
                 }
                 Err(error) => {
@@ -93,14 +93,24 @@ impl EngineThread {
     }
 }
 
-fn run<M: Model>(engine: &mut Engine<M>, inbox: &Receiver<Command>, clock: &Clock, observer: &mut Observer) {
+fn run<M: Model>(
+    engine: &mut Engine<M>,
+    inbox: &Receiver<Command>,
+    capacity: usize,
+    clock: &Clock,
+    observer: &mut Observer,
+) {
     let mut open = true;
     loop {
-        while open {
+        // At most one inbox full between two steps: whoever fills it all the time does not stop them.
+        for _ in 0..capacity {
             match inbox.try_recv() {
                 Ok(command) => engine.command(command),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => open = false,
+                Err(TryRecvError::Disconnected) => {
+                    open = false;
+                    break;
+                }
             }
         }
         if !open && engine.is_empty() {
