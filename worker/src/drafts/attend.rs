@@ -54,6 +54,10 @@ async fn keep(links: &Links, attendance: &Attendance) {
             port.attach(link.clone(), granted.session);
             // A full inbox costs lockstep its waiting, nothing else.
             let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: true });
+            // It was opened with what the request brought; what was committed since is told at once,
+            // or lockstep would wait for drafts of somebody who waits for commits.
+            let have = (request.prompt.len() + request.committed.len()) as u32;
+            let _ = inbox.send(Command::Resync { sequence: *sequence, have });
             // Also when this task is dropped in between: the drafter's slot must not leak.
             let closing = Closing { link: &link, session: granted.session, port };
             tokio::select! {

@@ -59,6 +59,8 @@ pub(crate) enum LinkError {
     Pairing { drafter: String, why: String },
     #[error("drafter {drafter} refused: {reason:?}: {message}")]
     Refused { drafter: String, reason: RefusedReason, message: String },
+    #[error("drafter {0} was restarted since the request was placed")]
+    Restarted(String),
     #[error("the stream to drafter {0} ended")]
     Ended(String),
 }

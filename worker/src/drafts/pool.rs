@@ -1,8 +1,9 @@
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::NodeId;
+use cluster::{Incarnation, NodeId};
 use proto::Candidate;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -23,7 +24,8 @@ pub(crate) struct Links {
 #[derive(Debug, Default)]
 struct Place {
     link: Option<Arc<Link>>,
-    failed: Option<Instant>,
+    /// The last life of the drafter that was dialled in vain, and when.
+    failed: Option<(Incarnation, Instant)>,
 }
 
 impl Links {
@@ -42,13 +44,17 @@ impl Links {
             links.entry(peer.id.clone()).or_default().clone()
         };
         let mut place = place.lock().await;
-        if let Some(link) = &place.link
-            && !link.is_over()
-            && link.incarnation() == peer.incarnation
-        {
-            return Ok(link.clone());
+        if let Some(link) = place.link.as_ref().filter(|link| !link.is_over()) {
+            match link.incarnation().cmp(&peer.incarnation) {
+                Ordering::Equal => return Ok(link.clone()),
+                // The sequence was placed before the drafter's restart. Dialling would be in vain, and
+                // must not cost the others the link to its new life.
+                Ordering::Greater => return Err(LinkError::Restarted(peer.id.to_string())),
+                // Restarted: the stream to its old life is about to end.
+                Ordering::Less => {}
+            }
         }
-        if place.failed.is_some_and(|at| at.elapsed() < PAUSE) {
+        if place.failed.is_some_and(|(life, at)| life == peer.incarnation && at.elapsed() < PAUSE) {
             return Err(LinkError::Late(peer.id.to_string()));
         }
         match Link::connect(peer, &self.me).await {
@@ -58,7 +64,7 @@ impl Links {
             }
             Err(error) => {
                 tracing::warn!(%error, "no link to this drafter; its sequences decode plainly");
-                *place = Place { link: None, failed: Some(Instant::now()) };
+                place.failed = Some((peer.incarnation, Instant::now()));
                 Err(error)
             }
         }
