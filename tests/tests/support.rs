@@ -31,7 +31,7 @@ pub(crate) fn model_file(name: &str) -> Option<PathBuf> {
 }
 
 /// Asks until the answer is yes; panics with `what` when it never is.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
+pub(crate) async fn eventually(what: &str, mut ask: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + HANG;
     while !ask().await {
         assert!(tokio::time::Instant::now() < deadline, "never happened: {what}");

@@ -40,6 +40,10 @@ impl Proxy {
                 connections.spawn(async move {
                     let Some(to) = to else { return };
                     let Ok(server) = TcpStream::connect(to).await else { return };
+                    // As the nodes have it: small frames must not wait for an acknowledgement.
+                    for side in [&client, &server] {
+                        side.set_nodelay(true).unwrap();
+                    }
                     let (mut client_in, mut client_out) = client.into_split();
                     let (mut server_in, mut server_out) = server.into_split();
                     let (up, down) = (follow.clone(), follow.clone());
