@@ -101,7 +101,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
                     }
                     out.flush()?;
                 }
-                TargetEvent::Again(_) => {}
+                TargetEvent::Started | TargetEvent::Again(_) => {}
                 TargetEvent::Ended(ended) => {
                     if let Some(text) = detokenizer.finish() {
                         write!(out, "{text}")?;

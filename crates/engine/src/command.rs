@@ -58,6 +58,20 @@ pub struct CommitFrame {
     pub ids: Vec<TokenId>,
 }
 
+impl Command {
+    /// Whether losing it costs speed only.
+    pub fn is_hint(&self) -> bool {
+        match self {
+            Self::Target(_) | Self::Draft(_) | Self::Cancel(_) => false,
+            Self::Drafts(..)
+            | Self::Drafter { .. }
+            | Self::Resync { .. }
+            | Self::Commit(..)
+            | Self::Window { .. } => true,
+        }
+    }
+}
+
 impl std::fmt::Debug for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

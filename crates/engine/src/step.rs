@@ -1,8 +1,9 @@
 //! The step, as a sentence: plan, submit, collect, commit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use kvcache::HeadClass;
 use request::{Finish, InvalidField, TokenId};
 use scheduler::{Ahead, Config, NewSequence, Plan, Refused, Scheduler, SequenceId, Slice};
 use speculation::{Reaction, Session};
@@ -81,7 +82,7 @@ enum Lane {
 pub struct Engine<M> {
     model: M,
     scheduler: Scheduler,
-    lanes: HashMap<SequenceId, Lane>,
+    lanes: BTreeMap<SequenceId, Lane>,
     settings: Settings,
 }
 
@@ -101,7 +102,7 @@ impl<M: Model> Engine<M> {
             slots: spec.slots,
             classes: spec.classes.clone(),
         });
-        Self { model, scheduler, lanes: HashMap::new(), settings }
+        Self { model, scheduler, lanes: BTreeMap::new(), settings }
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -127,7 +128,7 @@ impl<M: Model> Engine<M> {
                 if let (Some(Lane::Target(lane)), Some(known)) =
                     (self.lanes.get_mut(&id), self.scheduler.tokens(id))
                 {
-                    // Why a frame was dropped is counted in the lane's statistics.
+                    // How many tokens were dropped is in the lane's statistics.
                     let _ = lane.offer(known, &drafts);
                 }
             }
@@ -168,6 +169,11 @@ impl<M: Model> Engine<M> {
         if plan.slices.is_empty() {
             return Outcome::Idle { until };
         }
+        for slice in &plan.slices {
+            if let Some(Lane::Target(lane)) = self.lanes.get_mut(&slice.sequence) {
+                lane.start();
+            }
+        }
         let executed = self.model.submit(&plan.step).and_then(|ticket| self.model.collect(ticket));
         Outcome::Worked(match executed {
             Ok(picks) => self.commit(&plan, &picks.0),
@@ -176,8 +182,8 @@ impl<M: Model> Engine<M> {
     }
 
     /// Ends lanes whose reader is gone and says which to leave out of this step.
-    fn readiness(&mut self, now: Duration) -> (HashSet<SequenceId>, Option<Duration>) {
-        let (mut held, mut until, mut ended) = (HashSet::new(), None::<Duration>, Vec::new());
+    fn readiness(&mut self, now: Duration) -> (BTreeSet<SequenceId>, Option<Duration>) {
+        let (mut held, mut until, mut ended) = (BTreeSet::new(), None::<Duration>, Vec::new());
         for (id, lane) in &mut self.lanes {
             match lane {
                 Lane::Target(lane) => {
@@ -251,22 +257,37 @@ impl<M: Model> Engine<M> {
         facts
     }
 
-    /// A step that the model refused or could not finish. If it names a row, only that row's
-    /// sequence ends: nothing was committed, so the others compute the same rows again.
+    /// A step that the model did not finish. Nothing was committed, so what goes on computes the same
+    /// rows again.
     fn fail(&mut self, plan: &Plan, error: &ModelError) -> Facts {
-        let culprit = match error {
-            ModelError::NotFinite { row } => {
-                plan.slices.iter().find(|s| (s.first_row..s.first_row + s.rows()).contains(row))
-            }
-            _ => None,
+        let slice =
+            |row: u32| plan.slices.iter().find(|s| (s.first_row..s.first_row + s.rows()).contains(&row));
+        let doomed: Vec<SequenceId> = match error {
+            ModelError::NotFinite { row } => match slice(*row) {
+                // A row that only a draft put there must not end an answer that is fine without it.
+                Some(slice) if *row >= slice.first_row + slice.known => {
+                    if let Some(Lane::Target(lane)) = self.lanes.get_mut(&slice.sequence) {
+                        lane.distrust();
+                    }
+                    Vec::new()
+                }
+                Some(slice) => vec![slice.sequence],
+                None => self.lanes.keys().copied().collect(),
+            },
+            // The step was refused or the device failed: its table changes may or may not have been
+            // applied, so no table is what this side believes. Everybody ends, every table starts over.
+            ModelError::Unsupported { .. }
+            | ModelError::OutOfRange { .. }
+            | ModelError::NoPage { .. }
+            | ModelError::Device(_) => self.lanes.keys().copied().collect(),
         };
-        let doomed: Vec<SequenceId> = match culprit {
-            Some(slice) => vec![slice.sequence],
-            None => plan.slices.iter().map(|s| s.sequence).collect(),
-        };
+        let all = !doomed.is_empty() && doomed.len() == self.lanes.len();
         let facts = Facts { failed: doomed.len() as u32, ..Facts::default() };
         for id in doomed {
             self.end(id, Finish::Failed);
+        }
+        if all {
+            self.scheduler.clear_tables();
         }
         facts
     }
@@ -276,6 +297,13 @@ impl<M: Model> Engine<M> {
         let known = request.known();
         let vocab_size = self.spec().vocab_size;
         let checked = request.validate().and_then(|()| in_vocabulary("prompt", &known, vocab_size));
+        if checked.is_ok()
+            && let Some(finish) = request.finished()
+        {
+            // A replay of an answer that was complete: nothing is left to generate.
+            TargetLane::new(request, outlet, vocab_size, 0).end(finish);
+            return admitted(Ok(()));
+        }
         let longest = (request.prompt.len() as u32).saturating_add(request.limits.max_tokens);
         let added = checked.map_err(Refusal::from).and_then(|()| {
             let new = NewSequence {
@@ -298,11 +326,16 @@ impl<M: Model> Engine<M> {
     fn open_draft(&mut self, open: DraftOpen) {
         let DraftOpen { sequence, tokens, longest, sampling, stop_ids, window, outlet, admitted } = open;
         let session = Session::new(&tokens, window);
-        let added =
-            in_vocabulary("prompt", &tokens, self.spec().vocab_size).map_err(Refusal::from).and_then(|()| {
-                let new = NewSequence { id: sequence, tokens, limit: session.limit(), longest, sampling };
-                self.scheduler.add(new).map_err(Refusal::from)
-            });
+        let checked = if self.spec().classes.iter().any(|(class, _)| *class != HeadClass::Full) {
+            // A rewrite may go back behind what a window has given up.
+            Err(InvalidField::new("model", "drafting with window head classes is not built yet"))
+        } else {
+            in_vocabulary("prompt", &tokens, self.spec().vocab_size)
+        };
+        let added = checked.map_err(Refusal::from).and_then(|()| {
+            let new = NewSequence { id: sequence, tokens, limit: session.limit(), longest, sampling };
+            self.scheduler.add(new).map_err(Refusal::from)
+        });
         if added.is_ok() {
             self.lanes.insert(sequence, Lane::Draft(DraftLane { session, outlet, stop_ids, longest }));
         } else {

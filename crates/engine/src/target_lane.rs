@@ -11,6 +11,8 @@ use crate::{CommitFrame, Ended, Outlet, Room};
 /// What a target sequence tells its shell.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TargetEvent {
+    /// It left the queue: its prompt is being computed. From here a drafter is of use.
+    Started,
     /// Tokens were committed. `drafted[i]`: the token stood in an accepted draft.
     Committed {
         frame: CommitFrame,
@@ -37,6 +39,10 @@ pub(crate) struct TargetLane {
     parked: Option<Duration>,
     /// The drafter missed the deadline: no more waiting until it is heard of again.
     late: bool,
+    /// A draft broke the model's arithmetic: no more drafts for this sequence.
+    distrusted: bool,
+    /// Its first rows were planned.
+    started: bool,
     /// Since when its reader has no room.
     blocked: Option<Duration>,
     output: u32,
@@ -69,6 +75,8 @@ impl TargetLane {
             drafter: false,
             parked: None,
             late: false,
+            distrusted: false,
+            started: false,
             blocked: None,
         }
     }
@@ -76,8 +84,9 @@ impl TargetLane {
     /// Most drafts to verify in one step.
     pub(crate) fn max_draft(&self, server: u32) -> usize {
         match self.request.speculation.strategy {
+            _ if self.distrusted => 0,
             Strategy::None => 0,
-            Strategy::Lockstep { k, .. } => k as usize,
+            Strategy::Lockstep { k, .. } => self.request.speculation.max_draft.unwrap_or(k).min(k) as usize,
             Strategy::Auto | Strategy::Draft => {
                 self.request.speculation.max_draft.unwrap_or(server).min(server) as usize
             }
@@ -107,7 +116,7 @@ impl TargetLane {
             return Readiness::Plan;
         };
         let room = self.request.limits.max_tokens.saturating_sub(self.output + 1);
-        let wanted = k.min(room) as usize;
+        let wanted = self.max_draft(k).min(room as usize);
         let waits = self.drafter && !self.late && decoding && self.output > 0;
         let pending = self.tail.pending();
         // The drafter goes no further than a token after which the answer would end.
@@ -126,11 +135,14 @@ impl TargetLane {
     }
 
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {
-        self.late = false;
         let taken = self.tail.offer(committed, drafts);
         let fresh = drafts.ids.len() as u64;
         match taken {
-            Ok(taken) => Ok(taken),
+            Ok(taken) => {
+                // Only a draft that is of use counts as a sign of life.
+                self.late &= taken == 0;
+                Ok(taken)
+            }
             // A frame repeats the whole unconfirmed tail, so an old one costs nothing new.
             Err(Dropped::Late) => Err(Dropped::Late),
             Err(reason) => {
@@ -181,6 +193,20 @@ impl TargetLane {
         if self.outlet.room() == Room::Free {
             self.outlet.deliver(TargetEvent::Again(CommitFrame { at: have, prefix_hash, ids: ids.to_vec() }));
         }
+    }
+
+    /// Its first rows are in the step that is being executed.
+    pub(crate) fn start(&mut self) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.outlet.deliver(TargetEvent::Started);
+        }
+    }
+
+    /// A draft made the logits not finite, which plain decoding would never have seen: it and all later
+    /// ones are dropped, the sequence goes on without.
+    pub(crate) fn distrust(&mut self) {
+        self.distrusted = true;
+        self.stats.dropped_tokens += self.tail.clear() as u64;
     }
 
     pub(crate) fn end(mut self, finish: Finish) {

@@ -1,5 +1,7 @@
 //! The OS thread that owns a rank.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,9 +26,16 @@ pub struct Observed {
 }
 
 /// The way in: one bounded queue of commands. Full means that the engine is far behind: a request is
-/// refused, a draft frame or commit is dropped (both heal by themselves).
+/// refused. Hints (draft frames, commits, windows) are dropped when three quarters are full; they heal
+/// by themselves.
 #[derive(Clone, Debug)]
-pub struct Inbox(SyncSender<Command>);
+pub struct Inbox {
+    commands: SyncSender<Command>,
+    /// Commands that wait, nearly: read only to keep room.
+    waiting: Arc<AtomicUsize>,
+    /// Hints are dropped beyond this, so that a chatty drafter never takes the room of requests.
+    room_for_hints: usize,
+}
 
 /// The command that did not fit, or that came after the engine ended.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +44,17 @@ pub struct InboxFull(pub Box<Command>);
 
 impl Inbox {
     pub fn send(&self, command: Command) -> Result<(), InboxFull> {
-        self.0.try_send(command).map_err(|e| match e {
-            TrySendError::Full(command) | TrySendError::Disconnected(command) => InboxFull(Box::new(command)),
+        if command.is_hint() && self.waiting.load(Ordering::Relaxed) >= self.room_for_hints {
+            return Err(InboxFull(Box::new(command)));
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.commands.try_send(command).map_err(|e| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            match e {
+                TrySendError::Full(command) | TrySendError::Disconnected(command) => {
+                    InboxFull(Box::new(command))
+                }
+            }
         })
     }
 }
@@ -57,7 +75,9 @@ impl EngineThread {
         clock: Clock,
         mut observer: Observer,
     ) -> Result<(Self, Inbox, crate::ModelSpec), E> {
-        let (sender, inbox) = sync_channel(capacity);
+        let (commands, inbox) = sync_channel(capacity);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let inbox = Commands { commands: inbox, waiting: waiting.clone(), capacity };
         let (ready, made) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("engine".into())
@@ -65,7 +85,7 @@ impl EngineThread {
                 Ok(model) => {
                     // Nobody waits any more: the process gave up on this start.
                     if ready.send(Ok(model.spec().clone())).is_ok() {
-                        run(&mut Engine::new(model, settings), &inbox, capacity, &clock, &mut observer);
+                        run(&mut Engine::new(model, settings), &inbox, &clock, &mut observer);
                     }
                 }
                 Err(error) => {
@@ -74,7 +94,10 @@ impl EngineThread {
             })
             .unwrap_or_else(|e| panic!("the operating system gives no thread: {e}"));
         match made.recv() {
-            Ok(Ok(spec)) => Ok((Self { thread }, Inbox(sender), spec)),
+            Ok(Ok(spec)) => {
+                let inbox = Inbox { commands, waiting, room_for_hints: capacity - capacity / 4 };
+                Ok((Self { thread }, inbox, spec))
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => match thread.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
@@ -83,27 +106,17 @@ impl EngineThread {
         }
     }
 
-    pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
-    }
-
     /// Waits for the end; `Err` when the thread panicked.
     pub fn join(self) -> std::thread::Result<()> {
         self.thread.join()
     }
 }
 
-fn run<M: Model>(
-    engine: &mut Engine<M>,
-    inbox: &Receiver<Command>,
-    capacity: usize,
-    clock: &Clock,
-    observer: &mut Observer,
-) {
+fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observer: &mut Observer) {
     let mut open = true;
     loop {
         // At most one inbox full between two steps: whoever fills it all the time does not stop them.
-        for _ in 0..capacity {
+        for _ in 0..inbox.capacity {
             match inbox.try_recv() {
                 Ok(command) => engine.command(command),
                 Err(TryRecvError::Empty) => break,
@@ -146,6 +159,27 @@ fn run<M: Model>(
                 }
             }
         }
+    }
+}
+
+/// The engine's end of the inbox.
+struct Commands {
+    commands: Receiver<Command>,
+    waiting: Arc<AtomicUsize>,
+    capacity: usize,
+}
+
+impl Commands {
+    fn try_recv(&self) -> Result<Command, TryRecvError> {
+        self.commands.try_recv().inspect(|_| self.taken())
+    }
+
+    fn recv_timeout(&self, patience: Duration) -> Result<Command, RecvTimeoutError> {
+        self.commands.recv_timeout(patience).inspect(|_| self.taken())
+    }
+
+    fn taken(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

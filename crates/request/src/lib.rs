@@ -64,17 +64,28 @@ impl Request {
         self.sampling.params.validate()?;
         self.limits.validate()?;
         self.speculation.validate()?;
-        if self.committed.len() >= self.limits.max_tokens as usize {
+        if self.committed.len() > self.limits.max_tokens as usize {
             return Err(InvalidField::new(
                 "committed",
                 format!(
-                    "{} tokens were already delivered and max_tokens is {}; nothing is left to generate",
+                    "{} tokens were already delivered and max_tokens is {}",
                     self.committed.len(),
                     self.limits.max_tokens
                 ),
             ));
         }
         Ok(())
+    }
+
+    /// How the answer ended, when `committed` is already all of it: a replay has nothing to generate.
+    pub fn finished(&self) -> Option<Finish> {
+        if self.committed.last().is_some_and(|last| self.limits.stop_ids.contains(last)) {
+            Some(Finish::Stop)
+        } else if self.committed.len() >= self.limits.max_tokens as usize {
+            Some(Finish::Length)
+        } else {
+            None
+        }
     }
 
     /// Prompt and delivered output: what the sequence knows when it starts.

@@ -66,10 +66,11 @@ impl NoiseKey {
     }
 }
 
-/// Exp(1) from 53 random bits; never 0 and never infinite.
+/// Exp(1) from 52 random bits: the uniform lies strictly between 0 and 1, so E is never 0 and never
+/// infinite (with 53 bits the largest one would round to 1).
 fn exponential(words: [u32; 4]) -> f64 {
-    let bits = (u64::from(words[0]) << 32 | u64::from(words[1])) >> 11;
-    let uniform = (bits as f64 + 0.5) * (1.0 / (1u64 << 53) as f64);
+    let bits = (u64::from(words[0]) << 32 | u64::from(words[1])) >> 12;
+    let uniform = (bits as f64 + 0.5) * (1.0 / (1u64 << 52) as f64);
     -libm::log(uniform)
 }
 
@@ -111,6 +112,14 @@ mod tests {
             ),
         ] {
             assert_eq!(philox(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn the_extreme_draws_are_finite_and_above_zero() {
+        for words in [[0; 4], [u32::MAX; 4]] {
+            let e = exponential(words);
+            assert!(e > 0.0 && e.is_finite(), "{words:?} gives {e}");
         }
     }
 

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use kvcache::{ClassId, HeadClass, PagePool, PageTable};
 use request::TokenId;
@@ -43,7 +43,7 @@ pub enum Refused {
 #[derive(Debug)]
 pub struct Scheduler {
     config: Config,
-    sequences: HashMap<SequenceId, Sequence>,
+    sequences: BTreeMap<SequenceId, Sequence>,
     /// First come first served.
     waiting: VecDeque<SequenceId>,
     /// In the order of admission.
@@ -57,7 +57,7 @@ pub struct Scheduler {
 impl Scheduler {
     pub fn new(config: Config) -> Self {
         Self {
-            sequences: HashMap::new(),
+            sequences: BTreeMap::new(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             free_slots: (0..config.slots).rev().map(Slot).collect(),
@@ -137,12 +137,16 @@ impl Scheduler {
         let decodes = ready.iter().filter(|(_, behind, _)| *behind == 1);
         chosen.extend(decodes.map(|(id, _, drafts)| (*id, 1, *drafts)));
         budget = budget.saturating_sub(chosen.len() as u32);
-        // Then their drafts, then prompts with what is left.
-        for (id, _, drafts) in &mut chosen {
+        // Then their drafts, in equal shares; while a prompt is behind, half of what is left is its.
+        let prompts = ready.iter().any(|(_, behind, _)| *behind > 1);
+        let mut for_drafts = if prompts { budget / 2 } else { budget };
+        let mut drafting = chosen.iter().filter(|(_, _, drafts)| !drafts.is_empty()).count() as u32;
+        for (id, _, drafts) in chosen.iter_mut().filter(|(_, _, drafts)| !drafts.is_empty()) {
+            let share = for_drafts.div_ceil(drafting);
             let room = self.sequences.get(id).map_or(0, |s| s.limit.saturating_sub(s.len() + 1));
-            let take = drafts.len().min(room as usize).min(budget as usize);
-            *drafts = &drafts[..take];
-            budget -= take as u32;
+            let take = (drafts.len() as u32).min(room).min(share);
+            *drafts = &drafts[..take as usize];
+            (for_drafts, budget, drafting) = (for_drafts - take, budget - take, drafting - 1);
         }
         for (id, behind, _) in ready.iter().filter(|(_, behind, _)| *behind > 1) {
             let rows = (*behind).min(budget);
@@ -209,6 +213,20 @@ impl Scheduler {
             });
         }
         self.free_slots.push(running.slot);
+    }
+
+    /// Empties every table of the model with the next step: after a failure nobody knows what they hold.
+    pub fn clear_tables(&mut self) {
+        debug_assert!(self.sequences.is_empty(), "sequences go first");
+        self.deltas.clear();
+        for slot in 0..self.config.slots {
+            let class = |class| ClassId(class as u8);
+            self.deltas.extend((0..self.pools.len()).map(|c| TableDelta {
+                slot: Slot(slot),
+                class: class(c),
+                change: TableChange::Clear,
+            }));
+        }
     }
 
     /// Most positions of one sequence that a step computes.
@@ -294,7 +312,8 @@ impl Scheduler {
         for (class, (table, reservation)) in running.tables.iter_mut().enumerate() {
             let pool = &mut self.pools[class];
             let cut = table.truncate(computed, pool, reservation).map(TableChange::Truncate);
-            // The drafter may be told to go back behind `computed`; its classes are all full.
+            // A drafter may be told to go back behind `computed`: the engine takes drafts only on
+            // models whose classes are all full.
             let left = table.commit(computed, pool, reservation).into_iter().map(TableChange::Drop);
             self.deltas.extend(cut.into_iter().chain(left).map(|change| TableDelta {
                 slot: running.slot,

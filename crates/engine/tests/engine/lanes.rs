@@ -4,12 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::link::{Kept, MODEL_SEED, VOCAB, request, target};
-use engine::{Command, Engine, Outcome, Refusal, Room, Settings, TargetEvent, TargetOpen, ToyModel};
+use engine::{
+    Command, Engine, Model, ModelError, ModelSpec, Outcome, Picks, Refusal, Room, Settings, TargetEvent,
+    TargetOpen, Ticket, ToyModel,
+};
 use request::{Finish, Request, Sampling, Speculation, TokenId};
-use scheduler::{Refused, SequenceId};
+use scheduler::{Refused, SequenceId, Step};
+use speculation::{Drafts, PrefixHashes};
 
-fn open(
-    engine: &mut Engine<ToyModel>,
+fn open<M: Model>(
+    engine: &mut Engine<M>,
     id: u64,
     request: Request,
 ) -> (Kept<TargetEvent>, Result<(), Refusal>) {
@@ -84,59 +88,131 @@ fn what_cannot_run_is_refused_with_its_reason() {
     assert_eq!((first, doubled), (Ok(()), Err(Refusal::Scheduler(Refused::Doubled(SequenceId(1))))));
 }
 
-#[test]
-fn a_model_that_fails_ends_the_answers_of_its_step_and_serves_the_next() {
-    /// Its second step ends with logits that are not finite in row 1.
-    struct Broken(ToyModel, u32);
-    impl engine::Model for Broken {
-        fn spec(&self) -> &engine::ModelSpec {
-            engine::Model::spec(&self.0)
-        }
-        fn submit(&mut self, step: &scheduler::Step) -> Result<engine::Ticket, engine::ModelError> {
-            self.1 += 1;
-            let ticket = self.0.submit(step)?;
-            if self.1 == 2 {
-                return Err(engine::ModelError::NotFinite { row: 1 });
-            }
-            Ok(ticket)
-        }
-        fn collect(&mut self, ticket: engine::Ticket) -> Result<engine::Picks, engine::ModelError> {
-            self.0.collect(ticket)
-        }
-    }
-    let mut reference = target(64);
-    let (kept, _) = open(&mut reference, 1, long(&[1, 2], 20));
-    while !reference.is_empty() {
-        reference.step(Duration::ZERO);
-    }
-    let text = |outlet: &Kept<TargetEvent>| -> Vec<TokenId> {
-        outlet
-            .take()
-            .into_iter()
-            .flat_map(|e| if let TargetEvent::Committed { frame, .. } = e { frame.ids } else { vec![] })
-            .collect()
-    };
-    let expected = text(&kept);
+/// A toy whose n-th step ends in an error: applied to the tables first, or refused before.
+struct Broken {
+    toy: ToyModel,
+    steps: u32,
+    fails_at: u32,
+    error: ModelError,
+}
 
+impl Model for Broken {
+    fn spec(&self) -> &ModelSpec {
+        Model::spec(&self.toy)
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.steps += 1;
+        if self.steps == self.fails_at {
+            if matches!(self.error, ModelError::NotFinite { .. }) {
+                let ticket = self.toy.submit(step)?;
+                self.toy.collect(ticket)?;
+            }
+            return Err(self.error.clone());
+        }
+        self.toy.submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
+        self.toy.collect(ticket)
+    }
+}
+
+fn broken(fails_at: u32, error: ModelError) -> Engine<Broken> {
     let toy = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED);
-    let mut engine = Engine::new(Broken(toy, 0), Settings::default());
-    let outlets: Vec<Kept<TargetEvent>> = [(1u64, [1u32, 2]), (2, [1, 3])]
-        .into_iter()
-        .map(|(id, prompt)| {
-            let outlet = Kept::new();
-            engine.command(Command::Target(Box::new(TargetOpen {
-                sequence: SequenceId(id),
-                request: long(&prompt, 20),
-                outlet: Box::new(outlet.share()),
-                admitted: Box::new(|a| a.unwrap()),
-            })));
-            outlet
-        })
-        .collect();
+    Engine::new(Broken { toy, steps: 0, fails_at, error }, Settings::default())
+}
+
+fn text(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Option<Finish>) {
+    let (mut ids, mut finish) = (Vec::new(), None);
+    for event in outlet.take() {
+        match event {
+            TargetEvent::Committed { frame, .. } => ids.extend(frame.ids),
+            TargetEvent::Ended(ended) => finish = Some(ended.finish),
+            TargetEvent::Started | TargetEvent::Again(_) => {}
+        }
+    }
+    (ids, finish)
+}
+
+fn finish_all<M: Model>(engine: &mut Engine<M>) {
     while !engine.is_empty() {
         engine.step(Duration::ZERO);
     }
-    // Row 1 of the second step is the second sequence's decode; the first one is unharmed.
-    assert_eq!(ended(&outlets[1]), Some(Finish::Failed));
-    assert_eq!(text(&outlets[0]), expected);
+}
+
+/// The text of the two requests of the tests below, each alone on a sound model.
+fn alone() -> [Vec<TokenId>; 2] {
+    [[1, 2], [1, 3]].map(|prompt| {
+        let mut engine = target(64);
+        let (outlet, _) = open(&mut engine, 1, long(&prompt, 20));
+        finish_all(&mut engine);
+        text(&outlet).0
+    })
+}
+
+#[test]
+fn broken_logits_end_the_answer_of_their_row_only() {
+    let mut engine = broken(2, ModelError::NotFinite { row: 1 });
+    let (first, _) = open(&mut engine, 1, long(&[1, 2], 20));
+    let (second, _) = open(&mut engine, 2, long(&[1, 3], 20));
+    finish_all(&mut engine);
+    // Row 1 of the second step is the second sequence's decode.
+    assert_eq!(text(&second).1, Some(Finish::Failed));
+    assert_eq!(text(&first), (alone()[0].clone(), Some(Finish::Length)));
+}
+
+#[test]
+fn broken_logits_of_a_draft_cost_the_draft_only() {
+    let mut engine = broken(2, ModelError::NotFinite { row: 1 });
+    let (outlet, _) = open(&mut engine, 1, long(&[1, 2], 20));
+    engine.step(Duration::ZERO);
+    let known = engine.scheduler().tokens(SequenceId(1)).unwrap();
+    let drafts = Drafts {
+        at: known.len() as u32,
+        prefix_hash: PrefixHashes::new(known).last(),
+        ids: vec![TokenId(5), TokenId(6)],
+    };
+    engine.command(Command::Drafts(SequenceId(1), drafts));
+    // Row 0 is the decode, row 1 the first draft.
+    finish_all(&mut engine);
+    assert_eq!(text(&outlet), (alone()[0].clone(), Some(Finish::Length)));
+}
+
+#[test]
+fn a_refused_step_ends_all_and_the_next_request_finds_clean_tables() {
+    for error in [
+        ModelError::OutOfRange { what: "page", index: 9, bound: 1 },
+        ModelError::Unsupported { what: "this" },
+        ModelError::Device("lost".into()),
+    ] {
+        let mut engine = broken(3, error);
+        let (first, _) = open(&mut engine, 1, long(&[1, 2], 20));
+        engine.step(Duration::ZERO);
+        let (second, _) = open(&mut engine, 2, long(&[1, 3], 20));
+        engine.step(Duration::ZERO);
+        // Left out of the failing step: its table must not be trusted either.
+        *first.room.lock().unwrap() = Room::Full;
+        engine.step(Duration::ZERO);
+        assert_eq!((text(&first).1, text(&second).1), (Some(Finish::Failed), Some(Finish::Failed)));
+        for (prompt, expected) in [[1, 2], [1, 3]].iter().zip(alone()) {
+            let (outlet, _) = open(&mut engine, 9, long(prompt, 20));
+            finish_all(&mut engine);
+            assert_eq!(text(&outlet), (expected, Some(Finish::Length)));
+        }
+    }
+}
+
+#[test]
+fn a_replay_of_a_complete_answer_ends_at_once() {
+    let mut engine = target(64);
+    let mut full = long(&[1, 2], 3);
+    full.committed = vec![TokenId(4); 3];
+    let (outlet, admitted) = open(&mut engine, 1, full.clone());
+    assert_eq!((admitted, text(&outlet)), (Ok(()), (vec![], Some(Finish::Length))));
+    full.limits.stop_ids = vec![TokenId(7)];
+    full.committed = vec![TokenId(4), TokenId(7)];
+    let (outlet, _) = open(&mut engine, 2, full);
+    assert_eq!(text(&outlet), (vec![], Some(Finish::Stop)));
+    assert!(engine.is_empty());
 }

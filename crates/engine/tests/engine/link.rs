@@ -84,6 +84,8 @@ pub struct Answer {
     pub finish: Option<Finish>,
     pub stats: SpeculationStats,
     pub drafted: usize,
+    /// Of a run of one request: steps whose first rejected draft was the n-th.
+    pub rejected_at: Vec<u64>,
 }
 
 pub fn request(prompt: &[u32], max_tokens: u32, sampling: Sampling, speculation: Speculation) -> Request {
@@ -183,9 +185,10 @@ fn drive(
     }
     let mut up: Vec<(SequenceId, Up)> = Vec::new();
     let mut down = Vec::new();
-    let mut accepted = 0;
+    let (mut accepted, mut rejected_at) = (0, Vec::new());
     for now in 0..20_000u64 {
         if answers.iter().all(|a| a.finish.is_some()) {
+            answers[0].rejected_at = rejected_at;
             return (answers, now);
         }
         // Frames that travel, each with its luck.
@@ -219,6 +222,11 @@ fn drive(
         let outcome = target.step(Duration::from_millis(now));
         if let Outcome::Worked(facts) = outcome {
             accepted += u64::from(facts.accepted);
+            if facts.sequences == 1 && facts.accepted < facts.draft_rows {
+                let depth = facts.accepted as usize;
+                rejected_at.resize(rejected_at.len().max(depth + 1), 0);
+                rejected_at[depth] += 1;
+            }
         }
         for (i, outlet) in outlets.iter().enumerate() {
             for event in outlet.take() {
@@ -236,6 +244,7 @@ fn drive(
                         answers[i].drafted += drafted.iter().filter(|d| **d).count();
                         down.push((id, frame));
                     }
+                    TargetEvent::Started => assert!(answers[i].output.is_empty(), "started once, and first"),
                     TargetEvent::Again(frame) => down.push((id, frame)),
                     TargetEvent::Ended(Ended { finish, speculation, usage }) => {
                         assert_eq!(
