@@ -62,6 +62,9 @@ def main():
     parser.add_argument("--limit", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--temperatures", default="0", help="comma-separated")
+    parser.add_argument("--min-rate", type=float, default=0.0, help="fail below this acceptance rate")
+    parser.add_argument("--min-length", type=float, default=0.0,
+                        help="fail below this mean acceptance length under lockstep4")
     parser.add_argument("--json", help="where the raw results go")
     args = parser.parse_args()
     with urllib.request.urlopen(args.url + "/v1/models", timeout=10) as answer:
@@ -103,6 +106,11 @@ def main():
             json.dump({"model": model, "max_tokens": args.max_tokens, "summary": summary, "answers": rows}, out, indent=1)
     if differing:
         sys.exit(f"{differing} texts differ from plain decoding's")
+    for row in summary:
+        if row["strategy"] != "none" and (row["acceptance_rate"] or 0.0) < args.min_rate:
+            sys.exit(f"T={row['temperature']} {row['strategy']}: acceptance rate below {args.min_rate}")
+        if row["strategy"] == "lockstep4" and (row["mean_acceptance_length"] or 0.0) < args.min_length:
+            sys.exit(f"T={row['temperature']} lockstep4: mean acceptance length below {args.min_length}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,12 @@ use futures::StreamExt as _;
 use reqwest::header::HeaderValue;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-/// To connect; an answer has no deadline of ours, a person can leave.
+/// To connect.
 const CONNECT: Duration = Duration::from_secs(5);
+/// To the answer's first byte, queue and prompt included: the server's own deadline, and a little.
+const FIRST: Duration = Duration::from_secs(610);
 /// Silence after which a stream counts as dead (the server sends a comment every 15 s).
 const SILENCE: Duration = Duration::from_secs(60);
 /// Longest line of a stream.
@@ -51,7 +54,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(url: &str) -> Result<Self> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).read_timeout(SILENCE).build()?;
+        let http = reqwest::Client::builder().connect_timeout(CONNECT).build()?;
         Ok(Self { http, url: url.trim_end_matches('/').to_owned() })
     }
 
@@ -84,7 +87,8 @@ impl Client {
             .post(format!("{}/v1/chat/completions", self.url))
             .header("x-paceline-draft-flags", HeaderValue::from_static("1"))
             .json(&body);
-        let answer = request.send().await.with_context(|| self.unreachable())?;
+        let answer = timeout(FIRST, request.send()).await.context("no answer came in time")?;
+        let answer = answer.with_context(|| self.unreachable())?;
         let status = answer.status();
         if !status.is_success() {
             let body: Value = answer.json().await.unwrap_or_default();
@@ -93,7 +97,7 @@ impl Client {
         let (mut summary, mut first, mut complete) = (Summary::default(), None, false);
         let mut lines = Lines::default();
         let mut bytes = answer.bytes_stream();
-        while let Some(chunk) = bytes.next().await {
+        while let Some(chunk) = timeout(SILENCE, bytes.next()).await.context("the stream went silent")? {
             for line in lines.push(&chunk.context("the stream broke; the answer is incomplete")?)? {
                 let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
                 if data == "[DONE]" {

@@ -70,6 +70,9 @@ async fn tell(cluster: &Cluster, args: &DemoArgs) -> Result<String> {
         "the text with drafts is not the text without: please report this"
     );
     println!("byte for byte the same text.\n");
+    if args.drafter != "none" && drafted.speculation["num_draft_tokens"].as_u64().unwrap_or(0) == 0 {
+        eprintln!("note: no draft arrived in time; is this machine busy? `paceline status` shows step times");
+    }
     Ok(format!(
         "tokens/s={:.1} plain_tokens/s={:.1} mean_acceptance_length={:.2}",
         drafted.tokens_per_second(),

@@ -12,8 +12,7 @@ use request::{Finish, Limits, Quality, Request, RequestId, Sampling, SamplingPar
 use scheduler::SequenceId;
 use text::{ChatTemplate, Message, Tokenizer};
 
-use crate::args::{RankArgs, SamplingArgs};
-use crate::models::{self, Progress, Store};
+use crate::args::{RankArgs, SamplingArgs, StoreArgs};
 
 /// Answers of at most this many tokens when none is asked for.
 const MAX_TOKENS: u32 = 256;
@@ -39,13 +38,14 @@ pub struct GenerateArgs {
 }
 
 /// Generates and prints the text as it comes; greedy unless a temperature is given.
-pub async fn run(args: GenerateArgs, store: &Store) -> Result<()> {
-    let path = models::resolve(store, &args.model, &Progress::stderr()).await?;
+pub async fn run(args: GenerateArgs, store: &StoreArgs) -> Result<()> {
+    let path = store.resolve(&args.model).await?;
     tokio::task::spawn_blocking(move || generate(&args, &path)).await?
 }
 
 fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
     let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
+    model::refuse_split(&header.metadata).with_context(|| path.display().to_string())?;
     let tokenizer = Tokenizer::from_gguf(&header)?;
     let prompt = if args.raw {
         tokenizer.prompt(&args.prompt, false)?
@@ -58,6 +58,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
     let longest = u32::try_from(prompt.len())?.saturating_add(max_tokens);
     let options = Options {
         context: args.rank.context,
+        vocab: Some(tokenizer.vocab_len()),
         slots: 1,
         pages: PageBudget::Pages(kvcache::pages_for(longest) + 1),
         threads: args.rank.threads.unwrap_or(cores),

@@ -1,19 +1,75 @@
 //! What `worker` and `drafter` do alike: configuration, identity, model.
 
+use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use cluster::{NodeId, Role, VocabHash};
-use daemon::config::Valid;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use cluster::{NodeId, NodeRecord, Role, VocabHash};
+use daemon::config::{Check, ENV_PREFIX, ENV_RESERVED, Valid};
+use daemon::{Deadlines, Shutdown, Tasks};
 use model::{CpuModel, LoadError, Options, PageBudget};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use text::Tokenizer;
 
-use crate::args::RankArgs;
-use crate::models::{self, Progress, Store};
+use crate::args::{RankArgs, StoreArgs};
+
+/// `paceline worker ...`, `paceline drafter ...`; what is left out comes from the environment, then
+/// from the file.
+#[derive(Clone, Debug, Args)]
+pub struct NodeArgs {
+    /// Configuration file (TOML)
+    #[arg(long, env = "PACELINE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Model: a name, a path to a .gguf file, or hf:org/repo[:file]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Coordinators to join (host:port of their gRPC address); repeat for several
+    #[arg(long = "coordinator", value_name = "ADDRESS")]
+    pub coordinators: Vec<String>,
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<SocketAddr>,
+    /// Address under which others reach this node [default: the one it listens on]
+    #[arg(long, value_name = "http://HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Bind more than loopback although there is no TLS yet
+    #[arg(long)]
+    pub insecure: bool,
+    #[command(flatten)]
+    pub rank: RankArgs,
+    /// Announce the addresses on standard output as JSON, and end when standard input does
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+impl NodeArgs {
+    /// The flags that were given, nested as the file is.
+    pub fn settings(&self) -> Result<Value> {
+        let Value::Object(mut settings) = serde_json::to_value(&self.rank)? else { return Ok(Value::Null) };
+        let mut set = |key: &str, value: Value| settings.insert(key.to_owned(), value);
+        if let Some(model) = &self.model {
+            set("model", json!(model));
+        }
+        if !self.coordinators.is_empty() {
+            set("join", json!({ "coordinators": self.coordinators }));
+        }
+        if let Some(listen) = self.listen {
+            set("grpc", json!({ "listen": listen }));
+        }
+        if let Some(advertise) = &self.advertise {
+            set("advertise", json!(advertise));
+        }
+        if self.insecure {
+            set("insecure", json!(true));
+        }
+        Ok(json!({ "rank": settings }))
+    }
+}
 
 /// The model of a rank, found and described; not yet loaded.
 #[derive(Debug)]
@@ -34,46 +90,53 @@ impl Prepared {
 /// Reads a process's settings: file, then environment, then `flags` (nested as the file is).
 pub fn load<C>(file: Option<&Path>, flags: &Value) -> Result<Valid<C>>
 where
-    C: DeserializeOwned + daemon::config::Check,
+    C: Check + Default + DeserializeOwned + Serialize,
 {
-    Ok(daemon::config::load(file, std::env::vars(), flags)?)
+    let own = sections::<C>()?;
+    let mut others = sections::<coordinator::Config>()?;
+    others.extend(sections::<worker::Config>()?);
+    others.extend(sections::<drafter::Config>()?);
+    others.retain(|section| !own.contains(section));
+    Ok(daemon::config::load(file, settings(std::env::vars_os(), &others)?, flags)?)
 }
 
-/// The flags of a rank as its settings.
-pub fn flags(
-    rank: &RankArgs,
-    model: Option<&str>,
-    coordinators: &[String],
-    listen: Option<std::net::SocketAddr>,
-    insecure: bool,
-) -> Result<Value> {
-    let Value::Object(mut settings) = serde_json::to_value(rank)? else { return Ok(Value::Null) };
-    let mut set = |key: &str, value: Value| settings.insert(key.to_owned(), value);
-    if let Some(model) = model {
-        set("model", json!(model));
+/// Top-level keys of a process's configuration.
+fn sections<C: Default + Serialize>() -> Result<Vec<String>> {
+    let Value::Object(keys) = serde_json::to_value(C::default())? else { return Ok(Vec::new()) };
+    Ok(keys.into_iter().map(|(key, _)| key).collect())
+}
+
+/// The variables that are settings of this process. Those of `others`, sections of the other
+/// processes, are left to them: one environment serves a whole cluster, as under `paceline up`.
+fn settings(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    others: &[String],
+) -> Result<Vec<(String, String)>> {
+    let mut ours = Vec::new();
+    for (name, value) in variables {
+        // Names are compared as text that may be damaged: a damaged one of ours is refused below.
+        let shown = name.to_string_lossy();
+        let Some(key) = shown.strip_prefix(ENV_PREFIX) else { continue };
+        let section = key.split("__").next().unwrap_or_default().to_ascii_lowercase();
+        if ENV_RESERVED.contains(&shown.as_ref()) || others.contains(&section) {
+            continue;
+        }
+        match (name.to_str(), value.to_str()) {
+            (Some(name), Some(value)) => ours.push((name.to_owned(), value.to_owned())),
+            _ => bail!("environment variable {shown}: name or value is not UTF-8; set it anew or unset it"),
+        }
     }
-    if !coordinators.is_empty() {
-        set("join", json!({ "coordinators": coordinators }));
-    }
-    if let Some(listen) = listen {
-        set("grpc", json!({ "listen": listen }));
-    }
-    if insecure {
-        set("insecure", json!(true));
-    }
-    let mut root = Map::new();
-    root.insert("rank".into(), Value::Object(settings));
-    Ok(Value::Object(root))
+    Ok(ours)
 }
 
 /// Finds the model (fetching it when it has to) and says what the node is.
-pub async fn prepare(config: &rank::Config, role: Role, store: &Store) -> Result<Prepared> {
+pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Result<Prepared> {
     let asked = config.model.clone().context("no model is named: pass --model NAME, or set rank.model")?;
-    let path = models::resolve(store, &asked, &Progress::stderr()).await?;
+    let path = store.resolve(&asked).await?;
     let served_as = config.served_as.clone().unwrap_or_else(|| served_name(&path));
     let file = path.clone();
     let read = tokio::task::spawn_blocking(move || describe(&file));
-    let (fingerprint, vocab_hash) = read.await??;
+    let (fingerprint, vocab_hash, vocab) = read.await??;
     let incarnation = rank::fresh_incarnation();
     let id = match &config.node {
         Some(id) => id.clone(),
@@ -90,6 +153,7 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &Store) -> Result
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let options = Options {
         context: config.context,
+        vocab: Some(vocab),
         slots: config.slots,
         pages: PageBudget::Bytes(config.kv_memory.as_u64()),
         threads: config.threads.unwrap_or(cores),
@@ -97,16 +161,45 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &Store) -> Result
     Ok(Prepared { identity, path, options })
 }
 
+/// The tasks of a process, with signals among them from now on.
+pub fn tasks() -> Result<Tasks> {
+    let shutdown = Shutdown::default();
+    let signals = shutdown.signals()?;
+    let mut tasks = Tasks::new(shutdown);
+    tasks.spawn("signals", signals);
+    Ok(tasks)
+}
+
+/// Says that a started rank serves, and stays until it has drained; `idle` resolves when nothing runs.
+pub async fn serve(
+    args: &NodeArgs,
+    config: &rank::Config,
+    record: &NodeRecord,
+    idle: impl Future<Output = ()>,
+    mut tasks: Tasks,
+) -> Result<()> {
+    let NodeRecord { id, role, endpoint, model, .. } = record;
+    tracing::info!(node = %id, %endpoint, model, "{role} serves");
+    if args.supervised {
+        let announcement = Announcement { node: id.to_string(), grpc: endpoint.to_string(), http: None };
+        supervised(&announcement, &mut tasks)?;
+    }
+    let deadlines = Deadlines { drain: config.drain, ..Deadlines::default() };
+    ended(&tasks.run(idle, deadlines).await)
+}
+
 /// Name under which a model file is served: the file's, without its ending.
 pub fn served_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
 }
 
-fn describe(path: &Path) -> Result<(String, VocabHash)> {
+fn describe(path: &Path) -> Result<(String, VocabHash, u32)> {
     let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
-    let vocab_hash = VocabHash(Tokenizer::from_gguf(&header)?.vocab_hash());
+    model::refuse_split(&header.metadata).with_context(|| path.display().to_string())?;
+    let tokenizer = Tokenizer::from_gguf(&header)?;
     let fingerprint = model::fingerprint(path).with_context(|| path.display().to_string())?;
-    Ok((fingerprint.as_str().to_owned(), vocab_hash))
+    let vocab_hash = VocabHash(tokenizer.vocab_hash());
+    Ok((fingerprint.as_str().to_owned(), vocab_hash, tokenizer.vocab_len()))
 }
 
 /// What a supervised process says of itself: one JSON line on standard output, once it serves.
@@ -121,7 +214,7 @@ pub struct Announcement {
 
 /// Announces the process and drains it when its standard input ends: a child never outlives the
 /// `paceline up` that started it.
-pub fn supervised(announcement: &Announcement, tasks: &mut daemon::Tasks) -> Result<()> {
+pub fn supervised(announcement: &Announcement, tasks: &mut Tasks) -> Result<()> {
     println!("{}", serde_json::to_string(announcement)?);
     let shutdown = tasks.shutdown().clone();
     tasks.spawn("supervisor", async move {
@@ -141,4 +234,48 @@ pub fn ended(ended: &daemon::Ended) -> Result<()> {
         anyhow::bail!("{task} failed: {why}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    fn bad() -> OsString {
+        OsString::from_vec(vec![0xff, 0xfe])
+    }
+
+    #[test]
+    fn only_own_variables_are_read_and_only_they_must_be_text() {
+        let mut damaged = OsString::from("PACELINE_SLOTS");
+        damaged.push(bad());
+        let foreign = vec![
+            ("LANG".into(), bad()),
+            (bad(), "1".into()),
+            ("PACELINE_MODELS".into(), bad()),
+            ("PACELINE_RANK__SLOTS".into(), bad()),
+        ];
+        assert_eq!(settings(foreign, &["rank".into()]).unwrap(), []);
+        for (name, value) in [("PACELINE_RANK__SLOTS".into(), bad()), (damaged, "1".into())] {
+            let error = settings([(name, value)], &[]).unwrap_err().to_string();
+            assert!(error.contains("PACELINE_") && error.contains("SLOTS"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_of_other_processes_are_left_to_them() {
+        let worker = sections::<worker::Config>().unwrap();
+        assert_eq!(worker, ["engine", "rank"]);
+        let given = |name: &str| vec![(name.into(), "1".into())];
+        for (name, taken) in [
+            ("PACELINE_RANK__SLOTS", false),
+            ("PACELINE_RANK", false),
+            ("PACELINE_ENGINE__OUTBOX", false),
+            ("PACELINE_RANKS__SLOTS", true),
+            ("PACELINE_TYPO", true),
+        ] {
+            assert_eq!(settings(given(name), &worker).unwrap().len(), usize::from(taken), "{name}");
+        }
+    }
 }

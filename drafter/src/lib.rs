@@ -13,17 +13,18 @@ mod service;
 mod slot;
 mod stream;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use cluster::{Load, NodeRecord};
+use cluster::NodeRecord;
 use daemon::{Readiness, Tasks};
 use engine::Model;
 use proto::bounds::MAX_FRAME_BYTES;
 use proto::draft::draft_server::DraftServer;
 use proto::frame::Hello;
 use rank::{Identity, Rank, StartError};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Config, SessionsConfig};
@@ -34,13 +35,16 @@ use crate::service::{Service, Shared};
 #[derive(Debug)]
 pub struct Running {
     pub record: NodeRecord,
-    load: watch::Receiver<Load>,
+    /// Where its gRPC port is bound; `record.endpoint` may advertise another address.
+    pub address: SocketAddr,
+    slots: Arc<Semaphore>,
 }
 
 impl Running {
     /// Resolves when no session runs.
     pub async fn idle(self) {
-        rank::idle(self.load).await;
+        // All slots at once: no session has one. An error is not possible, nobody closes it.
+        let _ = self.slots.acquire_many(self.record.slots).await;
     }
 }
 
@@ -74,12 +78,13 @@ where
             Ok::<_, std::convert::Infallible>(())
         }
     });
+    let slots = Arc::new(Semaphore::new(rank.spec.slots as usize));
     let service = Service(Arc::new(Shared {
         hello,
         incarnation,
         inbox: rank.inbox.clone(),
         context: rank.spec.context,
-        slots: Arc::new(Semaphore::new(rank.spec.slots as usize)),
+        slots: slots.clone(),
         step_time: rank.step_time.clone(),
         lease: config.sessions.lease,
         shutdown: tasks.shutdown().clone(),
@@ -87,7 +92,7 @@ where
         streams,
         next_sequence: AtomicU64::new(1),
     }));
-    let running = Running { record: rank.record.clone(), load: rank.load.clone() };
+    let running = Running { record: rank.record.clone(), address: server.address(), slots };
     let server = server.add(DraftServer::new(service).max_decoding_message_size(MAX_FRAME_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)

@@ -23,6 +23,8 @@ use crate::stream::Stream;
 
 /// For a worker's hello.
 const HELLO: Duration = Duration::from_secs(5);
+/// Sessions with something to say to a worker that does not read; beyond it the stream ends.
+const WAITING: usize = 8192;
 /// Frames between the writer and the transport; then entries merge in the queue.
 const FRAMES: usize = 16;
 
@@ -80,7 +82,7 @@ impl Draft for Service {
             shared: shared.clone(),
             worker: theirs.node,
             peer: first.sender,
-            queue: Arc::new(MergeQueue::default()),
+            queue: Arc::new(MergeQueue::new(WAITING)),
         };
         shared.streams.spawn(stream.run(incoming, outgoing));
         Ok(Response::new(ReceiverStream::new(frames)))

@@ -45,7 +45,8 @@ struct Session {
 /// Sessions by the worker's number.
 #[derive(Default)]
 struct Sessions {
-    opening: HashMap<u64, Opening>,
+    /// With the time of the last frame.
+    opening: HashMap<u64, (Instant, Opening)>,
     open: HashMap<u64, Session>,
 }
 
@@ -140,7 +141,7 @@ impl Stream {
             }
             FromWorker::Open(opening) => self.opening(opening, sessions),
             FromWorker::Known { session, at, ids } => {
-                let Some(mut opening) = sessions.opening.remove(&session) else { return Ok(()) };
+                let Some((_, mut opening)) = sessions.opening.remove(&session) else { return Ok(()) };
                 match opening.add(at, &ids) {
                     Ok(()) => self.opening(opening, sessions),
                     Err(why) => self.refuse(session, RefusedReason::Invalid, why.to_string()),
@@ -187,7 +188,7 @@ impl Stream {
                 self.refuse(session, RefusedReason::NoSlot, "too many sessions are being opened".into());
             }
             Err(opening) => {
-                sessions.opening.insert(session, *opening);
+                sessions.opening.insert(session, (Instant::now(), *opening));
             }
         }
     }
@@ -231,6 +232,17 @@ impl Stream {
 
     fn expire(&self, sessions: &mut Sessions) {
         let lease = self.shared.lease;
+        sessions.opening.retain(|session, (heard, _)| {
+            let live = heard.elapsed() < lease;
+            if !live {
+                self.refuse(
+                    *session,
+                    RefusedReason::Invalid,
+                    format!("the rest of it did not come in {lease:?}"),
+                );
+            }
+            live
+        });
         sessions.open.retain(|session, open| {
             let live = open.heard.elapsed() < lease;
             if !live {

@@ -6,7 +6,8 @@ use engine::{Outlet, Room, TargetEvent};
 use proto::Answer;
 use proto::worker::GenerateResponse;
 use tokio::sync::mpsc;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
 use crate::drafts::Port;
@@ -20,6 +21,10 @@ pub(crate) struct AnswerOutlet {
     pub(crate) reader: mpsc::Sender<Result<GenerateResponse, Status>>,
     pub(crate) prompt_len: u32,
     pub(crate) port: Arc<Port>,
+    /// Signalled when the sequence leaves the queue.
+    pub(crate) started: CancellationToken,
+    /// The process does not leave while answers are under way.
+    pub(crate) _answer: TaskTrackerToken,
     /// Ends the task that looks for drafters, when the engine drops the sequence.
     pub(crate) _attending: DropGuard,
 }
@@ -42,6 +47,10 @@ impl Outlet<TargetEvent> for AnswerOutlet {
                     Answer::Tokens { index: frame.at - self.prompt_len, ids: frame.ids.clone(), drafted };
                 self.port.commit(frame);
                 answer
+            }
+            TargetEvent::Started => {
+                self.started.cancel();
+                return;
             }
             TargetEvent::Again(frame) => {
                 self.port.commit(frame);

@@ -13,17 +13,17 @@ mod config;
 mod drafts;
 mod service;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use cluster::{Load, NodeRecord};
+use cluster::NodeRecord;
 use daemon::{Readiness, Tasks};
 use engine::Model;
 use proto::bounds::MAX_REQUEST_BYTES;
 use proto::frame::Hello;
 use proto::worker::worker_server::WorkerServer;
 use rank::{Identity, Rank, StartError};
-use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 pub use config::{Config, EngineConfig};
@@ -35,13 +35,16 @@ use crate::service::Service;
 #[derive(Debug)]
 pub struct Running {
     pub record: NodeRecord,
-    load: watch::Receiver<Load>,
+    /// Where its gRPC port is bound; `record.endpoint` may advertise another address.
+    pub address: SocketAddr,
+    answers: TaskTracker,
 }
 
 impl Running {
     /// Resolves when no answer is being generated.
     pub async fn idle(self) {
-        rank::idle(self.load).await;
+        self.answers.close();
+        self.answers.wait().await;
     }
 }
 
@@ -80,6 +83,7 @@ where
         sessions.wait().await;
         Ok::<_, std::convert::Infallible>(())
     });
+    let answers = TaskTracker::new();
     let service = Service {
         record: rank.record.clone(),
         inbox: rank.inbox.clone(),
@@ -88,8 +92,9 @@ where
         shutdown: tasks.shutdown().clone(),
         outbox: config.engine.outbox,
         next_sequence: AtomicU64::new(1),
+        answers: answers.clone(),
     };
-    let running = Running { record: rank.record.clone(), load: rank.load.clone() };
+    let running = Running { record: rank.record.clone(), address: server.address(), answers };
     let server = server.add(WorkerServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)

@@ -7,6 +7,8 @@ use std::time::Duration;
 use cluster::{Load, NodeRecord, NodeState};
 use daemon::Shutdown;
 use engine::{Command, Inbox, Refusal, TargetOpen};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use proto::reason::{Reason, status};
 use proto::worker::worker_server::Worker;
 use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use crate::answer::AnswerOutlet;
@@ -36,16 +39,19 @@ pub(crate) struct Service {
     pub(crate) shutdown: Shutdown,
     pub(crate) outbox: usize,
     pub(crate) next_sequence: AtomicU64,
+    /// One token an answer, from before the draining check to the engine's last word.
+    pub(crate) answers: TaskTracker,
 }
 
 #[tonic::async_trait]
 impl Worker for Service {
-    type GenerateStream = ReceiverStream<Result<GenerateResponse, Status>>;
+    type GenerateStream = BoxStream<'static, Result<GenerateResponse, Status>>;
 
     async fn generate(
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
+        let under_way = self.answers.token();
         if self.shutdown.is_draining() {
             return Err(status(Reason::Draining, "this worker is draining; ask another", None, Some(RETRY)));
         }
@@ -70,18 +76,31 @@ impl Worker for Service {
         let _ = reader.try_send(Ok(accepted.into()));
 
         let (port, done) = (Arc::new(Port::default()), self.links.me().stop.child_token());
+        let started = CancellationToken::new();
         let attendance = Attendance {
             sequence,
             request: request.clone(),
             candidates,
             port: port.clone(),
+            started: started.clone(),
             done: done.clone(),
         };
-        self.admit(sequence, request, reader, port, done).await?;
+        let outlet = AnswerOutlet {
+            reader,
+            prompt_len: request.prompt.len() as u32,
+            port,
+            started,
+            _answer: under_way,
+            _attending: done.drop_guard(),
+        };
+        self.admit(sequence, request, outlet).await?;
         if !attendance.candidates.is_empty() {
             self.links.me().tasks.spawn(attend(self.links.clone(), attendance));
         }
-        Ok(Response::new(ReceiverStream::new(answer)))
+        // A process that leaves at once cuts its answers: without Finish they count as incomplete.
+        let shutdown = self.shutdown.clone();
+        let cut = async move { shutdown.aborting().await };
+        Ok(Response::new(ReceiverStream::new(answer).take_until(cut).boxed()))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -97,19 +116,12 @@ impl Service {
         &self,
         sequence: SequenceId,
         request: request::Request,
-        reader: mpsc::Sender<Result<GenerateResponse, Status>>,
-        port: Arc<Port>,
-        done: CancellationToken,
+        outlet: AnswerOutlet,
     ) -> Result<(), Status> {
         let (answer, admitted) = oneshot::channel();
         let open = TargetOpen {
             sequence,
-            outlet: Box::new(AnswerOutlet {
-                reader,
-                prompt_len: request.prompt.len() as u32,
-                port,
-                _attending: done.drop_guard(),
-            }),
+            outlet: Box::new(outlet),
             request,
             admitted: Box::new(move |admission| {
                 // The caller may have left meanwhile; then its closed stream ends the sequence.

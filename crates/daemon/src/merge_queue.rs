@@ -4,11 +4,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// A queue whose length is bounded by its keys: what was not taken yet is merged with, so a slow
-/// taker sees fewer, newer entries and a giver never waits.
+/// A queue with one entry a key: what was not taken yet is merged with, so a slow taker sees fewer,
+/// newer entries and a giver never waits.
 ///
 /// Used towards a peer that may be slow: one entry a session, in the order in which sessions first
-/// had something to say.
+/// had something to say. Keys are the peer's to choose, so their number has a bound too: beyond it the
+/// queue closes, and with it the stream to a peer that does not read.
 #[derive(Debug)]
 pub struct MergeQueue<K, V> {
     state: Mutex<State<K, V>>,
@@ -20,16 +21,16 @@ struct State<K, V> {
     entries: HashMap<K, V>,
     order: VecDeque<K>,
     closed: bool,
-}
-
-impl<K: Copy + Eq + Hash, V: Default> Default for MergeQueue<K, V> {
-    fn default() -> Self {
-        let state = State { entries: HashMap::new(), order: VecDeque::new(), closed: false };
-        Self { state: Mutex::new(state), wake: Notify::new() }
-    }
+    most: usize,
 }
 
 impl<K: Copy + Eq + Hash, V: Default> MergeQueue<K, V> {
+    /// A queue of at most `most` entries.
+    pub fn new(most: usize) -> Self {
+        let state = State { entries: HashMap::new(), order: VecDeque::new(), closed: false, most };
+        Self { state: Mutex::new(state), wake: Notify::new() }
+    }
+
     /// Changes the entry of `key`, which is empty when nothing waits. Ignored after `close`.
     pub fn update(&self, key: K, change: impl FnOnce(&mut V)) {
         let mut state = self.lock();
@@ -37,6 +38,10 @@ impl<K: Copy + Eq + Hash, V: Default> MergeQueue<K, V> {
             return;
         }
         if !state.entries.contains_key(&key) {
+            if state.entries.len() >= state.most {
+                drop(state);
+                return self.close();
+            }
             state.order.push_back(key);
         }
         change(state.entries.entry(key).or_default());
@@ -71,10 +76,6 @@ impl<K: Copy + Eq + Hash, V: Default> MergeQueue<K, V> {
         self.wake.notify_one();
     }
 
-    pub fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
     fn lock(&self) -> MutexGuard<'_, State<K, V>> {
         // Nothing panics while it is held; a poisoned queue is as good as any.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -87,7 +88,7 @@ mod tests {
 
     #[tokio::test]
     async fn entries_merge_and_keep_their_turn() {
-        let queue = MergeQueue::<u64, Vec<u32>>::default();
+        let queue = MergeQueue::<u64, Vec<u32>>::new(8);
         queue.update(7, |v| v.push(1));
         queue.update(8, |v| v.push(2));
         queue.update(7, |v| v.push(3));
@@ -102,8 +103,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn too_many_keys_close_it() {
+        let queue = MergeQueue::<u64, u32>::new(2);
+        for key in [1, 2, 1, 2] {
+            queue.update(key, |v| *v += 1);
+        }
+        assert_eq!(queue.next().await, Some((1, 2)));
+        queue.update(3, |v| *v = 1);
+        queue.update(4, |v| *v = 1);
+        assert_eq!(queue.next().await, None);
+    }
+
+    #[tokio::test]
     async fn a_waiting_taker_is_woken() {
-        let queue = std::sync::Arc::new(MergeQueue::<u64, u32>::default());
+        let queue = std::sync::Arc::new(MergeQueue::<u64, u32>::new(8));
         let taker = tokio::spawn({
             let queue = queue.clone();
             async move { (queue.next().await, queue.next().await) }

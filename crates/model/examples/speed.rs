@@ -14,8 +14,13 @@ fn main() -> anyhow::Result<()> {
     let path = arguments.next().ok_or_else(|| anyhow::anyhow!("give the path of a .gguf file"))?;
     let mut number = |default| arguments.next().map_or(Ok(default), |a| a.parse::<u32>());
     let (threads, prompt, decode) = (number(2)?, number(128)?, number(64)?);
-    let options =
-        Options { context: None, slots: 1, pages: PageBudget::Pages(1024), threads: threads as usize };
+    let options = Options {
+        context: None,
+        vocab: None,
+        slots: 1,
+        pages: PageBudget::Pages(1024),
+        threads: threads as usize,
+    };
     let mut model = CpuModel::load(path.as_ref(), &options)?;
     let only = arguments.next();
     for level in model::Level::available() {

@@ -45,13 +45,7 @@ impl CpuModel {
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
         options.validate()?;
         let header = Header::open(path)?;
-        let architecture = Architecture::of(&header.metadata)?;
-        let vocab = header.tensor("token_embd.weight").and_then(|t| t.dims.get(1)).copied();
-        let vocab = vocab.ok_or_else(|| LoadError::MissingTensor {
-            name: "token_embd.weight".to_owned(),
-            architecture: architecture.name,
-        })?;
-        let parameters = architecture.parameters(&header.metadata, vocab)?;
+        let (architecture, parameters) = Architecture::read(&header)?;
         let context = match options.context {
             None => parameters.context,
             Some(asked) if asked <= parameters.context => asked,
@@ -63,10 +57,19 @@ impl CpuModel {
             }
         };
         let mut weights = Weights::open(path, header, architecture.name)?;
+        weights.prefetch();
         let decoder = Decoder::take(&mut weights, architecture, &parameters)?;
         weights.finish()?;
 
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
+        let width = parameters.vocab as u32;
+        let drawn = options.vocab.unwrap_or(width);
+        if drawn == 0 || drawn > width {
+            return Err(LoadError::BadOption {
+                option: "vocab",
+                why: format!("{drawn} is not between 1 and the output layer's {width}"),
+            });
+        }
         let storage = Storage::new(HeadClass::Full, &parameters, pages)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
@@ -80,7 +83,7 @@ impl CpuModel {
         );
         Ok(Self {
             spec: ModelSpec {
-                vocab_size: parameters.vocab as u32,
+                vocab_size: drawn,
                 context,
                 classes: vec![(storage.class, storage.pages)],
                 slots: options.slots,
@@ -138,6 +141,7 @@ impl CpuModel {
             parameters: &self.parameters,
             rope: self.rope,
             decoder: &self.decoder,
+            drawn: self.spec.vocab_size as usize,
             tables: &self.tables,
             level: self.level,
         };

@@ -22,6 +22,7 @@ mod quant;
 mod simd;
 mod weights;
 
+pub use arch::refuse_split;
 pub use cpu::CpuModel;
 pub use description::{Description, TensorType};
 pub use error::LoadError;
@@ -37,6 +38,9 @@ pub const ARITHMETIC_VERSION: u32 = 1;
 pub struct Options {
     /// Most positions of one sequence; `None` takes the model's own.
     pub context: Option<u32>,
+    /// Ids that the tokenizer knows; those beyond are padding of the output layer (Qwen has 151665 of
+    /// 151936) and are neither taken nor drawn. `None` takes the layer's width.
+    pub vocab: Option<u32>,
     /// Sequences that run at once.
     pub slots: u32,
     /// Room for keys and values.

@@ -12,4 +12,4 @@ mod start;
 
 pub use config::Config;
 pub use pace::Pace;
-pub use start::{Identity, Rank, StartError, fresh_incarnation, idle};
+pub use start::{Identity, Rank, StartError, fresh_incarnation};

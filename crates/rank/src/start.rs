@@ -58,6 +58,7 @@ pub struct Rank {
     pub step_time: Arc<Pace>,
     config: Config,
     admin: Option<admin::Server>,
+    thread: EngineThread,
     /// Cancelled when the engine's thread is over.
     ended: CancellationToken,
 }
@@ -81,7 +82,12 @@ impl Rank {
             None => None,
         };
         let own = format!("http://{}", server.address());
-        let endpoint = Endpoint::new(config.advertise.as_deref().unwrap_or(&own))?;
+        let endpoint = Endpoint::new(config.advertise.as_deref().unwrap_or(&own)).map_err(|wrong| {
+            InvalidField::new(
+                "rank.advertise",
+                format!("{}; pass --advertise http://HOST:PORT, as others reach this node", wrong.why),
+            )
+        })?;
 
         let (publish, load) = watch::channel(Load::default());
         let (step_time, ended) = (Arc::new(Pace::default()), CancellationToken::new());
@@ -90,7 +96,7 @@ impl Rank {
         let started = tokio::task::spawn_blocking(move || {
             EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
         });
-        let (_, inbox, spec) = match started.await {
+        let (thread, inbox, spec) = match started.await {
             Ok(started) => started.map_err(StartError::Model)?,
             Err(_) => return Err(StartError::Engine),
         };
@@ -108,7 +114,8 @@ impl Rank {
             state: NodeState::Ready,
         };
         record.validate()?;
-        let rank = Self { record, spec, inbox, load, step_time, config: config.clone(), admin, ended };
+        let rank =
+            Self { record, spec, inbox, load, step_time, config: config.clone(), admin, thread, ended };
         Ok((rank, server))
     }
 
@@ -123,14 +130,20 @@ impl Rank {
         let node = join::Node { record: self.record, load: self.load };
         let gate = readiness.gate("join", "not joined yet");
         tasks.spawn("join", join::join(self.config.join, node, gate, shutdown.clone()));
-        let ended = self.ended;
+        let (thread, ended) = (self.thread, self.ended);
         tasks.spawn("engine", async move {
-            tokio::select! {
-                () = shutdown.stopping() => {
-                    ended.cancelled().await;
-                    Ok(())
-                }
-                () = ended.cancelled() => Err("the engine's thread ended; see the log above"),
+            let asked = tokio::select! {
+                biased;
+                () = shutdown.stopping() => true,
+                () = ended.cancelled() => false,
+            };
+            ended.cancelled().await;
+            let joined = tokio::task::spawn_blocking(|| thread.join()).await;
+            match joined {
+                Ok(Ok(())) if asked => Ok(()),
+                Ok(Ok(())) => Err("the engine's thread ended by itself".to_owned()),
+                Ok(Err(panic)) => Err(format!("the engine's thread panicked: {}", said(&*panic))),
+                Err(error) => Err(error.to_string()),
             }
         });
     }
@@ -149,8 +162,8 @@ fn observe(
     Box::new(move |seen: &Observed| {
         let _ = &guard;
         if let Some((facts, time)) = seen.step {
-            // A step with a prompt chunk says nothing about decoding.
-            if facts.decodes == facts.sequences {
+            // A step with a prompt chunk says nothing about decoding: there, each has one known row.
+            if facts.known_rows == facts.decodes {
                 step_time.record(time);
             }
             if facts.failed > 0 {
@@ -169,8 +182,11 @@ fn observe(
     })
 }
 
-/// Resolves when no sequence runs or waits: for the drain of [`Tasks::run`].
-pub async fn idle(mut load: watch::Receiver<Load>) {
-    // An error means that the engine is gone: idle too.
-    let _ = load.wait_for(|load| load.running == 0 && load.waiting == 0).await;
+/// What a panic said.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("nothing")
 }

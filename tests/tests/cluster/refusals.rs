@@ -37,7 +37,7 @@ const CASES: &[(&str, Spoil, Reason, &str)] = {
         ("a token outside the vocabulary", |r| r.prompt[1] = VOCAB, InvalidField, "prompt"),
         ("the largest token id", |r| r.prompt[0] = u32::MAX, InvalidField, "prompt"),
         ("a delivered token outside it", |r| r.committed = vec![VOCAB], InvalidField, "prompt"),
-        ("all is delivered", |r| r.committed = vec![1; 20], InvalidField, "committed"),
+        ("more is delivered than asked for", |r| r.committed = vec![1; 21], InvalidField, "committed"),
         ("a prompt as long as the context",
             |r| r.prompt = vec![1; CONTEXT as usize], ContextLengthExceeded, "max_tokens"),
         ("more output than the context holds",

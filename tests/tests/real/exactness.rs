@@ -141,11 +141,14 @@ async fn text_does_not_depend_on_drafter_batch_or_chunks() {
     chunked.has_drafter().await;
     let answers = chunked.answers(8, &free()).await;
     assert_eq!(texts(&answers), reference, "its own drafter, free-running, batch 8, chunks of 7");
-    let answers = chunked.answers(1, &lockstep()).await;
-    assert_eq!(texts(&answers), reference, "its own drafter, lockstep");
-    let (drafted, accepted, _) = speculation(&answers);
-    assert!(accepted > 150, "accepted {accepted}");
-    assert!(accepted * 100 >= drafted * 95, "a twin's drafts are right: {accepted} of {drafted}");
+    // Batch 3: a step of 7 rows has room for 4 drafts beside the 3 decodes.
+    for batch in [1, 3] {
+        let answers = chunked.answers(batch, &lockstep()).await;
+        assert_eq!(texts(&answers), reference, "its own drafter, lockstep, batch {batch}, chunks of 7");
+        let (drafted, accepted, _) = speculation(&answers);
+        assert!(accepted > 100, "batch {batch}: accepted {accepted}");
+        assert!(accepted * 100 >= drafted * 95, "a twin's drafts are right: {accepted} of {drafted}");
+    }
     assert_eq!(drafter.drain().await.failed, []);
     chunked.stop().await;
 
@@ -161,18 +164,17 @@ async fn text_does_not_depend_on_drafter_batch_or_chunks() {
     })
     .await;
     cluster.has_drafter().await;
-    for (batch, strategy) in [(1, lockstep()), (8, free())] {
-        let answers = cluster.answers(batch, &strategy).await;
-        assert_eq!(texts(&answers), reference, "corrupted drafter, {strategy}, batch {batch}");
+    for batch in [1, 8] {
+        let answers = cluster.answers(batch, &lockstep()).await;
+        assert_eq!(texts(&answers), reference, "corrupted drafter, lockstep, batch {batch}");
         let (drafted, accepted, histogram) = speculation(&answers);
-        // Free-running on shared cores, most steps find no draft in time; lockstep waits for them.
-        let least = if batch == 1 { 50 } else { 1 };
-        assert!((least..drafted).contains(&accepted), "{accepted} of {drafted} under {strategy}");
-        if batch == 1 {
-            let depths = histogram[..4].iter().filter(|steps| **steps > 0).count();
-            assert_eq!(depths, 4, "rejected at several depths: {histogram:?}");
-        }
+        assert!((50..drafted).contains(&accepted), "batch {batch}: {accepted} of {drafted}");
+        // A step verifies 4 drafts here, so one that accepts fewer rejected at that depth.
+        let depths = histogram[..4].iter().filter(|steps| **steps > 0).count();
+        assert_eq!(depths, 4, "rejected at every depth: {histogram:?}");
     }
+    let answers = cluster.answers(8, &free()).await;
+    assert_eq!(texts(&answers), reference, "corrupted drafter, free-running, batch 8");
     assert_eq!(drafter.drain().await.failed, []);
     cluster.stop().await;
 }
@@ -185,23 +187,26 @@ async fn text_does_not_depend_on_what_happens_to_the_drafter() {
     let reference = cluster.answers(1, &free()).await;
     let reference = texts(&reference);
 
-    for fate in ["slowed", "paused", "killed"] {
+    // Free-running, too: there, most steps of a target on the drafter's cores find no draft in time,
+    // so what the run exercised is asserted under lockstep.
+    for (fate, strategy) in
+        [("slowed", lockstep()), ("paused", lockstep()), ("killed", lockstep()), ("killed", free())]
+    {
         let (proxy, forward) = Proxy::bind().await;
         let mut config = drafter::Config::default();
         config.rank.advertise = Some(format!("http://{}", proxy.address));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        config.rank.grpc.listen = port;
-        let identity = weights.identity(Role::Drafter, &format!("drafter-{fate}"));
+        let identity = weights
+            .identity(Role::Drafter, &format!("drafter-{fate}-{}", strategy["strategy"].as_str().unwrap()));
         let grpc = Some(cluster.running.grpc_addr());
         let drafter = start_drafter(config, identity, grpc, weights.make()).await;
-        forward(port);
+        forward(drafter.address);
         cluster.has_drafter().await;
         if fate == "slowed" {
             proxy.set(Link::Delayed(Duration::from_millis(15)));
         }
         let mut drafter = Some(drafter);
         let (mut accepted, mut hit) = (0, 0);
-        let draws = DRAWS.iter().flat_map(|draw| PROMPTS.map(|p| body(p, *draw, &lockstep())));
+        let draws = DRAWS.iter().flat_map(|draw| PROMPTS.map(|p| body(p, *draw, &strategy)));
         for (body, expected) in draws.zip(&reference) {
             // The fate strikes right after the first accepted draft of an answer.
             let mut struck = false;
@@ -228,7 +233,9 @@ async fn text_does_not_depend_on_what_happens_to_the_drafter() {
                 proxy.set(Link::Flows);
             }
         }
-        assert!(hit > 0 && accepted > 0, "drafter {fate}: struck {hit} answers, {accepted} drafts accepted");
+        if strategy == lockstep() {
+            assert!(hit > 0 && accepted > 0, "drafter {fate}: struck {hit} answers, {accepted} accepted");
+        }
         if let Some(drafter) = drafter {
             drafter.kill().await;
         }

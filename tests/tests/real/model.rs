@@ -35,8 +35,13 @@ impl Weights {
     pub(crate) fn make(&self) -> impl FnOnce() -> CpuModel + Send + 'static {
         let path = self.path.clone();
         move || {
-            let options =
-                Options { context: Some(2048), slots: 8, pages: PageBudget::Pages(600), threads: 1 };
+            let options = Options {
+                context: Some(2048),
+                vocab: None,
+                slots: 8,
+                pages: PageBudget::Pages(600),
+                threads: 1,
+            };
             CpuModel::load(&path, &options).unwrap()
         }
     }

@@ -14,6 +14,8 @@ use tokio::task::JoinHandle;
 /// A worker or drafter whose parts run in this process.
 pub(crate) struct Node {
     pub(crate) record: NodeRecord,
+    /// Where its gRPC port is bound, whatever it advertises.
+    pub(crate) address: SocketAddr,
     shutdown: Shutdown,
     life: JoinHandle<Ended>,
 }
@@ -72,8 +74,8 @@ pub(crate) async fn start_worker<M: Model + 'static>(
     let mut tasks = Tasks::new(shutdown.clone());
     let make = || Ok::<_, std::convert::Infallible>(make());
     let running = worker::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
-    let record = running.record.clone();
-    Node { record, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+    let (record, address) = (running.record.clone(), running.address);
+    Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
 
 pub(crate) async fn start_drafter<M: Model + 'static>(
@@ -87,8 +89,8 @@ pub(crate) async fn start_drafter<M: Model + 'static>(
     let mut tasks = Tasks::new(shutdown.clone());
     let make = || Ok::<_, std::convert::Infallible>(make());
     let running = drafter::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
-    let record = running.record.clone();
-    Node { record, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+    let (record, address) = (running.record.clone(), running.address);
+    Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
 
 /// A coordinator that serves one model file, on free ports, with short heartbeats.

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use engine::Command;
 use proto::Candidate;
-use proto::frame::Open;
+use proto::frame::{ClosedReason, Open};
 use request::{Request, Strategy};
 use scheduler::SequenceId;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,8 @@ pub(crate) struct Attendance {
     /// Ranked, best first.
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) port: Arc<Port>,
+    /// Cancelled (that is: signalled) when the sequence leaves the queue.
+    pub(crate) started: CancellationToken,
     /// Cancelled when the sequence is over.
     pub(crate) done: CancellationToken,
 }
@@ -37,51 +39,50 @@ pub(crate) async fn attend(links: Arc<Links>, attendance: Attendance) {
 }
 
 async fn keep(links: &Links, attendance: &Attendance) {
-    let Attendance { sequence, request, candidates, port, done } = attendance;
+    let Attendance { sequence, request, candidates, port, started, .. } = attendance;
     let inbox = &links.me().inbox;
+    // A drafter's slot is for sequences that run, not for those that wait.
+    started.cancelled().await;
+    let mut candidates: Vec<&Candidate> = candidates.iter().collect();
     let mut pause = PAUSE;
-    loop {
-        for peer in candidates {
-            let Ok(link) = links.get(peer).await else { continue };
-            let granted = match link.open(*sequence, fixed_window(request), open(request)).await {
-                Ok(granted) => granted,
+    while !candidates.is_empty() {
+        let mut useless = Vec::new();
+        for peer in &candidates {
+            let asking = async {
+                let link = links.get(peer).await?;
+                link.open(*sequence, fixed_window(request), open(request)).await
+            };
+            let lease = match asking.await {
+                Ok(lease) => lease,
                 Err(error) => {
                     tracing::debug!(%error, "no session");
+                    if error.is_final() {
+                        useless.push(peer.id.clone());
+                    }
                     continue;
                 }
             };
-            pause = PAUSE;
-            port.attach(link.clone(), granted.session);
+            port.attach(lease.link.clone(), lease.session);
             // A full inbox costs lockstep its waiting, nothing else.
             let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: true });
             // It was opened with what the request brought; what was committed since is told at once,
             // or lockstep would wait for drafts of somebody who waits for commits.
             let have = (request.prompt.len() + request.committed.len()) as u32;
             let _ = inbox.send(Command::Resync { sequence: *sequence, have });
-            // Also when this task is dropped in between: the drafter's slot must not leak.
-            let closing = Closing { link: &link, session: granted.session, port };
-            tokio::select! {
-                () = granted.detached.cancelled() => (),
-                () = done.cancelled() => return,
-            }
-            drop(closing);
+            lease.detached.cancelled().await;
+            port.detach();
             let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: false });
+            match lease.closed() {
+                // It would end the same way again, after prefilling the same prompt.
+                Some(ClosedReason::ContextFull | ClosedReason::Failed | ClosedReason::Invalid) => {
+                    useless.push(peer.id.clone());
+                }
+                _ => {}
+            }
         }
+        candidates.retain(|peer| !useless.contains(&peer.id));
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-struct Closing<'a> {
-    link: &'a super::link::Link,
-    session: u64,
-    port: &'a Port,
-}
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        self.port.detach();
-        self.link.close(self.session);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cluster::Incarnation;
@@ -10,7 +10,7 @@ use daemon::MergeQueue;
 use engine::{Command, CommitFrame, Inbox};
 use proto::Candidate;
 use proto::draft::{DrafterFrame, WorkerFrame, draft_client::DraftClient};
-use proto::frame::{Addressed, FromDrafter, FromWorker, Hello, Open, RefusedReason};
+use proto::frame::{Addressed, ClosedReason, FromDrafter, FromWorker, Hello, Open, RefusedReason};
 use scheduler::SequenceId;
 use speculation::{Drafts, Timing, window};
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +28,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const GRANT: Duration = Duration::from_secs(2);
 /// Frames between the writer and the transport; then entries merge in the queue.
 const FRAMES: usize = 16;
+/// Sessions with something to say to a drafter that does not read; beyond it the link ends.
+const WAITING: usize = 8192;
 /// Widest window of a free-running drafter.
 const MAX_WINDOW: u32 = 32;
 /// Before anything is measured.
@@ -65,6 +67,19 @@ pub(crate) enum LinkError {
     Ended(String),
 }
 
+impl LinkError {
+    /// Asking the same drafter again for the same sequence cannot end otherwise.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { reason, .. } => {
+                matches!(reason, RefusedReason::TooLong | RefusedReason::NotBuilt | RefusedReason::Invalid)
+            }
+            Self::Pairing { .. } | Self::Restarted(_) => true,
+            Self::Late(_) | Self::Status { .. } | Self::Ended(_) => false,
+        }
+    }
+}
+
 /// What waits to be sent for one session.
 #[derive(Debug, Default)]
 struct Outgoing {
@@ -79,6 +94,7 @@ struct Session {
     sequence: SequenceId,
     granted: Option<oneshot::Sender<Result<(), (RefusedReason, String)>>>,
     detached: CancellationToken,
+    closed: Arc<OnceLock<ClosedReason>>,
     /// `None`: the window follows the measured times.
     fixed_window: Option<u32>,
 }
@@ -96,12 +112,27 @@ pub(crate) struct Link {
     ended: CancellationToken,
 }
 
-/// A granted session.
+/// A session that was asked for; dropped, the drafter gets its slot back, granted or not.
 #[derive(Debug)]
-pub(crate) struct Granted {
+pub(crate) struct Lease {
+    pub(crate) link: Arc<Link>,
     pub(crate) session: u64,
     /// Cancelled when the drafter or the stream is gone.
     pub(crate) detached: CancellationToken,
+    closed: Arc<OnceLock<ClosedReason>>,
+}
+
+impl Lease {
+    /// Why the drafter closed it; `None` while it did not, or when the stream ended.
+    pub(crate) fn closed(&self) -> Option<ClosedReason> {
+        self.closed.get().copied()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.link.close(self.session);
+    }
 }
 
 impl Link {
@@ -141,7 +172,7 @@ impl Link {
         let incoming = timeout(CONNECT, paired).await.map_err(|_| late())??;
         let link = Arc::new(Self {
             peer: peer.clone(),
-            queue: MergeQueue::default(),
+            queue: MergeQueue::new(WAITING),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
             round_trip: said.elapsed(),
@@ -165,29 +196,28 @@ impl Link {
 
     /// Asks for a session; `open.session` and `open.window` are set here.
     pub(crate) async fn open(
-        &self,
+        self: &Arc<Self>,
         sequence: SequenceId,
         fixed_window: Option<u32>,
         open: Open,
-    ) -> Result<Granted, LinkError> {
+    ) -> Result<Lease, LinkError> {
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
         let window = fixed_window.unwrap_or_else(|| self.window.load(Ordering::Relaxed));
         let (grant, granted) = oneshot::channel();
-        let detached = self.ended.child_token();
-        self.lock().insert(
-            session,
-            Session { sequence, granted: Some(grant), detached: detached.clone(), fixed_window },
-        );
+        let (detached, closed) = (self.ended.child_token(), Arc::default());
+        // From here on: who stops waiting for the grant gives the slot back.
+        let lease =
+            Lease { link: self.clone(), session, detached: detached.clone(), closed: Arc::clone(&closed) };
+        self.lock()
+            .insert(session, Session { sequence, granted: Some(grant), detached, closed, fixed_window });
         self.queue.update(session, |out| out.open = Some(Open { session, window, ..open }));
         let drafter = || self.peer.id.to_string();
-        let error = match timeout(GRANT, granted).await {
-            Ok(Ok(Ok(()))) => return Ok(Granted { session, detached }),
-            Ok(Ok(Err((reason, message)))) => LinkError::Refused { drafter: drafter(), reason, message },
-            Ok(Err(_)) => LinkError::Ended(drafter()),
-            Err(_) => LinkError::Late(drafter()),
-        };
-        self.close(session);
-        Err(error)
+        match timeout(GRANT, granted).await {
+            Ok(Ok(Ok(()))) => Ok(lease),
+            Ok(Ok(Err((reason, message)))) => Err(LinkError::Refused { drafter: drafter(), reason, message }),
+            Ok(Err(_)) => Err(LinkError::Ended(drafter())),
+            Err(_) => Err(LinkError::Late(drafter())),
+        }
     }
 
     /// Tells the drafter what the target committed; what it has not been sent yet is merged.
@@ -195,11 +225,10 @@ impl Link {
         self.queue.update(session, |out| merge(&mut out.commit, frame));
     }
 
-    pub(crate) fn close(&self, session: u64) {
-        if let Some(gone) = self.lock().remove(&session) {
-            gone.detached.cancel();
-            self.queue.update(session, |out| *out = Outgoing { close: true, ..Outgoing::default() });
-        }
+    fn close(&self, session: u64) {
+        let Some(gone) = self.lock().remove(&session) else { return };
+        gone.detached.cancel();
+        self.queue.update(session, |out| *out = Outgoing { close: true, ..Outgoing::default() });
     }
 
     /// Sends what waits, entry by entry, until the stream is over.
@@ -280,6 +309,7 @@ impl Link {
             FromDrafter::Closed { session, reason, message } => {
                 tracing::debug!(drafter = %self.peer.id, session, ?reason, message, "session closed");
                 if let Some(gone) = self.lock().remove(&session) {
+                    let _ = gone.closed.set(reason);
                     gone.detached.cancel();
                 }
             }

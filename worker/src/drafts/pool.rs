@@ -28,6 +28,13 @@ struct Place {
     failed: Option<(Incarnation, Instant)>,
 }
 
+impl Place {
+    fn is_of_use(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| !link.is_over())
+            || self.failed.is_some_and(|(_, at)| at.elapsed() < PAUSE)
+    }
+}
+
 impl Links {
     pub(crate) fn new(me: Me) -> Self {
         Self { me, links: std::sync::Mutex::default() }
@@ -41,6 +48,10 @@ impl Links {
     pub(crate) async fn get(&self, peer: &Candidate) -> Result<Arc<Link>, LinkError> {
         let place = {
             let mut links = self.links.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            // Drafters come and go under new names: those that are gone leave no trace for long.
+            links.retain(|id, place| {
+                *id == peer.id || place.try_lock().map_or(true, |place| place.is_of_use())
+            });
             links.entry(peer.id.clone()).or_default().clone()
         };
         let mut place = place.lock().await;

@@ -25,6 +25,8 @@ pub(super) struct Forward<'a> {
     pub(super) parameters: &'a Parameters,
     pub(super) rope: RopeStyle,
     pub(super) decoder: &'a Decoder,
+    /// Logits beyond this are padding.
+    pub(super) drawn: usize,
     pub(super) tables: &'a Tables,
     pub(super) level: Level,
 }
@@ -180,7 +182,7 @@ impl Forward<'_> {
                     row: row.row,
                     position: row.position,
                     sampling: *sampling,
-                    logits,
+                    logits: &logits[..self.drawn],
                 })
                 .collect();
             each(&logits)?;

@@ -1,7 +1,7 @@
 //! Files that are refused, by name and never by a panic.
 
 use gguf::{TensorKind, Value};
-use model::LoadError;
+use model::{Description, LoadError};
 use proptest::prelude::*;
 
 use crate::steps::logits;
@@ -14,7 +14,7 @@ fn tiny() -> Tiny {
 #[test]
 fn what_is_wrong_with_a_file_is_named() {
     type Change = fn(&mut Tiny);
-    let cases: [(Change, &str); 18] = [
+    let cases: [(Change, &str); 20] = [
         (
             |t| t.key("general.architecture", Value::Str("mamba".into())),
             "architecture \"mamba\" is not supported; supported: llama, qwen2",
@@ -34,6 +34,17 @@ fn what_is_wrong_with_a_file_is_named() {
         ),
         (|t| t.key("llama.expert_count", Value::U32(8)), "a mixture of experts is not built"),
         (|t| t.key("llama.attention.sliding_window", Value::U32(64)), "window attention is not built"),
+        (
+            |t| t.key("split.count", Value::U16(3)),
+            "one of the 3 files of a split GGUF; split GGUF files are not",
+        ),
+        (
+            |t| {
+                t.key("split.count", Value::U16(3));
+                t.keys.remove("general.architecture");
+            },
+            "split GGUF files are not built yet",
+        ),
         (|t| drop(t.tensors.remove("output_norm.weight")), "tensor \"output_norm.weight\" is missing"),
         (
             |t| t.tensors.get_mut("blk.1.ffn_up.weight").unwrap().dims = vec![128, 64],
@@ -68,6 +79,9 @@ fn what_is_wrong_with_a_file_is_named() {
         change(&mut tiny);
         let error = tiny.load(1).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), tiny.bytes()).unwrap();
+        assert_eq!(Description::read(file.path()).unwrap_err().to_string(), error, "a description hides it");
     }
 }
 

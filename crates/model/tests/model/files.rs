@@ -4,8 +4,8 @@ use gguf::{TensorKind, Value};
 use model::{CpuModel, Description, LoadError, Options, PageBudget, fingerprint};
 use tempfile::NamedTempFile;
 
-use crate::real;
 use crate::tiny::{CONTEXT, Shape, Tiny, VOCAB};
+use crate::{real, steps};
 
 fn written(tiny: &Tiny) -> NamedTempFile {
     let file = NamedTempFile::new().unwrap();
@@ -46,10 +46,12 @@ fn a_fingerprint_follows_the_content() {
 #[test]
 fn options_are_checked() {
     let file = written(&Tiny::new(Shape::of("llama", TensorKind::F16)));
-    let good = Options { context: None, slots: 1, pages: PageBudget::Pages(1), threads: 1 };
+    let good = Options { context: None, vocab: None, slots: 1, pages: PageBudget::Pages(1), threads: 1 };
     for (options, name) in [
         (Options { context: Some(0), ..good }, "context"),
         (Options { context: Some(CONTEXT + 1), ..good }, "context"),
+        (Options { vocab: Some(0), ..good }, "vocab"),
+        (Options { vocab: Some(u32::MAX), ..good }, "vocab"),
         (Options { slots: 0, ..good }, "slots"),
         (Options { slots: u32::MAX, ..good }, "slots"),
         (Options { pages: PageBudget::Pages(0), ..good }, "pages"),
@@ -84,4 +86,29 @@ fn the_real_models_are_described() {
         let found = Description::read(&path).unwrap();
         assert_eq!((found.layers, found.parameters), (layers, parameters), "{found:?}");
     }
+}
+
+/// Ids beyond the tokenizer's are padding: whatever their weights say, they are not drawn and not
+/// taken (coder-0.5b at temperature 2 drew one within 500 tokens).
+#[test]
+fn padding_of_the_output_layer_is_never_drawn() {
+    const KNOWN: u32 = 5;
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::F32));
+    let file = written(&tiny);
+    let options =
+        Options { context: None, vocab: Some(KNOWN), slots: 4, pages: PageBudget::Pages(64), threads: 1 };
+    let mut narrow = CpuModel::load(file.path(), &options).unwrap();
+    let mut wide = tiny.load(1).unwrap();
+    assert_eq!(engine::Model::spec(&narrow).vocab_size, KNOWN);
+
+    let tokens: Vec<u32> = (0..40).map(|i| i % KNOWN).collect();
+    let all = steps::logits(&mut wide, &tokens, 40).unwrap();
+    let known = steps::logits(&mut narrow, &tokens, 40).unwrap();
+    let best = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
+    assert!(all.iter().any(|row| best(row) >= KNOWN as usize), "some padding would have won");
+    for (all, known) in all.iter().zip(&known) {
+        assert_eq!(known, &all[..KNOWN as usize]);
+    }
+    let beyond = steps::Sequences::new(4, 16).step(&[(0, 0, &[KNOWN])]);
+    assert!(engine::Model::submit(&mut narrow, &beyond).is_err());
 }

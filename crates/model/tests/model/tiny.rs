@@ -148,7 +148,7 @@ impl Tiny {
 pub(crate) fn load(bytes: &[u8], threads: usize) -> Result<CpuModel, LoadError> {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    let options = Options { context: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads };
+    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads };
     CpuModel::load(file.path(), &options)
 }
 
