@@ -30,6 +30,15 @@ pub(crate) fn from_field(error: &InvalidField) -> Failure {
     invalid(error.field, error.to_string())
 }
 
+/// What a client is told goes to the log, too, when it is not the client's own doing.
+pub(crate) fn log(request: &str, failure: &Failure) {
+    if failure.reason.http() >= 500 {
+        tracing::warn!(request, reason = %failure.reason, why = %failure, "not answered");
+    } else {
+        tracing::debug!(request, reason = %failure.reason, why = %failure, "not answered");
+    }
+}
+
 trait At {
     fn at(self, field: impl Into<String>) -> Self;
 }

@@ -167,6 +167,7 @@ pub(crate) fn known_ids(field: &'static str, ids: &[TokenId], model: &Model) -> 
     }
 }
 
-fn request_id() -> Result<RequestId, Failure> {
+/// Names a request whose client did not. Drawn first, so that whatever fails can be found in the log.
+pub(crate) fn request_id() -> Result<RequestId, Failure> {
     RequestId::new(&format!("chatcmpl-{}", uuid::Uuid::new_v4().simple())).map_err(|e| from_field(&e))
 }

@@ -68,7 +68,6 @@ pub(crate) struct Answer {
     admitted: u32,
     tried: Vec<NodeId>,
     fingerprint: String,
-    strategy: &'static str,
     drafter: Option<Counted>,
     /// What one message of the worker gave, at most three events.
     ready: VecDeque<Event>,
@@ -98,13 +97,12 @@ impl Answer {
             admitted: 0,
             tried: Vec::new(),
             fingerprint: String::new(),
-            strategy: "none",
             drafter: None,
             ready: VecDeque::new(),
             over: false,
             _permit: permit,
         };
-        answer.place().await?;
+        answer.place(deadline).await?;
         while answer.ready.is_empty() {
             answer.advance().await?;
         }
@@ -140,10 +138,9 @@ impl Answer {
         let Some(attempt) = &mut self.attempt else { return self.place_again().await };
         match timeout_at(self.deadline, attempt.next()).await {
             Ok(Ok(Said::Accepted { .. })) => self.lose("sent Accepted twice"),
-            Ok(Ok(Said::Tokens { index, ids, drafted })) => match self.deliver(index, ids, drafted) {
-                Ok(()) => Ok(()),
-                Err(why) => self.lose(&why),
-            },
+            Ok(Ok(Said::Tokens { index, ids, drafted })) => {
+                self.deliver(index, ids, drafted).or_else(|why| self.lose(&why))
+            }
             Ok(Ok(Said::Finish { finish, usage, speculation })) => self.finish(finish, usage, speculation),
             Ok(Err(Broken::Lost(why))) => self.lose(&why),
             Ok(Err(Broken::Refused(failure) | Broken::Final(failure))) => Err(failure),
@@ -151,10 +148,18 @@ impl Answer {
         }
     }
 
-    /// Asks candidates until one admits the request. The error is the most telling refusal.
-    async fn place(&mut self) -> Result<(), Failure> {
+    /// Asks candidates until one admits the request or the time is up. The error is the most telling
+    /// refusal, and the deadline's once that has passed.
+    async fn place(&mut self, by: Instant) -> Result<(), Failure> {
         let mut refused: Option<Failure> = None;
         loop {
+            // Refusals near the deadline are mostly its own doing.
+            if Instant::now() >= self.deadline {
+                return Err(self.too_late());
+            }
+            if let Some(refused) = refused.take_if(|_| Instant::now() >= by) {
+                return Err(refused);
+            }
             let need = Need {
                 model: &self.model.name,
                 vocab_hash: self.model.text.vocab_hash(),
@@ -167,7 +172,8 @@ impl Answer {
                 Err(nowhere) => return Err(refused.unwrap_or(nowhere)),
             };
             let worker = placed.worker.id.clone();
-            let until = self.deadline.min(Instant::now() + self.patience.accept);
+            let asked = Instant::now();
+            let until = by.min(self.deadline).min(asked + self.patience.accept);
             let failure = match timeout_at(until, Attempt::open(placed, &self.request, self.deadline)).await {
                 Ok(Ok(attempt)) => {
                     self.admit(attempt);
@@ -178,10 +184,12 @@ impl Answer {
                 Ok(Err(Broken::Lost(why))) => {
                     failure::new(Reason::NoWorker, format!("worker {worker} {why}"))
                 }
-                Err(_) if Instant::now() >= self.deadline => return Err(self.too_late()),
                 Err(_) => failure::new(
                     Reason::NoWorker,
-                    format!("worker {worker} did not answer within {:?}", self.patience.accept),
+                    format!(
+                        "worker {worker} did not answer within {:?}",
+                        until.saturating_duration_since(asked)
+                    ),
                 ),
             };
             tracing::debug!(request = %self.request.id, %worker, reason = %failure.reason, why = %failure, "refused");
@@ -197,7 +205,8 @@ impl Answer {
         self.admitted += 1;
         let fingerprint = attempt.fingerprint();
         if self.fingerprint != fingerprint {
-            if self.admitted > 1 {
+            // Without text there is nothing to cross from.
+            if self.admitted > 1 && !self.request.committed.is_empty() {
                 tracing::warn!(
                     request = %self.request.id, from = %self.fingerprint, to = fingerprint,
                     "answer crosses to other numerics"
@@ -207,12 +216,6 @@ impl Answer {
             fingerprint.clone_into(&mut self.fingerprint);
         }
         self.drafter = attempt.drafter().map(|id| self.router.count_drafter(id));
-        if self.drafter.is_some() {
-            self.strategy = match self.request.speculation.strategy {
-                Strategy::Lockstep { .. } => "lockstep",
-                _ => "draft",
-            };
-        }
         self.attempt = Some(attempt);
     }
 
@@ -221,7 +224,7 @@ impl Answer {
         let until = self.deadline.min(Instant::now() + self.patience.replay);
         let mut pause = FIRST_PAUSE;
         loop {
-            let failure = match self.place().await {
+            let failure = match self.place(until).await {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
@@ -248,6 +251,13 @@ impl Answer {
         if let Some(id) = ids.iter().find(|id| id.0 >= self.model.text.vocab_len()) {
             return Err(format!("sent token {id}, beyond the vocabulary"));
         }
+        let stop_ids = &self.request.limits.stop_ids;
+        let stops = |id: &TokenId| stop_ids.contains(id);
+        if self.request.committed.last().is_some_and(stops)
+            || ids.split_last().is_some_and(|(_, ids)| ids.iter().any(stops))
+        {
+            return Err("sent tokens after a stop token".into());
+        }
         let mut pieces = Vec::new();
         if let Some(text) = &mut self.pieces {
             for (id, drafted) in ids.iter().zip(&drafted) {
@@ -262,7 +272,13 @@ impl Answer {
     fn finish(&mut self, finish: Finish, usage: Usage, speculation: SpeculationStats) -> Result<(), Failure> {
         match finish {
             Finish::Stop | Finish::Length => {
-                self.end(finish, usage, speculation);
+                let (due, counted) = (self.request.finished(), self.usage());
+                if due != Some(finish) || usage != counted {
+                    return self.lose(&format!(
+                        "ended with {finish:?} and {usage:?} where {due:?} and {counted:?} were due"
+                    ));
+                }
+                self.end(finish, speculation);
                 Ok(())
             }
             // Not by us: we would have dropped the stream.
@@ -277,13 +293,15 @@ impl Answer {
                 Reason::Internal,
                 format!(
                     "the model failed after {} tokens; the text so far is right",
-                    usage.completion_tokens
+                    self.request.committed.len()
                 ),
             )),
         }
     }
 
-    fn end(&mut self, finish: Finish, usage: Usage, speculation: SpeculationStats) {
+    fn end(&mut self, finish: Finish, speculation: SpeculationStats) {
+        let usage = self.usage();
+        let strategy = strategy(&self.request.speculation, &speculation);
         if let Some(rest) = self.pieces.take().and_then(Pieces::finish) {
             let index = self.request.committed.len().try_into().unwrap_or(u32::MAX);
             self.ready.push_back(Event::Tokens(TokensOut {
@@ -294,14 +312,14 @@ impl Answer {
         }
         tracing::info!(
             request = %self.request.id, model = self.model.name, prompt = usage.prompt_tokens,
-            output = usage.completion_tokens, ?finish, admitted = self.admitted, strategy = self.strategy, "answered"
+            output = usage.completion_tokens, ?finish, admitted = self.admitted, strategy, "answered"
         );
         self.ready.push_back(Event::Ended(Ended {
             finish,
             usage,
             speculation,
             seed: self.request.sampling.seed,
-            strategy: self.strategy,
+            strategy,
             most_drafts: most_drafts(&self.request.speculation),
         }));
         self.close();
@@ -315,14 +333,8 @@ impl Answer {
         let worker = attempt.worker().clone();
         let (id, delivered) = (&self.request.id, self.request.committed.len());
         tracing::warn!(request = %id, %worker, delivered, why, "worker lost");
-        let usage = Usage {
-            prompt_tokens: self.request.prompt.len().try_into().unwrap_or(u32::MAX),
-            completion_tokens: delivered.try_into().unwrap_or(u32::MAX),
-        };
-        let stopped = self.request.committed.last().is_some_and(|t| self.request.limits.stop_ids.contains(t));
-        if stopped || usage.completion_tokens >= self.request.limits.max_tokens {
-            let finish = if stopped { Finish::Stop } else { Finish::Length };
-            self.end(finish, usage, SpeculationStats::default());
+        if let Some(finish) = self.request.finished() {
+            self.end(finish, SpeculationStats::default());
             return Ok(());
         }
         if self.admitted >= MOST_ATTEMPTS {
@@ -338,6 +350,14 @@ impl Answer {
         self.request.attempt = self.request.attempt.saturating_add(1);
         self.tried = vec![worker];
         Ok(())
+    }
+
+    /// Of what was delivered, whatever the worker says.
+    fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.request.prompt.len().try_into().unwrap_or(u32::MAX),
+            completion_tokens: self.request.committed.len().try_into().unwrap_or(u32::MAX),
+        }
     }
 
     fn close(&mut self) {
@@ -360,6 +380,15 @@ impl Answer {
 fn positions(request: &Request) -> u32 {
     let prompt = request.prompt.len().try_into().unwrap_or(u32::MAX);
     request.limits.max_tokens.saturating_add(prompt)
+}
+
+/// What took part: a drafter that was named, or even granted a session, may have had nothing verified.
+fn strategy(asked: &Speculation, did: &SpeculationStats) -> &'static str {
+    match asked.strategy {
+        _ if did.drafts == 0 => "none",
+        Strategy::Lockstep { .. } => "lockstep",
+        _ => "draft",
+    }
 }
 
 fn most_drafts(speculation: &Speculation) -> u32 {

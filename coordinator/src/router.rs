@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cluster::{NoPlace, NodeId, NodeRecord, Problem, Role, View, VocabHash, place};
+use cluster::{Incarnation, NoPlace, NodeId, NodeRecord, Problem, Role, View, VocabHash, place};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -23,6 +23,9 @@ pub(crate) struct Router {
     view: watch::Receiver<View>,
     channels: Channels,
     in_flight: Arc<InFlight>,
+    /// Workers of another vocabulary that were warned of: it is asked for every request. Holds members
+    /// of the map only.
+    foreign: Mutex<HashMap<NodeId, Incarnation>>,
 }
 
 /// What a request needs of a worker.
@@ -62,7 +65,7 @@ pub(crate) struct Serving {
 
 impl Router {
     pub(crate) fn new(view: watch::Receiver<View>) -> Self {
-        Self { view, channels: Channels::default(), in_flight: Arc::default() }
+        Self { view, channels: Channels::default(), in_flight: Arc::default(), foreign: Mutex::default() }
     }
 
     pub(crate) fn place(&self, need: &Need<'_>, random: u64) -> Result<Placed, Failure> {
@@ -134,11 +137,19 @@ impl Router {
         let foreign = |m: &cluster::Member| {
             m.record.role == Role::Worker && m.record.model == model && m.record.vocab_hash != vocab_hash
         };
-        let Some(worker) = view.members().iter().find(|m| foreign(m)).cloned() else { return view };
-        tracing::warn!(
-            worker = %worker.record.id, model, theirs = %worker.record.vocab_hash, ours = %vocab_hash,
-            "worker is not used: its vocabulary is not that of the coordinator's model file"
-        );
+        if !view.members().iter().any(foreign) {
+            return view;
+        }
+        let mut warned = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+        warned.retain(|id, _| view.members().iter().any(|m| m.record.id == *id));
+        for worker in view.members().iter().filter(|m| foreign(m)).map(|m| &m.record) {
+            if warned.insert(worker.id.clone(), worker.incarnation) != Some(worker.incarnation) {
+                tracing::warn!(
+                    worker = %worker.id, model, theirs = %worker.vocab_hash, ours = %vocab_hash,
+                    "worker is not used: its vocabulary is not that of the coordinator's model file"
+                );
+            }
+        }
         view.members().iter().filter(|m| !foreign(m)).cloned().collect()
     }
 }

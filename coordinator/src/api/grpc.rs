@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures::{Stream, stream};
 use proto::Asked;
+use proto::reason::parse;
 use proto::v1;
 use proto::v1::generate_response::Event as Said;
 use proto::v1::inference_server::{Inference, InferenceServer};
-use request::Tokens as _;
+use request::{RequestId, Tokens as _};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::failure::{self, Reason, invalid};
-use crate::frontdoor::{FrontDoor, Spelling};
+use crate::frontdoor::{FrontDoor, Spelling, request_id};
 use crate::generate::{Ended, Event, Pump, TokensOut};
 
 const SPELLING: Spelling = Spelling { prompt: "prompt", max_tokens: "max_tokens" };
@@ -33,6 +34,9 @@ pub(crate) fn service(
     InferenceServer::new(Service { door, slow_client }).max_decoding_message_size(max_message)
 }
 
+/// Of failures; an answer's is in its Accepted.
+const REQUEST_ID: &str = "x-request-id";
+
 type Answers = Pin<Box<dyn Stream<Item = Result<v1::GenerateResponse, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -40,21 +44,15 @@ impl Inference for Service {
     type GenerateStream = Answers;
 
     async fn generate(&self, request: Request<v1::GenerateRequest>) -> Result<Response<Answers>, Status> {
-        let deadline = self.door.deadline(timeout(request.metadata())?);
-        let permit = self.door.admit()?;
-        let asked = Asked::try_from(request.into_inner())?;
-        let prepared = self.door.prepare(asked, SPELLING, deadline).await?;
-        let request_id = prepared.request.id.to_string();
-        let answer = self.door.generate(prepared, permit).await?;
-        let seed = answer.seed();
-        let accepted = accepted(&request_id, seed, answer.fingerprint().to_owned());
-        let says = Says { pump: Pump::new(answer, self.slow_client), request_id, seed, over: false };
-        let rest = stream::unfold(says, |mut says| async {
-            let said = says.next().await?;
-            Some((said, says))
-        });
-        let all = futures::StreamExt::chain(stream::iter([Ok(accepted)]), rest);
-        Ok(Response::new(Box::pin(all)))
+        // One that is no id is refused where the other fields are, under a name that we draw.
+        let id = RequestId::new(&request.get_ref().request_id).or_else(|_| request_id())?;
+        self.answer(request, id.clone()).await.map_err(|mut status| {
+            failure::log(id.as_str(), &parse(&status));
+            if let Ok(id) = id.as_str().parse() {
+                status.metadata_mut().insert(REQUEST_ID, id);
+            }
+            status
+        })
     }
 
     async fn list_models(
@@ -73,6 +71,31 @@ impl Inference for Service {
             }
         });
         Ok(Response::new(v1::ListModelsResponse { models: models.collect() }))
+    }
+}
+
+impl Service {
+    /// Nothing is sent before the first token, so that every failure until then is the call's own.
+    async fn answer(
+        &self,
+        request: Request<v1::GenerateRequest>,
+        id: RequestId,
+    ) -> Result<Response<Answers>, Status> {
+        let deadline = self.door.deadline(timeout(request.metadata())?);
+        let permit = self.door.admit()?;
+        let asked = Asked { id: Some(id), ..Asked::try_from(request.into_inner())? };
+        let prepared = self.door.prepare(asked, SPELLING, deadline).await?;
+        let request_id = prepared.request.id.to_string();
+        let answer = self.door.generate(prepared, permit).await?;
+        let seed = answer.seed();
+        let accepted = accepted(&request_id, seed, answer.fingerprint().to_owned());
+        let says = Says { pump: Pump::new(answer, self.slow_client), request_id, seed, over: false };
+        let rest = stream::unfold(says, |mut says| async {
+            let said = says.next().await?;
+            Some((said, says))
+        });
+        let all = futures::StreamExt::chain(stream::iter([Ok(accepted)]), rest);
+        Ok(Response::new(Box::pin(all)))
     }
 }
 

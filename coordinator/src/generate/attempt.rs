@@ -1,5 +1,7 @@
 //! One placement of a request: the stream of one worker, and what its errors mean.
 
+use std::time::Duration;
+
 use cluster::NodeId;
 use proto::bounds::{MAX_FRAME_BYTES, MAX_REQUEST_BYTES};
 use proto::worker::worker_client::WorkerClient;
@@ -12,6 +14,10 @@ use tonic_types::StatusExt;
 
 use crate::failure::{self, Failure, Reason};
 use crate::router::Placed;
+
+/// On the wire a deadline is cut to whole milliseconds, and tonic turns one that passes into CANCELLED
+/// without a reason. With this much more, the caller's own clock is first to say that it passed.
+const ROUNDING: Duration = Duration::from_millis(2);
 
 /// A worker that admitted the request.
 #[derive(Debug)]
@@ -42,7 +48,7 @@ impl Attempt {
             drafters: placed.drafters.iter().map(|d| Candidate::from(&**d)).collect(),
         });
         let mut call = tonic::Request::new(message);
-        call.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        call.set_timeout(deadline.saturating_duration_since(Instant::now()) + ROUNDING);
         let mut client = WorkerClient::new(placed.channel.clone())
             .max_encoding_message_size(MAX_REQUEST_BYTES)
             .max_decoding_message_size(MAX_FRAME_BYTES);

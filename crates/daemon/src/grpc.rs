@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tonic::server::NamedService;
 use tonic::service::RoutesBuilder;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::{ByteSize, Check, Wrong, duration};
 use crate::listen::{self, ListenError};
 use crate::{Readiness, Shutdown};
+
+mod connections;
 
 /// Streams that do not end with the stop (a health watch, say) are cut after this long.
 const GRACE: Duration = Duration::from_secs(2);
@@ -25,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Connections at once; more wait in the kernel's backlog.
+    pub max_connections: u32,
     /// Longest message taken; hand it to each service's `max_decoding_message_size`.
     pub max_message: ByteSize,
     /// Streams of one connection at once; more wait at the client.
@@ -46,6 +49,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            max_connections: 1024,
             max_message: ByteSize::mib(8),
             max_streams: 1024,
             stream_window: ByteSize::kib(64),
@@ -61,6 +65,9 @@ impl Check for Config {
         /// RFC 9113, 6.9.1.
         const MAX_WINDOW: u64 = (1 << 31) - 1;
         let (stream, connection) = (self.stream_window.as_u64(), self.connection_window.as_u64());
+        if self.max_connections == 0 {
+            return Err(Wrong::new("max_connections", "must be at least 1"));
+        }
         if self.max_streams == 0 {
             return Err(Wrong::new("max_streams", "must be at least 1"));
         }
@@ -172,8 +179,7 @@ impl Server {
             .http2_keepalive_timeout(Some(self.config.keep_alive_timeout))
             .add_routes(self.routes.routes())
             .serve_with_incoming_shutdown(
-                // Tokens are small and must not wait for more of them.
-                TcpIncoming::from(self.listener).with_nodelay(Some(true)),
+                connections::accept(self.listener, self.config.max_connections),
                 async move { stop.stopping().await },
             );
         let late = async {

@@ -8,13 +8,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use proto::Asked;
+use request::RequestId;
 use tokio::time::{Instant, timeout_at};
 
 use super::request::ChatRequest;
 use super::response::{Completion, Head};
 use super::{Api, error, stream};
 use crate::failure::{self, Failure, Reason};
-use crate::frontdoor::Spelling;
+use crate::frontdoor::{Spelling, request_id};
 use crate::generate::{Answer, Event};
 use crate::text::append;
 
@@ -30,11 +32,22 @@ const DRAFT_FLAGS: HeaderName = HeaderName::from_static("x-paceline-draft-flags"
 const BODY: Duration = Duration::from_secs(30);
 
 pub(super) async fn complete(State(api): State<Api>, headers: HeaderMap, body: Body) -> Response {
-    answer(api, &headers, body).await.unwrap_or_else(error::respond)
+    let id = match request_id() {
+        Ok(id) => id,
+        Err(failure) => return error::respond(failure),
+    };
+    let mut response = answer(api, &headers, body, id.clone()).await.unwrap_or_else(|failure| {
+        failure::log(id.as_str(), &failure);
+        error::respond(failure)
+    });
+    if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 /// Nothing is sent before the first token, so that every failure until then has a status of its own.
-async fn answer(api: Api, headers: &HeaderMap, body: Body) -> Result<Response, Failure> {
+async fn answer(api: Api, headers: &HeaderMap, body: Body, id: RequestId) -> Result<Response, Failure> {
     let deadline = api.door.deadline(None);
     // Before the body is read: what is under way bounds the memory of bodies, too.
     let permit = api.door.admit()?;
@@ -42,11 +55,12 @@ async fn answer(api: Api, headers: &HeaderMap, body: Body) -> Result<Response, F
     let body = read(headers, body, api.max_body_bytes, deadline).await?;
     let ChatRequest { asked, stream, include_usage } = ChatRequest::parse(&body)?;
     drop(body);
+    let asked = Asked { id: Some(id.clone()), ..asked };
     let prepared = api.door.prepare(asked, SPELLING, deadline).await?;
-    let (id, model) = (prepared.request.id.to_string(), prepared.model.name.clone());
+    let model = prepared.model.name.clone();
     let answer = api.door.generate(prepared, permit).await?;
     let seed = answer.seed();
-    let head = Head::new(id.clone(), now(), model, answer.fingerprint().to_owned());
+    let head = Head::new(id.to_string(), now(), model, answer.fingerprint().to_owned());
     let flags = headers.get(&DRAFT_FLAGS).is_some_and(|v| v.as_bytes() == b"1");
     let mut response = if stream {
         stream::respond(answer, api.slow_client, head, include_usage, flags)
@@ -54,9 +68,6 @@ async fn answer(api: Api, headers: &HeaderMap, body: Body) -> Result<Response, F
         Json(whole(answer, head, flags).await?).into_response()
     };
     response.headers_mut().insert(SEED, HeaderValue::from(seed));
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
     Ok(response)
 }
 

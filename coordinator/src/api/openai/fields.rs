@@ -20,7 +20,6 @@ pub(crate) const HONOURED: &[(&str, &str)] = &[
     ("stream", "true: server-sent events"),
     ("stream_options", "include_usage; only with stream"),
     ("n", "1"),
-    ("quality", "exact (default) or approximate: whether lossy modes may be used (not OpenAI's)"),
     (
         "speculation",
         "strategy auto, none, draft or lockstep; max_draft; k and deadline_ms with lockstep (not OpenAI's)",
@@ -34,12 +33,12 @@ pub(crate) const NO_EFFECT: &[(&str, &str)] = &[
     ("metadata", "answers are not stored"),
     ("store", "answers are not stored"),
     ("service_tier", "there is one tier"),
-    ("prompt_cache_key", "prefixes are found by their tokens"),
-    ("prompt_cache_retention", "prefixes are kept while there is room"),
+    ("prompt_cache_key", "no prompt is kept for another request yet"),
+    ("prompt_cache_retention", "no prompt is kept for another request yet"),
     ("parallel_tool_calls", "without tools there is nothing to call"),
 ];
 
-/// Fields of OpenAI and vLLM that are not built yet: refused unless neutral.
+/// Fields of OpenAI and vLLM, and one of ours, that are not built yet: refused unless neutral.
 pub(crate) const NOT_BUILT: &[(&str, Neutral)] = &[
     ("tools", Neutral::Empty),
     ("tool_choice", Neutral::Words(&["none", "auto"])),
@@ -63,6 +62,8 @@ pub(crate) const NOT_BUILT: &[(&str, Neutral)] = &[
     ("verbosity", Neutral::Words(&["medium"])),
     ("web_search_options", Neutral::Null),
     ("moderation", Neutral::Null),
+    // Ours: whether lossy modes may be used.
+    ("quality", Neutral::Words(&["exact"])),
 ];
 
 /// Values of a field that ask for nothing; `null` always is one.

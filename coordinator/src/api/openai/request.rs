@@ -59,7 +59,6 @@ struct Raw {
     stream: Option<bool>,
     stream_options: Option<RawStreamOptions>,
     n: Option<u64>,
-    quality: Option<RawQuality>,
     speculation: Option<RawSpeculation>,
 }
 
@@ -76,13 +75,6 @@ enum Seed {
 struct RawStreamOptions {
     include_usage: Option<bool>,
     include_obfuscation: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawQuality {
-    Exact,
-    Approximate,
 }
 
 #[derive(Deserialize)]
@@ -151,10 +143,7 @@ impl Raw {
                 Seed::Signed(s) => s.cast_unsigned(),
             }),
             max_tokens: max_tokens(self.max_completion_tokens, self.max_tokens)?,
-            quality: match self.quality {
-                None | Some(RawQuality::Exact) => Quality::Exact,
-                Some(RawQuality::Approximate) => Quality::Approximate,
-            },
+            quality: Quality::Exact,
             speculation: self.speculation.map(RawSpeculation::check).transpose()?.unwrap_or_default(),
         };
         Ok(ChatRequest { asked, stream, include_usage })

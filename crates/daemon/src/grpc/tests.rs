@@ -19,6 +19,7 @@ fn windows_keep_streams_apart() {
     let ok = Config::default();
     assert_eq!(ok.check(), Ok(()));
     for (bad, key) in [
+        (Config { max_connections: 0, ..ok.clone() }, "max_connections"),
         (Config { max_streams: 0, ..ok.clone() }, "max_streams"),
         (Config { stream_window: ByteSize::kib(1), ..ok.clone() }, "stream_window"),
         (Config { connection_window: ByteSize::mib(1), ..ok.clone() }, "connection_window"),
@@ -143,4 +144,31 @@ async fn stalled_streams_do_not_stall_another() {
     assert!(!flows_beside(4, narrow, Duration::from_secs(1)).await);
     shutdown.stop();
     tokio::time::timeout(GRACE * 5, serving).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_more_than_the_most_waits_for_one_to_end() {
+    let shutdown = Shutdown::default();
+    let config = Config { max_connections: 2, ..Config::default() };
+    let server = Server::bind(&config, false).await.unwrap();
+    let endpoint = cluster::Endpoint::try_from(server.address()).unwrap();
+    let serving = tokio::spawn(server.serve(Readiness::default(), shutdown.clone()));
+    let dialled = dial(&endpoint, Duration::from_secs(2)).unwrap();
+    let check = async |channel| {
+        let asked = HealthCheckRequest { service: String::new() };
+        HealthClient::new(channel).check(asked).await.map(|_| ())
+    };
+
+    let (first, second) = (dialled.connect().await.unwrap(), dialled.connect().await.unwrap());
+    check(first.clone()).await.unwrap();
+    check(second.clone()).await.unwrap();
+    // The kernel takes it, the server does not.
+    let third = dialled.connect_lazy();
+    let mut waiting = std::pin::pin!(check(third));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut waiting).await.is_err());
+    check(first.clone()).await.unwrap();
+    drop(second);
+    tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+    shutdown.stop();
+    tokio::time::timeout(GRACE * 2, serving).await.unwrap().unwrap().unwrap();
 }

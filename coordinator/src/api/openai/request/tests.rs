@@ -42,7 +42,7 @@ fn honoured_fields_arrive() {
         "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": -1, "n": 1,
         "max_completion_tokens": 7, "max_tokens": 7,
         "stream": true, "stream_options": {"include_usage": true},
-        "quality": "approximate",
+        "quality": "exact",
         "speculation": {"strategy": "lockstep", "k": 4, "deadline_ms": 250, "max_draft": 8},
     })))
     .unwrap();
@@ -50,7 +50,7 @@ fn honoured_fields_arrive() {
     assert_eq!(asked.prompt, Prompt::Chat(messages.map(|(role, text)| (role, text.into())).to_vec()));
     assert_eq!(asked.params, SamplingParams { temperature: 0.5, top_k: 40, top_p: 0.9, min_p: 0.1 });
     assert_eq!((asked.seed, asked.max_tokens), (Some(u64::MAX), Some(7)));
-    assert_eq!(asked.quality, Quality::Approximate);
+    assert_eq!(asked.quality, Quality::Exact);
     let strategy = request::Strategy::Lockstep { k: 4, deadline: Duration::from_millis(250) };
     assert_eq!(asked.speculation, Speculation { strategy, max_draft: Some(8), ..Speculation::default() });
     assert!(stream && include_usage);
@@ -139,7 +139,7 @@ fn bad_values_name_their_field() {
             InvalidField,
             "include_usage",
         ),
-        (json!({"quality": "best"}), "quality", InvalidField, "approximate"),
+        (json!({"quality": "approximate"}), "quality", NotBuilt, "exact"),
         (json!({"speculation": {"strategy": "magic"}}), "speculation.strategy", InvalidField, "lockstep"),
         (json!({"speculation": {"strategy": "lockstep"}}), "speculation.k", InvalidField, "lockstep"),
         (json!({"speculation": {"k": 4}}), "speculation.k", InvalidField, "lockstep"),
