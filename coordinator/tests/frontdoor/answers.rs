@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use ::cluster::{NodeRecord, Role, VocabHash};
+use daemon::{Shutdown, Tasks};
 use request::{Speculation, Strategy};
 use serde_json::{Value, json};
 
-use crate::cluster::{Front, TEXT, ask, front};
+use crate::cluster::{Act, Front, TEXT, ask, front};
 use crate::model_file;
 
 /// The `data:` payloads of an event stream.
@@ -20,10 +21,18 @@ pub(crate) fn content(events: &[String]) -> String {
     chunks.filter_map(|c| c["choices"][0]["delta"]["content"].as_str().map(String::from)).collect()
 }
 
+/// Joins a drafter, so that the scripted worker counts drafts.
+async fn drafter(front: &Front) -> (Tasks, Shutdown) {
+    let joined = front.join(Front::record("d0", Role::Drafter));
+    front.until(|members| members.contains(&"d0".to_owned())).await;
+    joined
+}
+
 #[tokio::test]
 async fn a_whole_answer() {
     let front = front(|_| {}).await;
     let worker = front.worker("w0", []).await;
+    let _drafter = drafter(&front).await;
     let response = front.send(&ask(json!({"max_tokens": 100, "temperature": 0}))).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["x-paceline-seed"], "7");
@@ -40,14 +49,14 @@ async fn a_whole_answer() {
     let prompt_tokens = prompt.replace("<|im_start|>", "1").replace("<|im_end|>", "2").len();
     assert_eq!(
         body["usage"],
-        json!({"prompt_tokens": prompt_tokens, "completion_tokens": TEXT.len(), "total_tokens": prompt_tokens + TEXT.len()})
+        json!({"prompt_tokens": prompt_tokens, "completion_tokens": TEXT.len() + 1, "total_tokens": prompt_tokens + TEXT.len() + 1})
     );
     assert_eq!(
         body["metrics"]["speculative_decoding"],
         json!({
             "mean_acceptance_length": 3.0, "draft_acceptance_rate": 0.5, "acceptance_histogram": [0, 1, 0, 1],
             "num_spec_steps": 2, "num_accepted_draft_tokens": 4, "num_draft_tokens": 8, "num_spec_tokens": 64,
-            "strategy": "none",
+            "strategy": "draft",
         })
     );
     assert_eq!(body["paceline"], json!({"seed": 7}));
@@ -60,6 +69,7 @@ async fn a_whole_answer() {
 async fn a_streamed_answer() {
     let front = front(|_| {}).await;
     let _worker = front.worker("w0", []).await;
+    let _drafter = drafter(&front).await;
     let fields = json!({"max_tokens": 100, "stream": true, "stream_options": {"include_usage": true}});
     let response = front.send(&ask(fields)).await;
     assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -75,7 +85,7 @@ async fn a_streamed_answer() {
     let [.., finish, usage] = chunks.as_slice() else { panic!("{chunks:?}") };
     assert_eq!(finish["choices"][0]["finish_reason"], "stop");
     assert_eq!((&finish["usage"], &usage["choices"]), (&Value::Null, &json!([])));
-    assert_eq!(usage["usage"]["completion_tokens"], TEXT.len());
+    assert_eq!(usage["usage"]["completion_tokens"], TEXT.len() + 1);
     assert_eq!(usage["metrics"]["speculative_decoding"]["num_draft_tokens"], 8);
     assert_eq!(usage["paceline"]["seed"], 7);
     assert!(chunks.iter().all(|c| c["paceline"]["segments"].is_null()), "flags were not asked for");
@@ -85,6 +95,7 @@ async fn a_streamed_answer() {
 async fn without_usage_the_finish_chunk_has_the_figures() {
     let front = front(|_| {}).await;
     let _worker = front.worker("w0", []).await;
+    let _drafter = drafter(&front).await;
     let body = front.send(&ask(json!({"max_tokens": 5, "stream": true}))).await.text().await.unwrap();
     let events = events(&body);
     let finish: Value = serde_json::from_str(&events[events.len() - 2]).unwrap();
@@ -124,6 +135,11 @@ async fn drafters_of_the_vocabulary_are_named_to_the_worker() {
     assert_eq!((&metrics["strategy"], &metrics["num_spec_tokens"]), (&json!("lockstep"), &json!(3)));
     let (_, body) = front.post(&ask(json!({}))).await;
     assert_eq!(body["metrics"]["speculative_decoding"]["strategy"], "draft");
+    // Named, but nothing of it was verified.
+    let idle = front.worker_with("w1", |r| r.context = 1024, [Act::IdleDrafter]).await;
+    let (_, body) = front.post(&ask(json!({"max_tokens": 600}))).await;
+    assert_eq!(body["metrics"]["speculative_decoding"]["strategy"], "none");
+    assert_eq!(idle.seen().len(), 1);
     let placed = worker.seen();
     assert!(placed.iter().all(|p| p.drafters.iter().map(|d| d.id.as_str()).eq(["d-same"])), "{placed:?}");
     let asked = placed[0].request.speculation;

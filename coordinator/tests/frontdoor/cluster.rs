@@ -17,7 +17,7 @@ use futures::Stream;
 use proto::reason::{Failure, Reason};
 use proto::worker::worker_server::{Worker, WorkerServer};
 use proto::{Answer, Placed, worker as wire};
-use request::{Finish, SpeculationStats, Usage};
+use request::{Finish, SpeculationStats, TokenId, Usage};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -48,6 +48,14 @@ pub(crate) enum Act {
     SkipAt(usize),
     /// Up to this output index, then a failure that says so.
     FailAt(usize),
+    /// Up to this output index, then this Finish, which counts so many tokens more than there are.
+    FinishAt(usize, Finish, u32),
+    /// All of it, and then more.
+    OnAndOn,
+    /// As `Answer`, and its drafter is of no use.
+    IdleDrafter,
+    /// Nothing, not even Accepted.
+    Mute,
 }
 
 pub(crate) struct Fake {
@@ -78,6 +86,13 @@ pub(crate) struct Front {
 
 /// What the target says to everything: more than one byte a character, so that seams would show.
 pub(crate) const TEXT: &str = "Grüße, 世界! Ein Satz mit Ümlauten.";
+
+/// The output that says it: with the token that ends it.
+pub(crate) fn output() -> Vec<TokenId> {
+    let mut output = model_file::tokens(TEXT);
+    output.push(TokenId(model_file::IM_END));
+    output
+}
 
 pub(crate) async fn front(change: impl FnOnce(&mut Config)) -> Front {
     let mut config = Config {
@@ -279,6 +294,9 @@ impl Worker for Service {
             let retry = (reason == Reason::Overloaded).then_some(Duration::from_secs(3));
             return Err(status(reason, format!("scripted {reason}"), retry));
         }
+        if let Act::Mute = act {
+            std::future::pending::<Infallible>().await;
+        }
         self.shared.open.fetch_add(1, Ordering::SeqCst);
         let play = Play {
             act,
@@ -328,7 +346,11 @@ impl Play {
             }
             .into()));
         }
-        let text = model_file::tokens(TEXT);
+        let endless = matches!(self.act, Act::Forever);
+        let mut text = if endless { model_file::tokens(TEXT) } else { output() };
+        if let Act::OnAndOn = self.act {
+            text.push(text[0]);
+        }
         let at = self.next;
         let reached = |n: usize| at >= n;
         match self.act {
@@ -352,6 +374,10 @@ impl Play {
                 let index = u32::try_from(at).unwrap() + 1;
                 return Some(Ok(Answer::Tokens { index, ids: vec![text[0]], drafted: vec![false] }.into()));
             }
+            Act::FinishAt(n, finish, more) if reached(n) => {
+                self.over = true;
+                return Some(Ok(self.finish(finish, more)));
+            }
             Act::FailAt(n) if reached(n) => {
                 self.over = true;
                 return Some(Err(status(Reason::Internal, "scripted failure".into(), None)));
@@ -359,18 +385,10 @@ impl Play {
             _ => {}
         }
         let most = self.placed.request.limits.max_tokens as usize;
-        let endless = matches!(self.act, Act::Forever);
         if at == most || (!endless && at == text.len()) {
             self.over = true;
             let finish = if at == most { Finish::Length } else { Finish::Stop };
-            let mut speculation = SpeculationStats::default();
-            speculation.record(4, 3);
-            speculation.record(4, 1);
-            let usage = Usage {
-                prompt_tokens: u32::try_from(self.placed.request.prompt.len()).unwrap(),
-                completion_tokens: u32::try_from(at).unwrap(),
-            };
-            return Some(Ok(Answer::Finish { finish, usage, speculation }.into()));
+            return Some(Ok(self.finish(finish, 0)));
         }
         // Two tokens a message, the second an accepted draft, as if one draft were always right.
         let stop_at = match self.act {
@@ -379,6 +397,7 @@ impl Play {
             | Act::HangAt(n)
             | Act::HangThenDie(n)
             | Act::SkipAt(n)
+            | Act::FinishAt(n, ..)
             | Act::FailAt(n) => n,
             _ => usize::MAX,
         };
@@ -388,6 +407,21 @@ impl Play {
         self.next = until;
         self.open.0.sent.fetch_add(2, Ordering::SeqCst);
         Some(Ok(Answer::Tokens { index: u32::try_from(at).unwrap(), ids, drafted }.into()))
+    }
+}
+
+impl Play {
+    fn finish(&self, finish: Finish, more: u32) -> wire::GenerateResponse {
+        let mut speculation = SpeculationStats::default();
+        if !self.placed.drafters.is_empty() && !matches!(self.act, Act::IdleDrafter) {
+            speculation.record(4, 3);
+            speculation.record(4, 1);
+        }
+        let usage = Usage {
+            prompt_tokens: u32::try_from(self.placed.request.prompt.len()).unwrap(),
+            completion_tokens: u32::try_from(self.next).unwrap() + more,
+        };
+        Answer::Finish { finish, usage, speculation }.into()
     }
 }
 

@@ -141,6 +141,16 @@ async fn the_deadline_is_kept_before_the_first_token() {
 }
 
 #[tokio::test]
+async fn the_deadline_is_kept_before_accepted() {
+    let front = front(|c| c.request_timeout = Duration::from_millis(300)).await;
+    let _worker = front.worker("w0", [Act::Mute]).await;
+    let response = front.send(&ask(json!({}))).await;
+    assert_eq!(response.status(), 504);
+    assert!(response.headers()["x-request-id"].to_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(error(&response.json().await.unwrap()).0, "deadline_exceeded");
+}
+
+#[tokio::test]
 async fn a_worker_of_another_vocabulary_gets_nothing() {
     let front = front(|_| {}).await;
     let record = NodeRecord { vocab_hash: VocabHash([0; 32]), ..Front::record("w-other", Role::Worker) };

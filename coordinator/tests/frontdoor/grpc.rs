@@ -11,7 +11,7 @@ use proto::v1::inference_client::InferenceClient;
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Request, Status};
 
-use crate::cluster::{Act, Front, TEXT, front};
+use crate::cluster::{Act, Front, TEXT, front, output};
 use crate::model_file::tokens;
 
 async fn client(front: &Front) -> InferenceClient<Channel> {
@@ -62,11 +62,10 @@ async fn an_answer_has_accepted_tokens_and_finish() {
             assert!(run.drafted.is_empty() || run.drafted.len() == run.ids.len());
         }
     }
-    assert_eq!(next as usize, TEXT.len());
+    assert_eq!(next as usize, TEXT.len() + 1);
     let Some(Event::Finish(finish)) = events.last() else { panic!("{events:?}") };
     assert_eq!(finish.reason(), v1::FinishReason::Stop);
-    assert_eq!(finish.usage.unwrap().completion_tokens as usize, TEXT.len());
-    assert_eq!(finish.speculation.as_ref().unwrap().draft_tokens, 8);
+    assert_eq!(finish.usage.unwrap().completion_tokens as usize, TEXT.len() + 1);
     assert_eq!(worker.seen().len(), 2, "it was replayed on the way");
 }
 
@@ -80,6 +79,42 @@ async fn a_client_goes_on_from_what_it_has() {
     let events = events(&front, request).await.unwrap();
     assert_eq!(format!("Gr{}", text(&events)), TEXT);
     assert_eq!(worker.seen()[0].request.attempt, 1);
+}
+
+#[tokio::test]
+async fn what_was_all_delivered_only_ends() {
+    let front = front(|_| {}).await;
+    let _worker = front.worker("w0", []).await;
+    let whole: Vec<u32> = output().iter().map(|t| t.0).collect();
+    for (committed, max_tokens, reason) in
+        [(whole.clone(), 100, v1::FinishReason::Stop), (whole[..4].to_vec(), 4, v1::FinishReason::Length)]
+    {
+        let have = committed.len();
+        let request = v1::GenerateRequest { committed, attempt: 1, max_tokens: Some(max_tokens), ..chat() };
+        let events = events(&front, request).await.unwrap();
+        let [Event::Accepted(_), Event::Finish(finish)] = events.as_slice() else { panic!("{events:?}") };
+        assert_eq!((finish.reason(), finish.usage.unwrap().completion_tokens as usize), (reason, have));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_crossed_before_the_first_token() {
+    let front = front(|_| {}).await;
+    let first = front.worker("w-a", [Act::HangThenDie(0)]).await;
+    let (events, _second) = tokio::join!(events(&front, chat()), async {
+        while first.seen().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let second = front.worker_with("w-b", |r| r.fingerprint = "fp_2".into(), []).await;
+        first.release();
+        second
+    });
+    let events = events.unwrap();
+    let accepted: Vec<&str> = events
+        .iter()
+        .filter_map(|e| if let Event::Accepted(a) = e { Some(a.fingerprint.as_str()) } else { None })
+        .collect();
+    assert_eq!((accepted.as_slice(), text(&events).as_str()), (&["fp_2"][..], TEXT));
 }
 
 #[tokio::test]
@@ -114,7 +149,9 @@ async fn failures_carry_their_reason_and_field() {
         ),
         (v1::GenerateRequest { n: Some(2), ..chat() }, Reason::NotBuilt, "n"),
     ] {
-        let failure = parse(&events(&front, request).await.unwrap_err());
+        let status = events(&front, request).await.unwrap_err();
+        assert_eq!(status.metadata().get("x-request-id").unwrap(), "r-1");
+        let failure = parse(&status);
         assert_eq!((failure.reason, failure.field.as_deref()), (reason, Some(field)), "{failure}");
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use proto::reason::Reason;
+use request::Finish;
 use serde_json::{Value, json};
 
 use crate::answers::{content, events};
-use crate::cluster::{Act, Fake, Front, TEXT, ask, front};
+use crate::cluster::{Act, Fake, Front, TEXT, ask, front, output};
 use crate::model_file::tokens;
 
 /// Streams an answer; its events.
@@ -83,7 +84,7 @@ async fn a_whole_answer_is_replayed_too() {
     let _worker = front.worker("w0", [Act::EndAt(4)]).await;
     let (status, body) = front.post(&ask(json!({"max_tokens": 100}))).await;
     assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!(TEXT)));
-    assert_eq!(body["usage"]["completion_tokens"], TEXT.len());
+    assert_eq!(body["usage"]["completion_tokens"], TEXT.len() + 1);
 }
 
 #[tokio::test]
@@ -152,4 +153,39 @@ async fn equal_numerics_are_preferred_and_a_crossing_shows() {
             (json!("fp_1"), json!(expected))
         );
     }
+}
+
+#[tokio::test]
+async fn an_end_that_is_none_is_replayed() {
+    let whole = output().len();
+    for (act, asked) in [
+        (Act::FinishAt(4, Finish::Stop, 0), 2),
+        (Act::FinishAt(4, Finish::Length, 0), 2),
+        (Act::FinishAt(0, Finish::Stop, 0), 2),
+        // All was said, only the end is told wrongly: nothing is left to replay.
+        (Act::FinishAt(whole, Finish::Length, 0), 1),
+        (Act::FinishAt(whole, Finish::Stop, 5), 1),
+        // In one message with the stop token, so that none of it counts.
+        (Act::OnAndOn, 2),
+    ] {
+        let front = front(|_| {}).await;
+        let worker = front.worker("w0", [act.clone()]).await;
+        let (status, body) = front.post(&ask(json!({"max_tokens": 100}))).await;
+        assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!(TEXT)), "{act:?}");
+        assert_eq!(body["choices"][0]["finish_reason"], "stop", "{act:?}");
+        assert_eq!(body["usage"]["completion_tokens"], whole, "{act:?}");
+        assert_eq!(worker.seen().len(), asked, "{act:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_patience_is_kept_when_nobody_answers() {
+    let front = front(|c| c.replay_timeout = Duration::from_millis(300)).await;
+    let _worker = front.worker("w0", [Act::EndAt(4), Act::Mute, Act::Mute, Act::Mute]).await;
+    // accept_timeout is longer.
+    let begun = tokio::time::Instant::now();
+    let answer = stream(&front, json!({})).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    let last: Value = serde_json::from_str(answer.last().unwrap()).unwrap();
+    assert_eq!(last["error"]["code"], "no_worker");
 }
