@@ -8,12 +8,11 @@ use clap::{Args, Parser, Subcommand};
 use crate::chat::ChatArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::demo::DemoArgs;
-use crate::drafter::DrafterArgs;
 use crate::generate::GenerateArgs;
-use crate::models::{ModelsArgs, Store};
+use crate::models::{self, ModelsArgs, Progress, Store};
+use crate::rank::NodeArgs;
 use crate::status::StatusArgs;
 use crate::up::UpArgs;
-use crate::worker::WorkerArgs;
 
 /// Distributed LLM inference: drafters run ahead, targets verify, the text is exactly the target's.
 #[derive(Debug, Parser)]
@@ -36,9 +35,9 @@ pub enum Command {
     /// The front door and the map: takes requests, places them on workers.
     Coordinator(CoordinatorArgs),
     /// A target rank: verifies and commits.
-    Worker(WorkerArgs),
+    Worker(NodeArgs),
     /// A draft rank: runs ahead of workers.
-    Drafter(DrafterArgs),
+    Drafter(NodeArgs),
     /// Talk with a running cluster.
     Chat(ChatArgs),
     /// Text from one model in this process, without a cluster.
@@ -64,23 +63,36 @@ impl StoreArgs {
         let dir = self.models_dir.clone().or_else(default);
         Store::open(dir.context("no place for models: set HOME, or give --models-dir")?)
     }
+
+    /// The GGUF file of a model that a user named, fetched if need be. A path needs no store.
+    pub async fn resolve(&self, model: &str) -> Result<PathBuf> {
+        models::resolve(|| self.open(), model, &Progress::stderr()).await
+    }
 }
 
 /// How this process logs.
 #[derive(Debug, Args)]
 pub struct LogArgs {
     /// What is logged: error, warn, info, debug, or directives such as info,worker=debug
-    #[arg(long = "log", env = "PACELINE_LOG", global = true, default_value = "warn", value_name = "FILTER")]
-    pub filter: String,
+    /// [default: info for coordinator, worker and drafter, else warn]
+    #[arg(long = "log", env = "PACELINE_LOG", global = true, value_name = "FILTER")]
+    pub filter: Option<String>,
     /// One JSON object a line instead of text for people
     #[arg(long = "log-json", global = true)]
     pub json: bool,
 }
 
 impl LogArgs {
-    pub fn config(&self) -> telemetry::Config {
+    pub fn config(&self, command: &Command) -> telemetry::Config {
         let format = if self.json { telemetry::Format::Json } else { telemetry::Format::Human };
-        telemetry::Config { format, filter: self.filter.clone() }
+        // What `up` starts shares its terminal with `up`'s own words.
+        let serves = match command {
+            Command::Coordinator(args) => !args.supervised,
+            Command::Worker(args) | Command::Drafter(args) => !args.supervised,
+            _ => false,
+        };
+        let default = if serves { "info" } else { "warn" };
+        telemetry::Config { format, filter: self.filter.clone().unwrap_or_else(|| default.to_owned()) }
     }
 }
 
@@ -127,6 +139,33 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn processes_started_by_hand_say_what_they_do() {
+        for (words, filter) in [
+            (vec!["worker"], "info"),
+            (vec!["coordinator"], "info"),
+            (vec!["drafter", "--supervised"], "warn"),
+            (vec!["status"], "warn"),
+            (vec!["worker", "--log", "debug"], "debug"),
+        ] {
+            let Cli { log, command, .. } = Cli::try_parse_from(["paceline"].iter().chain(&words)).unwrap();
+            // A developer's own PACELINE_LOG goes before the default.
+            if std::env::var_os("PACELINE_LOG").is_none() {
+                assert_eq!(log.config(&command).filter, filter, "{words:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_path_needs_no_store() {
+        let file = tempfile::NamedTempFile::with_suffix(".gguf").unwrap();
+        let store = StoreArgs { models_dir: Some("/dev/null/no-directory".into()) };
+        let path = file.path().to_str().unwrap();
+        assert_eq!(store.resolve(path).await.unwrap(), file.path());
+        let error = store.resolve("coder-1.5b").await.unwrap_err().to_string();
+        assert!(error.contains("cannot create the models directory"), "{error}");
     }
 
     #[test]

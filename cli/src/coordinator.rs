@@ -9,14 +9,14 @@ use coordinator::{Config, Coordinator};
 use daemon::Shutdown;
 use serde_json::{Map, Value, json};
 
-use crate::models::{self, Progress, Store};
+use crate::args::StoreArgs;
 use crate::rank::{Announcement, ended, load, served_name, supervised};
 
 /// `paceline coordinator ...`; what is left out comes from the environment, then from the file.
 #[derive(Clone, Debug, Args)]
 pub struct CoordinatorArgs {
     /// Configuration file (TOML)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "PACELINE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Models to serve: a name, a path to a .gguf file, or hf:org/repo[:file]
     #[arg(long = "model", value_name = "MODEL")]
@@ -36,7 +36,7 @@ pub struct CoordinatorArgs {
 }
 
 /// Serves until a signal, then drains.
-pub async fn run(args: CoordinatorArgs, store: &Store) -> Result<()> {
+pub async fn run(args: CoordinatorArgs, store: &StoreArgs) -> Result<()> {
     let config = load::<Config>(args.config.as_deref(), &flags(&args, store).await?)?;
     let shutdown = Shutdown::default();
     let signals = shutdown.signals()?;
@@ -53,7 +53,7 @@ pub async fn run(args: CoordinatorArgs, store: &Store) -> Result<()> {
     ended(&running.join().await)
 }
 
-async fn flags(args: &CoordinatorArgs, store: &Store) -> Result<Value> {
+async fn flags(args: &CoordinatorArgs, store: &StoreArgs) -> Result<Value> {
     let mut settings = Map::new();
     let mut set = |key: &str, value: Value| settings.insert(key.to_owned(), value);
     if let Some(listen) = args.listen {
@@ -67,7 +67,7 @@ async fn flags(args: &CoordinatorArgs, store: &Store) -> Result<Value> {
     }
     let mut served = Vec::new();
     for model in &args.models {
-        let path = models::resolve(store, model, &Progress::stderr()).await?;
+        let path = store.resolve(model).await?;
         served.push(json!({ "name": served_name(&path), "path": path }));
     }
     if !served.is_empty() {

@@ -23,17 +23,17 @@ fn main() -> ExitCode {
 }
 
 async fn run(Cli { store, log, command }: Cli) -> anyhow::Result<()> {
-    let _telemetry = telemetry::init(&log.config())?;
+    let _telemetry = telemetry::init(&log.config(&command))?;
     match command {
         Command::Up(args) => cli::up::run(args, &store).await,
         Command::Demo(args) => cli::demo::run(args, &store).await,
-        Command::Coordinator(args) => cli::coordinator::run(args, &store.open()?).await,
-        Command::Worker(args) => cli::worker::run(args, &store.open()?).await,
-        Command::Drafter(args) => cli::drafter::run(args, &store.open()?).await,
+        Command::Coordinator(args) => cli::coordinator::run(args, &store).await,
+        Command::Worker(args) => cli::worker::run(args, &store).await,
+        Command::Drafter(args) => cli::drafter::run(args, &store).await,
         Command::Chat(args) => cli::chat::run(args).await,
-        Command::Generate(args) => cli::generate::run(args, &store.open()?).await,
+        Command::Generate(args) => cli::generate::run(args, &store).await,
         Command::Status(args) => cli::status::run(args).await,
-        Command::Models(args) => cli::models::run(args, &store.open()?).await,
+        Command::Models(args) => cli::models::run(args, || store.open()).await,
     }
 }
 

@@ -63,31 +63,35 @@ struct PullArgs {
     from: Origin,
 }
 
-/// Runs `paceline models ...`.
-pub async fn run(args: ModelsArgs, store: &Store) -> Result<()> {
+/// Runs `paceline models ...`; `open` opens the store, which a path does not need.
+pub async fn run(args: ModelsArgs, open: impl FnOnce() -> Result<Store>) -> Result<()> {
     match args.command {
         Command::Pull(PullArgs { model, name, from }) => {
             let name = name.as_deref().map(Name::parse).transpose()?;
             let options = Options { origin: from, ..Options::default() };
             let source = Source::parse(&model)?;
-            let path = pull::pull(store, &source, name, &options, &Progress::stderr()).await?;
+            let path = pull::pull(&open()?, &source, name, &options, &Progress::stderr()).await?;
             println!("{}", path.display());
         }
-        Command::List { json } => print!("{}", list::render(store, json)?),
-        Command::Show { model, json } => print!("{}", show::render(store, &Source::parse(&model)?, json)?),
+        Command::List { json } => print!("{}", list::render(&open()?, json)?),
+        Command::Show { model, json } => print!("{}", show::render(open, &Source::parse(&model)?, json)?),
     }
     Ok(())
 }
 
 /// The GGUF file of a model that a user named: a path is used in place, a name or a hub file is
-/// fetched when it is not in the store yet.
-pub async fn resolve(store: &Store, model: &str, progress: &Progress) -> Result<PathBuf> {
+/// fetched when it is not in the store yet. Only then is the store opened.
+pub async fn resolve(
+    open: impl FnOnce() -> Result<Store>,
+    model: &str,
+    progress: &Progress,
+) -> Result<PathBuf> {
     match Source::parse(model)? {
         Source::Path(path) => {
             existing(&path)?;
             Ok(path)
         }
-        source => pull::pull(store, &source, None, &Options::default(), progress).await,
+        source => pull::pull(&open()?, &source, None, &Options::default(), progress).await,
     }
 }
 

@@ -7,11 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::args::{RankArgs, StoreArgs};
 use crate::client::Client;
-use crate::models::{self, Progress};
 use crate::rank::Announcement;
 
 /// For a process to load its model and announce itself.
@@ -56,9 +56,20 @@ pub struct Cluster {
     parts: Vec<Part>,
 }
 
-/// Starts a cluster and keeps it until Ctrl-C.
+/// Starts a cluster and keeps it until Ctrl-C or SIGTERM.
 pub async fn run(args: UpArgs, store: &StoreArgs) -> Result<()> {
-    let mut cluster = Cluster::start(&args, store).await?;
+    // From now on: a signal during the start drops the cluster, which kills what was started.
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut asked = async || {
+        tokio::select! {
+            _ = int.recv() => (),
+            _ = term.recv() => (),
+        }
+    };
+    let mut cluster = tokio::select! {
+        started = Cluster::start(&args, store) => started?,
+        () = asked() => bail!("stopped before the cluster was ready"),
+    };
     println!("\n{}\n", cluster.describe());
     println!("Ask it:   paceline chat --url {} 'Write a haiku about rivers.'", cluster.url());
     println!("Look:     paceline status --coordinator {}", cluster.grpc());
@@ -68,23 +79,22 @@ pub async fn run(args: UpArgs, store: &StoreArgs) -> Result<()> {
             cluster.stop().await;
             bail!("{lost}; the cluster was stopped");
         }
-        signal = tokio::signal::ctrl_c() => signal?,
+        () = asked() => (),
     }
     eprintln!("stopping: answers under way may finish; Ctrl-C again kills");
     tokio::select! {
         () = cluster.stop() => Ok(()),
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        () = asked() => Ok(()),
     }
 }
 
 impl Cluster {
     /// Fetches what is missing, starts all processes and waits until the cluster answers.
     pub async fn start(args: &UpArgs, store: &StoreArgs) -> Result<Self> {
-        let opened = store.open()?;
-        let target = models::resolve(&opened, &args.target, &Progress::stderr()).await?;
+        let target = store.resolve(&args.target).await?;
         let drafting = args.drafter != "none" && args.drafters > 0;
         let drafter = match drafting {
-            true => Some(models::resolve(&opened, &args.drafter, &Progress::stderr()).await?),
+            true => Some(store.resolve(&args.drafter).await?),
             false => None,
         };
         let own = std::env::current_exe().context("where is this program?")?;
@@ -106,12 +116,13 @@ impl Cluster {
             )
             .await?;
         let grpc = cluster.grpc().trim_start_matches("http://").to_owned();
-        let target_threads = rank_flags(&args.rank, drafter.is_some(), Side::Target);
-        let drafter_threads = rank_flags(&args.rank, drafter.is_some(), Side::Drafter);
-        let nodes =
-            std::iter::repeat_n(("worker", Some(&target), &target_threads), args.workers.into()).chain(
-                std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_threads), args.drafters.into()),
-            );
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let drafters = if drafting { args.drafters } else { 0 };
+        let (target_threads, drafter_threads) = threads(cores, args.workers, drafters);
+        let target_flags = rank_flags(&args.rank, target_threads);
+        let drafter_flags = rank_flags(&args.rank, drafter_threads);
+        let nodes = std::iter::repeat_n(("worker", Some(&target), &target_flags), args.workers.into())
+            .chain(std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_flags), drafters.into()));
         for (role, model, flags) in nodes {
             let Some(model) = model else { continue };
             let model = path(model);
@@ -128,6 +139,8 @@ impl Cluster {
         let mut child = Command::new(program)
             .args(words)
             .arg("--supervised")
+            // One file is one process's; the children take flags and the rest of the environment.
+            .env_remove("PACELINE_CONFIG")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -235,22 +248,18 @@ impl Cluster {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Target,
-    Drafter,
+/// Threads of each worker and of each drafter: they share the cores instead of all taking all of them,
+/// because pools that wait for each other's threads are slower than any alone.
+fn threads(cores: usize, workers: u16, drafters: u16) -> (usize, usize) {
+    let (workers, drafters) = (usize::from(workers).max(1), usize::from(drafters));
+    let targets = if drafters == 0 { cores } else { cores.div_ceil(2) };
+    let each = |cores: usize, among: usize| (cores / among.max(1)).max(1);
+    (each(targets, workers), each(cores - targets, drafters))
 }
 
-/// A rank's flags. Target and drafter share the cores instead of both taking all of them: two pools
-/// that wait for each other's threads are slower than either alone.
-fn rank_flags(rank: &RankArgs, drafting: bool, side: Side) -> Vec<String> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let share = match (drafting, side) {
-        (false, _) => cores,
-        (true, Side::Target) => cores.div_ceil(2),
-        (true, Side::Drafter) => (cores / 2).max(1),
-    };
-    let mut flags = vec!["--threads".to_owned(), rank.threads.unwrap_or(share).to_string()];
+/// A rank's flags; `threads` unless it says otherwise.
+fn rank_flags(rank: &RankArgs, threads: usize) -> Vec<String> {
+    let mut flags = vec!["--threads".to_owned(), rank.threads.unwrap_or(threads).to_string()];
     if let Some(context) = rank.context {
         flags.extend(["--context".to_owned(), context.to_string()]);
     }
@@ -258,4 +267,25 @@ fn rank_flags(rank: &RankArgs, drafting: bool, side: Side) -> Vec<String> {
         flags.extend(["--slots".to_owned(), slots.to_string()]);
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cores_are_shared_among_all_ranks() {
+        // Cores, workers, drafters; threads of a worker, of a drafter.
+        for (cores, workers, drafters, expected) in [
+            (8, 1, 0, (8, 1)),
+            (8, 1, 1, (4, 4)),
+            (8, 2, 1, (2, 4)),
+            (8, 1, 4, (4, 1)),
+            (9, 1, 2, (5, 2)),
+            (2, 4, 4, (1, 1)),
+            (1, 1, 1, (1, 1)),
+        ] {
+            assert_eq!(threads(cores, workers, drafters), expected, "{cores} {workers} {drafters}");
+        }
+    }
 }

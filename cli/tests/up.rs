@@ -62,7 +62,7 @@ async fn a_drafter_killed_in_the_middle_of_an_answer_changes_nothing_but_the_spe
     if !has_model() {
         return;
     }
-    let (mut up, url, pids) = up().await;
+    let (mut up, url, pids) = up(&[]).await;
     let drafter = pids.iter().find(|(role, _)| role.starts_with("drafter")).unwrap().1;
     let client = Client::new(&url).unwrap();
     let body = |strategy| {
@@ -98,11 +98,27 @@ async fn a_drafter_killed_in_the_middle_of_an_answer_changes_nothing_but_the_spe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_up_and_settings_of_one_role_stay_with_it() {
+    if !has_model() {
+        return;
+    }
+    // `up` starts although the coordinator knows no `rank` (all of them get the variable).
+    let (mut up, _, pids) = up(&[("PACELINE_RANK__SLOTS", "2")]).await;
+    let pid = up.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let status = timeout(HANG, up.wait()).await.unwrap().unwrap();
+    assert!(status.success(), "{status}");
+    for (role, pid) in pids {
+        assert!(!alive(pid), "{role} outlived `up`");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_process_outlives_a_killed_up() {
     if !has_model() {
         return;
     }
-    let (mut up, _, pids) = up().await;
+    let (mut up, _, pids) = up(&[]).await;
     up.kill().await.unwrap();
     for (role, pid) in pids {
         let gone = async {
@@ -115,9 +131,10 @@ async fn no_process_outlives_a_killed_up() {
 }
 
 /// Starts a cluster on free ports; its URL and its processes.
-async fn up() -> (Child, String, Vec<(String, u32)>) {
+async fn up(environment: &[(&str, &str)]) -> (Child, String, Vec<(String, u32)>) {
     let mut up = Command::new(PACELINE)
         .args(["up", "--target", MODEL, "--drafter", MODEL, "--port", "0"])
+        .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()

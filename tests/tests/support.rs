@@ -19,14 +19,15 @@ pub(crate) const HANG: Duration = Duration::from_secs(120);
 pub(crate) fn model_file(name: &str) -> Option<PathBuf> {
     let store = std::env::var_os("PACELINE_MODELS").map(PathBuf::from).or_else(|| {
         cli::models::Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
-    })?;
-    let path = store.join(format!("{name}.gguf"));
-    if path.is_file() {
-        return Some(path);
-    }
+    });
+    let missing = match store.map(|store| store.join(format!("{name}.gguf"))) {
+        Some(path) if path.is_file() => return Some(path),
+        Some(path) => format!("{} is not there: run `paceline models pull {name}`", path.display()),
+        None => "no place for models: set HOME or PACELINE_MODELS".to_owned(),
+    };
     let required = std::env::var("PACELINE_REQUIRE").is_ok_and(|v| v == "all");
-    assert!(!required, "{} is not there: run `paceline models pull {name}`", path.display());
-    eprintln!("SKIP: {} is not there", path.display());
+    assert!(!required, "{missing}");
+    eprintln!("SKIP: {missing}");
     None
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use gguf::{Header, Metadata};
 use indicatif::DecimalBytes;
 use serde::Serialize;
+use text::Tokenizer;
 
 use super::source::Source;
 use super::store::{Record, Store};
@@ -33,7 +34,7 @@ struct Description {
     vocabulary: Option<usize>,
     tokenizer: Option<String>,
     chat_template: bool,
-    /// Whether this version of Paceline can load it, judged by its header.
+    /// Whether this version of Paceline loads its weights and its tokenizer.
     supported: bool,
     /// Why not.
     unsupported: Option<String>,
@@ -48,8 +49,8 @@ struct Tensors {
 }
 
 /// The description as lines, or as JSON. Nothing is fetched.
-pub(super) fn render(store: &Store, source: &Source, json: bool) -> Result<String> {
-    let (name, path, record) = locate(store, source)?;
+pub(super) fn render(open: impl FnOnce() -> Result<Store>, source: &Source, json: bool) -> Result<String> {
+    let (name, path, record) = locate(open, source)?;
     let description = describe(name, &path, record).with_context(|| path.display().to_string())?;
     if json {
         return Ok(serde_json::to_string_pretty(&description)? + "\n");
@@ -57,7 +58,10 @@ pub(super) fn render(store: &Store, source: &Source, json: bool) -> Result<Strin
     Ok(description.lines().into_iter().map(|(what, value)| format!("{what:<14}{value}\n")).collect())
 }
 
-fn locate(store: &Store, source: &Source) -> Result<(String, PathBuf, Option<Record>)> {
+fn locate(
+    open: impl FnOnce() -> Result<Store>,
+    source: &Source,
+) -> Result<(String, PathBuf, Option<Record>)> {
     let known = match source {
         Source::Path(path) => {
             super::existing(path)?;
@@ -68,6 +72,7 @@ fn locate(store: &Store, source: &Source) -> Result<(String, PathBuf, Option<Rec
             bail!("show reads files that are here: run `paceline models pull` first, then name the model")
         }
     };
+    let store = open()?;
     match store.find(known)? {
         Some(model) => Ok((known.to_string(), model.path, model.record)),
         None => bail!(
@@ -79,11 +84,15 @@ fn locate(store: &Store, source: &Source) -> Result<(String, PathBuf, Option<Rec
 
 fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Description> {
     let file_bytes = path.metadata()?.len();
-    let Header { metadata, tensors, .. } = Header::open(path)?;
+    let header = Header::open(path)?;
+    model::refuse_split(&header.metadata)?;
+    // The same two readers that a worker calls.
+    let text = Tokenizer::from_gguf(&header).map(drop);
+    let Header { metadata, tensors, .. } = header;
     let architecture = metadata.str("general.architecture")?.to_owned();
     let number = |key: &str| metadata.optional(&format!("{architecture}.{key}"), Metadata::u32);
-    // What the loader says of the same header: an architecture or key that is not built yet.
-    let unsupported = model::Description::read(path).err().map(|e| e.to_string());
+    let model = model::Description::read(path).map(drop);
+    let unsupported = model.err().map(|e| e.to_string()).or(text.err().map(|e| e.to_string()));
     let mut kinds: BTreeMap<&'static str, Tensors> = BTreeMap::new();
     for tensor in &tensors {
         let kind = kinds.entry(tensor.kind.name()).or_default();
@@ -104,7 +113,7 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
         feed_forward: number("feed_forward_length")?,
         context: number("context_length")?,
         vocabulary: metadata.optional("tokenizer.ggml.tokens", Metadata::strs)?.map(<[String]>::len),
-        tokenizer: tokenizer(&metadata)?,
+        tokenizer: tokenizer_name(&metadata)?,
         chat_template: metadata.get("tokenizer.chat_template").is_some(),
         supported: unsupported.is_none(),
         unsupported,
@@ -114,7 +123,7 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
 }
 
 /// Model and pre-tokenizer, as the file names them.
-fn tokenizer(metadata: &Metadata) -> Result<Option<String>, gguf::Error> {
+fn tokenizer_name(metadata: &Metadata) -> Result<Option<String>, gguf::Error> {
     let model = metadata.optional("tokenizer.ggml.model", Metadata::str)?;
     let pre = metadata.optional("tokenizer.ggml.pre", Metadata::str)?;
     Ok(model.map(|model| pre.map_or(model.to_owned(), |pre| format!("{model} ({pre})"))))

@@ -10,7 +10,7 @@ mod qwen2;
 
 pub(crate) use decoder::{Decoder, Layer, Linear};
 
-use gguf::Metadata;
+use gguf::{Header, Metadata};
 
 use crate::LoadError;
 
@@ -62,7 +62,19 @@ pub(crate) struct Parameters {
 impl Architecture {
     const ALL: [&'static Self; 2] = [&llama::ARCHITECTURE, &qwen2::ARCHITECTURE];
 
-    pub(crate) fn of(metadata: &Metadata) -> Result<&'static Self, LoadError> {
+    /// What a file's header says that it is; tensors are looked at when they are taken.
+    pub(crate) fn read(header: &Header) -> Result<(&'static Self, Parameters), LoadError> {
+        refuse_split(&header.metadata)?;
+        let architecture = Self::of(&header.metadata)?;
+        let vocab = header.tensor("token_embd.weight").and_then(|t| t.dims.get(1)).copied();
+        let vocab = vocab.ok_or_else(|| LoadError::MissingTensor {
+            name: "token_embd.weight".to_owned(),
+            architecture: architecture.name,
+        })?;
+        Ok((architecture, architecture.parameters(&header.metadata, vocab)?))
+    }
+
+    fn of(metadata: &Metadata) -> Result<&'static Self, LoadError> {
         let found = metadata.str("general.architecture")?;
         Self::ALL.into_iter().find(|a| a.name == found).ok_or_else(|| LoadError::UnknownArchitecture {
             found: found.to_owned(),
@@ -71,7 +83,7 @@ impl Architecture {
     }
 
     /// Reads and checks the parameters; `vocab` is the number of rows of the embedding table.
-    pub(crate) fn parameters(&self, metadata: &Metadata, vocab: u64) -> Result<Parameters, LoadError> {
+    fn parameters(&self, metadata: &Metadata, vocab: u64) -> Result<Parameters, LoadError> {
         self.refuse_unbuilt(metadata)?;
         let read = Reader { metadata, prefix: self.name };
         let hidden = read.size("embedding_length", None)?;
@@ -147,6 +159,14 @@ impl Architecture {
             }
         }
         Ok(())
+    }
+}
+
+/// Refuses one file of several. Its header alone is not a model's: call this before asking it for more.
+pub fn refuse_split(metadata: &Metadata) -> Result<(), LoadError> {
+    match metadata.optional("split.count", Metadata::u64)? {
+        Some(files) if files > 1 => Err(LoadError::Split { files }),
+        _ => Ok(()),
     }
 }
 

@@ -4,9 +4,10 @@ use std::path::Path;
 use gguf::{Header, Metadata};
 
 use crate::LoadError;
-use crate::arch::Architecture;
+use crate::arch::{Architecture, Decoder};
+use crate::weights::Weights;
 
-/// What a model file is, from its header alone; for `paceline models show`.
+/// What a model file is, without computing with it; for `paceline models show`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
     /// `general.name`, when the file has one.
@@ -35,21 +36,13 @@ pub struct TensorType {
 }
 
 impl Description {
-    /// Reads the header and checks what [`crate::CpuModel::load`] would check of it but the tensors.
+    /// Refuses every file that [`crate::CpuModel::load`] refuses. The matrices are mapped, not read.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let header = Header::open(path)?;
         let file_bytes = std::fs::metadata(path)
             .map_err(|source| LoadError::Io { what: "asking for the file's size", source })?
             .len();
-        let architecture = Architecture::of(&header.metadata)?;
-        let vocab = header.tensor("token_embd.weight").and_then(|t| t.dims.get(1)).copied();
-        let p = architecture.parameters(
-            &header.metadata,
-            vocab.ok_or_else(|| LoadError::MissingTensor {
-                name: "token_embd.weight".to_owned(),
-                architecture: architecture.name,
-            })?,
-        )?;
+        let (architecture, p) = Architecture::read(&header)?;
         let mut types = BTreeMap::new();
         for tensor in &header.tensors {
             let kind = tensor.kind.name();
@@ -60,9 +53,13 @@ impl Description {
         }
         let mut tensors: Vec<TensorType> = types.into_values().collect();
         tensors.sort_by_key(|t| std::cmp::Reverse(t.bytes));
+        let name = header.metadata.optional("general.name", Metadata::str)?.map(str::to_owned);
+        let mut weights = Weights::open(path, header, architecture.name)?;
+        Decoder::take(&mut weights, architecture, &p)?;
+        weights.finish()?;
         // All of them are at most 2^24 (checked).
         Ok(Self {
-            name: header.metadata.optional("general.name", Metadata::str)?.map(str::to_owned),
+            name,
             architecture: architecture.name,
             layers: p.layers as u32,
             hidden: p.hidden as u32,

@@ -13,6 +13,10 @@ pub enum LoadError {
     BadParameter { key: String, found: String, why: String },
     #[error("metadata key {key:?} is {found}: {what} is not built yet; use a model without it")]
     NotBuilt { key: String, found: String, what: &'static str },
+    #[error(
+        "it is one of the {files} files of a split GGUF; split GGUF files are not built yet: merge them, or use a model in one file"
+    )]
+    Split { files: u64 },
     #[error("tensor {name:?} is missing; the file is not a complete {architecture} model")]
     MissingTensor { name: String, architecture: &'static str },
     #[error("tensor {name:?} has dimensions {found:?}, expected {expected:?} from the file's metadata")]

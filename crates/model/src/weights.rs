@@ -40,9 +40,13 @@ impl Weights {
         // shortens it ends this process with SIGBUS: files are replaced by rename (`models pull`).
         let map = unsafe { Mmap::map(&file) }
             .map_err(|source| LoadError::Io { what: "mapping the file into memory", source })?;
-        // A hint only: the pages are read on first use if the kernel declines.
-        let _ = map.advise(Advice::WillNeed);
         Ok(Self { header, architecture, map: Arc::new(map), taken: BTreeSet::new() })
+    }
+
+    /// Has the whole file read ahead, for a model that will compute.
+    pub(crate) fn prefetch(&self) {
+        // A hint only: the pages are read on first use if the kernel declines.
+        let _ = self.map.advise(Advice::WillNeed);
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {

@@ -35,7 +35,7 @@ pub enum StartError<E> {
     Model(E),
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("{0}")]
+    #[error(transparent)]
     Invalid(#[from] InvalidField),
     #[error("the engine's thread ended while the model was loaded")]
     Engine,

@@ -22,10 +22,9 @@ fn small_model() -> Vec<u8> {
 
 fn shown(bytes: &[u8], json: bool) -> Result<String> {
     let dir = tempfile::tempdir()?;
-    let store = Store::open(dir.path())?;
     let path = dir.path().join("m.gguf");
     std::fs::write(&path, bytes)?;
-    render(&store, &Source::Path(path), json)
+    render(|| bail!("a path needs no store"), &Source::Path(path), json)
 }
 
 #[test]
@@ -54,6 +53,14 @@ fn a_file_is_described_for_people_and_for_scripts() {
 }
 
 #[test]
+fn a_part_of_a_split_model_is_refused_by_name() {
+    // As the second of them is: no architecture, no tokenizer.
+    let part = Writer::new().key("split.count", Value::U16(2)).key("split.no", Value::U16(1)).finish();
+    let error = format!("{:#}", shown(&part, false).unwrap_err());
+    assert!(error.contains("m.gguf") && error.contains("split GGUF files are not built yet"), "{error}");
+}
+
+#[test]
 fn what_is_not_here_is_said_with_the_command_that_fetches_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
@@ -62,7 +69,7 @@ fn what_is_not_here_is_said_with_the_command_that_fetches_it() {
         (Source::parse("hf:a/b").unwrap(), "paceline models pull"),
         (Source::parse("./no.gguf").unwrap(), "is not a file"),
     ] {
-        let error = render(&store, &source, false).unwrap_err().to_string();
+        let error = render(|| Ok(store.clone()), &source, false).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
 }
