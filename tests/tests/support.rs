@@ -15,7 +15,7 @@ pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// The file of a model in the store, or `None` when it is not here: then the test says that it skips,
 /// and fails if everything is required (CI).
-#[expect(clippy::disallowed_methods, reason = "a test binary is a process edge")]
+#[expect(clippy::disallowed_methods, clippy::print_stderr, reason = "a test binary is a process edge")]
 pub(crate) fn model_file(name: &str) -> Option<PathBuf> {
     let store = std::env::var_os("PACELINE_MODELS").map(PathBuf::from).or_else(|| {
         cli::models::Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))
