@@ -106,7 +106,8 @@ async fn asking_for_an_old_incarnation_does_not_break_the_link_to_the_new_one() 
         }
     })
     .await;
-    let ask = |n, candidate: &Candidate| Question::numbered(n, LONG).drafted_by(&[candidate.clone()]);
+    let ask =
+        |n, candidate: &Candidate| Question::numbered(n, LONG).drafted_by(std::slice::from_ref(candidate));
     let one = ask(1, &fake.candidate).ask(&worker).await;
     timeout(HANG, granted.recv()).await.unwrap().unwrap();
     let stale =
@@ -159,9 +160,9 @@ async fn cut_off_and_back() {
     answer.right().await;
 }
 
-/// Who comes late is told what was committed before; lockstep does not wait its deadline for that.
+/// It knows the prompt only, and asks for what was committed since; no step waits for that.
 #[tokio::test]
-async fn a_drafter_that_comes_late_is_of_use_at_once() {
+async fn a_drafter_that_comes_late_catches_up() {
     let worker = Target::start("worker", Toy::TARGET).await;
     let drafter = drafter("drafter", Toy::DRAFTER).await;
     let (proxy, candidate) = through_proxy(&drafter).await;

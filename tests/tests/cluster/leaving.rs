@@ -107,3 +107,20 @@ async fn a_draining_drafter_keeps_its_sessions_and_grants_none() {
     let (_, _, ended) = tokio::join!(first.right(), second.right(), drafter.drain());
     assert_eq!(ended, Ended { drained: true, ..Ended::default() });
 }
+
+#[tokio::test]
+async fn a_killed_worker_leaves_its_answers_without_finish() {
+    let worker = Target::start("worker", Toy::TARGET).await;
+    let drafter = drafter("drafter", Toy { slots: 1, ..Toy::DRAFTER }).await;
+    let mut answer = Question::numbered(3, LONG).drafted_by(&[at(&drafter)]).ask(&worker).await;
+    answer.until_drafted().await;
+    let Target { node, .. } = worker;
+    node.kill().await;
+    assert_eq!(answer.end_or_break().await, None, "nobody may take this answer for complete");
+    assert!(answer.text.len() < LONG as usize);
+
+    // Its drafter has noticed: the one slot is free for another worker.
+    let worker = Target::start("worker", Toy::TARGET).await;
+    let mut answer = Question::numbered(3, LONG).drafted_by(&[at(&drafter)]).ask(&worker).await;
+    answer.until_drafted().await;
+}

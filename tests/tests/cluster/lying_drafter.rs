@@ -8,7 +8,6 @@ use std::time::Duration;
 use proto::draft::drafter_frame::Frame;
 use proto::draft::{self, DrafterFrame};
 use proto::frame::{FromDrafter, Hello};
-use request::TokenId;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -174,7 +173,7 @@ async fn a_lie_costs_its_own_session_or_stream_and_nothing_else() {
             }
         })
         .await;
-        let question = Question::numbered(n as u32, 2000).drafted_by(&[fake.candidate.clone()]);
+        let question = Question::numbered(n as u32, 2000).drafted_by(std::slice::from_ref(&fake.candidate));
         answers.push(tokio::spawn(question.ask(&worker).await.right()));
         fakes.push((fake, told));
     }
@@ -248,7 +247,7 @@ async fn silence_and_slammed_doors() {
     worker.is_well().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_frames_drowns_nobody() {
     let worker = Target::start("worker", Toy::TARGET).await;
     let honest = drafter("honest", Toy::DRAFTER).await;
@@ -259,19 +258,18 @@ async fn a_flood_of_frames_drowns_nobody() {
             let said = said.clone();
             async move {
                 talk.granted(1).await;
-                // Each looks like news: its place moves within what was committed.
-                let known: Vec<TokenId> = talk.known.clone();
+                let have = talk.known.len() as u32 - 1;
                 loop {
                     let ids = vec![(said.fetch_add(1, Ordering::Relaxed) % u64::from(VOCAB)) as u32; 64];
                     talk.say_raw(Frame::Drafts(talk.drafts(ids))).await;
-                    talk.say(FromDrafter::Resync { session: talk.session, have: known.len() as u32 - 1 })
-                        .await;
+                    talk.say(FromDrafter::Resync { session: talk.session, have }).await;
                 }
             }
         }
     })
     .await;
-    let drowning = Question::numbered(3, 3000).drafted_by(&[flood.candidate.clone()]).ask(&worker).await;
+    let drowning =
+        Question::numbered(3, 3000).drafted_by(std::slice::from_ref(&flood.candidate)).ask(&worker).await;
     let drowning = tokio::spawn(drowning.right());
     crate::support::eventually("the flood is on", async || said.load(Ordering::Relaxed) > 500).await;
 

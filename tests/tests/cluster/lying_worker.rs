@@ -1,5 +1,7 @@
 //! A worker that sends nonsense: it is told what was wrong, and other workers' sessions go on.
 
+use std::time::{Duration, Instant};
+
 use cluster::{Incarnation, NodeId};
 use proto::draft::worker_frame::Frame;
 use proto::draft::{self, WorkerFrame};
@@ -9,7 +11,7 @@ use proto::v1;
 use request::TokenId;
 
 use super::fake_worker::{FakeWorker, ME, addressed, commit, hello, open};
-use super::nodes::{CONTEXT, MODEL_SEED, Target, Toy, VOCAB, at, drafter};
+use super::nodes::{CONTEXT, MODEL_SEED, Target, Toy, VOCAB, at, drafter, drafter_with};
 use super::question::{Question, Reading};
 use crate::support::{Node, eventually};
 
@@ -217,6 +219,30 @@ async fn a_missing_commit_is_asked_for() {
     let known = [1, 2, 3, 1, 5, 6].map(TokenId);
     let law = sampling::argmax(&engine::toy_logits(MODEL_SEED, &known, VOCAB)).unwrap();
     assert_eq!(drafts[0], law);
+}
+
+#[tokio::test]
+async fn a_session_of_which_nothing_is_heard_loses_its_slot() {
+    let mut config = drafter::Config::default();
+    config.sessions.lease = Duration::from_millis(300);
+    let drafter = drafter_with("drafter", Toy { slots: 1, ..Toy::DRAFTER }, config).await;
+    let mut worker = FakeWorker::pair(&drafter).await;
+    worker.run(1, PROMPT).await;
+    // Whoever is heard of keeps it.
+    let running = Instant::now();
+    while running.elapsed() < 2 * Duration::from_millis(300) {
+        worker.say(FromWorker::Credit { session: 1, window: 4 }).await;
+        worker.open(open(2, PROMPT)).await;
+        match worker.hear_but_drafts().await {
+            Ok(FromDrafter::Refused { session: 2, reason: RefusedReason::NoSlot, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    match worker.hear_but_drafts().await {
+        Ok(FromDrafter::Closed { session: 1, reason: ClosedReason::LeaseExpired, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    worker.run(3, PROMPT).await;
 }
 
 /// A real worker with a long answer that the drafter drafts for.

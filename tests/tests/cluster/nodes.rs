@@ -124,7 +124,7 @@ impl Target {
         let asked = timeout(HANG, client.status(StatusRequest {})).await.expect("the worker is stuck");
         let status = asked.unwrap().into_inner();
         let record = cluster::NodeRecord::try_from(status.node.unwrap()).unwrap();
-        (record.state, Load::try_from(status.load.unwrap()).unwrap())
+        (record.state, status.load.unwrap().into())
     }
 
     /// Waits until every slot and page is free.

@@ -121,8 +121,12 @@ pub(crate) struct End {
 impl Reading {
     /// Reads one message; `false` when the stream ended. Checks what holds for every answer.
     pub(crate) async fn next(&mut self) -> bool {
-        let message = timeout(HANG, self.stream.message()).await.expect("the answer is stuck");
-        let Some(message) = message.unwrap() else { return false };
+        self.try_next().await.unwrap()
+    }
+
+    async fn try_next(&mut self) -> Result<bool, Status> {
+        let message = timeout(HANG, self.stream.message()).await.expect("the answer is stuck")?;
+        let Some(message) = message else { return Ok(false) };
         assert_eq!(self.end, None, "something after Finish");
         match Answer::try_from(message).unwrap() {
             Answer::Accepted { drafter, .. } => {
@@ -140,7 +144,7 @@ impl Reading {
                 self.end = Some(End { finish, usage, stats: speculation });
             }
         }
-        true
+        Ok(true)
     }
 
     /// Reads on until the answer so far is as wanted; panics with `what` when it ends before.
@@ -163,6 +167,12 @@ impl Reading {
     /// Reads to the end, whatever it is; `None` when the stream ended without Finish.
     pub(crate) async fn end(&mut self) -> Option<End> {
         while self.next().await {}
+        self.end.clone()
+    }
+
+    /// As [`Self::end`], when the worker may be gone.
+    pub(crate) async fn end_or_break(&mut self) -> Option<End> {
+        while let Ok(true) = self.try_next().await {}
         self.end.clone()
     }
 
