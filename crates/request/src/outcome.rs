@@ -3,7 +3,7 @@
 pub enum Finish {
     /// A stop token was committed.
     Stop,
-    /// `max_tokens` or the context is full.
+    /// `max_tokens` were committed.
     Length,
     /// The client left or cancelled.
     Cancelled,
