@@ -72,12 +72,11 @@ async fn keep(links: &Links, attendance: &Attendance) {
             lease.detached.cancelled().await;
             port.detach();
             let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: false });
-            match lease.closed() {
-                // It would end the same way again, after prefilling the same prompt.
-                Some(ClosedReason::ContextFull | ClosedReason::Failed | ClosedReason::Invalid) => {
-                    useless.push(peer.id.clone());
-                }
-                _ => {}
+            // After these it would end the same way again, having prefilled the same prompt.
+            if let Some(ClosedReason::ContextFull | ClosedReason::Failed | ClosedReason::Invalid) =
+                lease.closed()
+            {
+                useless.push(peer.id.clone());
             }
         }
         candidates.retain(|peer| !useless.contains(&peer.id));
