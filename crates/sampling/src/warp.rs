@@ -19,42 +19,63 @@ pub(crate) fn filters(params: &SamplingParams, vocab: usize) -> bool {
 pub(crate) fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<Survivor> {
     let mut order: Vec<u32> =
         (0..logits.len() as u32).filter(|&t| logits[t as usize] > f32::NEG_INFINITY).collect();
+    let Some(best) = order.iter().map(|&t| logits[t as usize]).reduce(f32::max) else { return Vec::new() };
     let by_rank =
         |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then_with(|| a.cmp(b));
     if params.top_k != 0 && (params.top_k as usize) < order.len() {
         order.select_nth_unstable_by(params.top_k as usize - 1, by_rank);
         order.truncate(params.top_k as usize);
+        // Sums below must not depend on how the selection left them.
+        order.sort_unstable();
     }
-    order.sort_unstable_by(by_rank);
     let temperature = f64::from(params.temperature);
-    let mut kept: Vec<Survivor> = order
-        .into_iter()
-        .map(|token| Survivor { token, scaled: f64::from(logits[token as usize]) / temperature })
-        .collect();
-    let Some(best) = kept.first().map(|s| s.scaled) else { return kept };
+    let scaled = |token: u32| f64::from(logits[token as usize]) / temperature;
+    let best = f64::from(best) / temperature;
     if params.top_p < 1.0 {
-        let weights: Vec<f64> = kept.iter().map(|s| libm::exp(s.scaled - best)).collect();
-        let enough = f64::from(params.top_p) * weights.iter().sum::<f64>();
-        let mut mass = 0.0;
-        let keep = weights
-            .iter()
-            .position(|w| {
-                mass += w;
-                mass >= enough
-            })
-            .map_or(kept.len(), |last| last + 1);
-        kept.truncate(keep);
+        let weight = |token: u32| libm::exp(scaled(token) - best);
+        let total: f64 = order.iter().map(|&t| weight(t)).sum();
+        keep_mass(&mut order, by_rank, weight, f64::from(params.top_p) * total);
+    } else {
+        order.sort_unstable_by(by_rank);
     }
-    if params.min_p > 0.0 {
-        let floor = libm::log(f64::from(params.min_p));
-        kept.retain(|s| s.scaled - best >= floor);
+    let floor = if params.min_p > 0.0 { libm::log(f64::from(params.min_p)) } else { f64::NEG_INFINITY };
+    order
+        .into_iter()
+        .map(|token| Survivor { token, scaled: scaled(token) })
+        .take_while(|s| s.scaled - best >= floor)
+        .collect()
+}
+
+/// Keeps the smallest set of first-ranked tokens whose weight reaches `enough`, in rank order. Mostly
+/// a few dozen of 150k tokens do, so the rest is never sorted.
+fn keep_mass(
+    order: &mut Vec<u32>,
+    by_rank: impl Fn(&u32, &u32) -> std::cmp::Ordering + Copy,
+    weight: impl Fn(u32) -> f64,
+    enough: f64,
+) {
+    let (mut sorted, mut mass) = (0, 0.0);
+    while sorted < order.len() {
+        let end = (sorted.max(64) * 4).min(order.len());
+        if end < order.len() {
+            order[sorted..].select_nth_unstable_by(end - sorted, by_rank);
+        }
+        order[sorted..end].sort_unstable_by(by_rank);
+        for at in sorted..end {
+            mass += weight(order[at]);
+            if mass >= enough {
+                order.truncate(at + 1);
+                return;
+            }
+        }
+        sorted = end;
     }
-    kept
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn tokens(logits: &[f32], params: SamplingParams) -> Vec<u32> {
         survivors(logits, &params).iter().map(|s| s.token).collect()
@@ -72,6 +93,29 @@ mod tests {
         assert_eq!(tokens(&logits, SamplingParams { min_p: 0.45, ..all }), [0, 3, 2]);
         // top-p counts within what top-k left: 0.4/0.7 = 0.57.
         assert_eq!(tokens(&logits, SamplingParams { top_k: 2, top_p: 0.5, ..all }), [0]);
+    }
+
+    proptest! {
+        /// The same set as the definition over a full sort.
+        #[test]
+        fn top_p_sorts_no_more_than_it_must(
+            raw in prop::collection::vec(-9i32..9, 1..3000), top_p in 0.01f32..1.0, top_k in 0u32..3000,
+        ) {
+            let logits: Vec<f32> = raw.iter().map(|l| *l as f32 * 0.7).collect();
+            let params = SamplingParams { top_p, top_k, ..SamplingParams::at(0.8) };
+            let mut ranked: Vec<u32> = (0..logits.len() as u32).collect();
+            ranked.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            if top_k != 0 {
+                ranked.truncate(top_k as usize);
+            }
+            let weight = |t: u32| (f64::from(logits[t as usize]) / 0.8f32 as f64).exp();
+            let total: f64 = ranked.iter().map(|t| weight(*t)).sum();
+            let kept = tokens(&logits, params);
+            prop_assert_eq!(&kept[..], &ranked[..kept.len()]);
+            let mass = |tokens: &[u32]| tokens.iter().map(|t| weight(*t)).sum::<f64>() / total;
+            prop_assert!(mass(&kept) >= f64::from(top_p) - 1e-9);
+            prop_assert!(mass(&kept[..kept.len() - 1]) < f64::from(top_p) + 1e-9);
+        }
     }
 
     #[test]
