@@ -27,7 +27,8 @@ pub(crate) fn later(reason: Reason, message: impl Into<String>, after: Duration)
 
 /// A value out of range; our field names are the APIs' names.
 pub(crate) fn from_field(error: &InvalidField) -> Failure {
-    invalid(error.field, error.to_string())
+    let reason = if error.not_built { Reason::NotBuilt } else { Reason::InvalidField };
+    new(reason, error.to_string()).at(error.field)
 }
 
 /// What a client is told goes to the log, too, when it is not the client's own doing.

@@ -271,6 +271,7 @@ impl Stream {
 
 fn reason(refusal: &Refusal) -> RefusedReason {
     match refusal {
+        Refusal::Invalid(field) if field.not_built => RefusedReason::NotBuilt,
         Refusal::Invalid(_) | Refusal::Scheduler(Refused::Empty | Refused::Doubled(_)) => {
             RefusedReason::Invalid
         }

@@ -40,7 +40,8 @@ impl WireError {
 
 impl From<InvalidField> for WireError {
     fn from(error: InvalidField) -> Self {
-        Self::invalid(error.field, error.why)
+        let reason = if error.not_built { Reason::NotBuilt } else { Reason::InvalidField };
+        Self::new(reason, error.field, error.why)
     }
 }
 

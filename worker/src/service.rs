@@ -145,6 +145,7 @@ impl Service {
 
 fn refused(refusal: &Refusal) -> Status {
     let (reason, field, retry) = match refusal {
+        Refusal::Invalid(field) if field.not_built => (Reason::NotBuilt, Some(field.field), None),
         Refusal::Invalid(field) => (Reason::InvalidField, Some(field.field), None),
         Refusal::Scheduler(refused) => match refused {
             Refused::Empty => (Reason::InvalidField, Some("prompt"), None),

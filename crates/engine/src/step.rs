@@ -328,7 +328,7 @@ impl<M: Model> Engine<M> {
         let session = Session::new(&tokens, window);
         let checked = if self.spec().classes.iter().any(|(class, _)| *class != HeadClass::Full) {
             // A rewrite may go back behind what a window has given up.
-            Err(InvalidField::new("model", "drafting with window head classes is not built yet"))
+            Err(InvalidField::not_built("model", "drafting with window head classes is not built yet"))
         } else {
             in_vocabulary("prompt", &tokens, self.spec().vocab_size)
         };

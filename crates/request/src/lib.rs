@@ -46,11 +46,18 @@ pub struct Request {
 pub struct InvalidField {
     pub field: &'static str,
     pub why: String,
+    /// The value is a fair one; serving it is not built yet.
+    pub not_built: bool,
 }
 
 impl InvalidField {
     pub fn new(field: &'static str, why: impl Into<String>) -> Self {
-        Self { field, why: why.into() }
+        Self { field, why: why.into(), not_built: false }
+    }
+
+    /// A value that a later version will serve; `why` says what to use until then.
+    pub fn not_built(field: &'static str, why: impl Into<String>) -> Self {
+        Self { not_built: true, ..Self::new(field, why) }
     }
 }
 

@@ -80,7 +80,7 @@ impl Speculation {
             }
         }
         if matches!(self.rule, Rule::Rejection | Rule::Strict | Rule::Greedy) {
-            return Err(InvalidField::new(
+            return Err(InvalidField::not_built(
                 "speculation.rule",
                 format!("{:?} is not built yet; use coupled (it is exact at every temperature)", self.rule),
             ));

@@ -112,7 +112,7 @@ async fn what_cannot_be_opened_is_refused() {
                 NotBuilt, "open.grammar"),
             ("a rule that is not built",
                 |s| vec![Frame::Open(draft::Open { rule: v1::Rule::Rejection.into(), ..opening(s, PROMPT) })],
-                Invalid, "speculation.rule"),
+                NotBuilt, "speculation.rule"),
             ("a hole in what is known", |s| vec![
                 Frame::Open(draft::Open { prompt_len: 10, longest: 64, ..opening(s, PROMPT) }),
                 Frame::Known(draft::Known { session: s, at: 5, ids: vec![1; 5] }),

@@ -35,7 +35,7 @@ fn placed_requests_are_refused_by_field() {
         (|r| r.prompt.clear(), "prompt", Reason::InvalidField),
         (|r| r.prompt = vec![0; MAX_KNOWN_TOKENS + 1], "prompt", Reason::TooLarge),
         (|r| r.committed = vec![0; MAX_KNOWN_TOKENS], "prompt", Reason::TooLarge),
-        (|r| r.committed = vec![0; 8], "committed", Reason::InvalidField),
+        (|r| r.committed = vec![0; 9], "committed", Reason::InvalidField),
         (|r| r.limits = None, "limits", Reason::InvalidField),
         (|r| r.limits = Some(worker::Limits::default()), "max_tokens", Reason::InvalidField),
         (
@@ -101,7 +101,8 @@ fn placed_requests_are_refused_by_field() {
     for rule in [Rule::Strict, Rule::Greedy, Rule::Rejection] {
         let mut request = good();
         draft(&mut request).rule = v1::Rule::from(rule).into();
-        assert_eq!(Placed::try_from(request).unwrap_err().field, "speculation.rule");
+        let error = Placed::try_from(request).unwrap_err();
+        assert_eq!((error.field, error.reason), ("speculation.rule", Reason::NotBuilt));
     }
 }
 
