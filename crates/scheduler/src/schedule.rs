@@ -12,7 +12,8 @@ use crate::{
 /// Bounds of the scheduler.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Most rows of one step. Draft rows count; a decode's own row is planned even beyond it.
+    /// Most rows of one step. Draft rows count; a decode's own row, and one row of a prompt, are planned
+    /// even beyond it.
     pub token_budget: u32,
     /// Sequences that wait for a slot or for pages; one more is refused.
     pub max_waiting: usize,
@@ -148,6 +149,8 @@ impl Scheduler {
             *drafts = &drafts[..take as usize];
             (for_drafts, budget, drafting) = (for_drafts - take, budget - take, drafting - 1);
         }
+        // However many decode, a prompt moves: at least one row a step.
+        budget = budget.max(u32::from(prompts));
         for (id, behind, _) in ready.iter().filter(|(_, behind, _)| *behind > 1) {
             let rows = (*behind).min(budget);
             if rows > 0 {
