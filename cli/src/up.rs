@@ -233,15 +233,19 @@ impl Cluster {
 
     /// Drains and ends every process: workers and drafters first, so that answers may finish.
     pub async fn stop(&mut self) {
-        // The end of its standard input tells a supervised process to drain.
-        for part in self.parts.iter_mut().rev() {
-            drop(part.child.stdin.take());
-        }
         let deadline = Instant::now() + STOP;
-        for part in &mut self.parts {
-            if tokio::time::timeout_at(deadline, part.child.wait()).await.is_err() {
-                eprintln!("{} did not end in time; killed", part.announcement.node);
-                let _ = part.child.kill().await;
+        let first = self.parts.len().min(1);
+        let (coordinator, nodes) = self.parts.split_at_mut(first);
+        for group in [nodes, coordinator] {
+            // The end of its standard input tells a supervised process to drain.
+            for part in &mut *group {
+                drop(part.child.stdin.take());
+            }
+            for part in group {
+                if tokio::time::timeout_at(deadline, part.child.wait()).await.is_err() {
+                    eprintln!("{} did not end in time; killed", part.announcement.node);
+                    let _ = part.child.kill().await;
+                }
             }
         }
         self.parts.clear();
