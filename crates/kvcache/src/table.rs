@@ -30,11 +30,6 @@ impl PageTable {
         }
     }
 
-    /// Positions that have a page index (a hole counts).
-    pub fn positions(&self) -> u32 {
-        self.entries.len() as u32 * PAGE_POSITIONS
-    }
-
     /// Pages held now.
     pub fn held(&self) -> usize {
         self.entries.iter().flatten().count()

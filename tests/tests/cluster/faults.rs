@@ -133,7 +133,7 @@ async fn paused_and_resumed() {
         answer.until_drafted().await;
         proxy.set(Link::Paused);
         if strategy == LOCKSTEP {
-            // It waits the deadline out at every step, and goes on.
+            // It waits one deadline out, and goes on without.
             answer.on(8).await;
         } else {
             until_plain(&mut answer).await;
