@@ -7,6 +7,8 @@
 //! Start at [`Request`].
 #![forbid(unsafe_code)]
 
+mod adjust;
+mod constraint;
 mod id;
 mod limits;
 mod outcome;
@@ -14,17 +16,20 @@ mod sampling;
 mod speculation;
 mod token;
 
+pub use adjust::{Adjustments, Penalties};
+pub use constraint::Constraint;
 pub use id::RequestId;
 pub use limits::Limits;
-pub use outcome::{Finish, SpeculationStats, Usage};
+pub use outcome::{Finish, SpeculationStats, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingParams};
 pub use speculation::{Quality, Rule, Speculation, Strategy};
 pub use token::{TokenId, Tokens};
 
 /// One choice of one request, as the engine sees it: everything that decides its text.
 ///
-/// The text is a function of (numerics fingerprint, `prompt`, `committed`, `sampling`, `limits`);
-/// `speculation` changes how fast it comes, never what it says.
+/// The text is a function of (numerics fingerprint, `prompt`, `committed`, `sampling`, `adjust`,
+/// `constraint`, `limits`); the other fields change how fast it comes, never what it says. (The rule
+/// `rejection` alone lets the drafter choose among texts of the same law.)
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     pub id: RequestId,
@@ -35,9 +40,20 @@ pub struct Request {
     /// stop ids, noise positions, usage.
     pub committed: Vec<TokenId>,
     pub sampling: Sampling,
+    pub adjust: Adjustments,
+    pub constraint: Option<Constraint>,
     pub limits: Limits,
+    /// Alternatives whose log-probability is reported with every token, at most
+    /// [`Request::MOST_LOGPROBS`]; `None` reports nothing.
+    pub logprobs: Option<u8>,
     pub quality: Quality,
     pub speculation: Speculation,
+    /// Output that the caller guesses: an exact source of drafts, never more.
+    pub prediction: Vec<TokenId>,
+    /// Higher is served first.
+    pub priority: i32,
+    /// Prefix pages are shared only among requests with the same salt.
+    pub cache_salt: String,
 }
 
 /// A field whose value cannot be served, and why; becomes INVALID_ARGUMENT / HTTP 400 with `param`.
@@ -62,6 +78,29 @@ impl InvalidField {
 }
 
 impl Request {
+    pub const MOST_LOGPROBS: u8 = 20;
+    const MOST_SALT: usize = 256;
+
+    /// A first attempt with neutral values for everything else.
+    pub fn new(id: RequestId, prompt: Vec<TokenId>, sampling: Sampling, limits: Limits) -> Self {
+        Self {
+            id,
+            attempt: 0,
+            prompt,
+            committed: Vec::new(),
+            sampling,
+            adjust: Adjustments::default(),
+            constraint: None,
+            limits,
+            logprobs: None,
+            quality: Quality::default(),
+            speculation: Speculation::default(),
+            prediction: Vec::new(),
+            priority: 0,
+            cache_salt: String::new(),
+        }
+    }
+
     /// Checks everything that can be checked without the model; the model's own limits (vocabulary,
     /// context) are checked by the engine that admits it.
     pub fn validate(&self) -> Result<(), InvalidField> {
@@ -69,8 +108,24 @@ impl Request {
             return Err(InvalidField::new("prompt", "has no tokens; at least one is needed"));
         }
         self.sampling.params.validate()?;
+        self.adjust.validate()?;
+        if let Some(constraint) = &self.constraint {
+            constraint.validate()?;
+        }
         self.limits.validate()?;
-        self.speculation.validate()?;
+        self.speculation.validate(&self.sampling.params)?;
+        if self.logprobs.is_some_and(|n| n > Self::MOST_LOGPROBS) {
+            return Err(InvalidField::new(
+                "top_logprobs",
+                format!("at most {} alternatives are reported", Self::MOST_LOGPROBS),
+            ));
+        }
+        if self.cache_salt.len() > Self::MOST_SALT {
+            return Err(InvalidField::new(
+                "cache_salt",
+                format!("has {} bytes; at most {} are taken", self.cache_salt.len(), Self::MOST_SALT),
+            ));
+        }
         if self.committed.len() > self.limits.max_tokens as usize {
             return Err(InvalidField::new(
                 "committed",

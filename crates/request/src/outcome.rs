@@ -1,3 +1,5 @@
+use crate::TokenId;
+
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -21,6 +23,21 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Output tokens, the `committed` ones of a replay included.
     pub completion_tokens: u32,
+    /// Prompt tokens whose keys and values were still there from another request.
+    pub cached_tokens: u32,
+    /// Tokens of the caller's prediction that were verified and stood.
+    pub accepted_prediction_tokens: u32,
+    /// Tokens of the caller's prediction that were verified and did not.
+    pub rejected_prediction_tokens: u32,
+}
+
+/// How likely the model found a token: natural logarithms, of the logits before adjustments,
+/// constraint and temperature.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    pub logprob: f32,
+    /// The most likely tokens, best first.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// What drafting did for one choice, in the field's definitions (vLLM).

@@ -2,7 +2,7 @@ use crate::InvalidField;
 
 /// How a token is drawn from the model's distribution. Neutral values switch a filter off.
 ///
-/// Order of the filters: temperature, top-k, top-p, min-p (as vLLM).
+/// Order of the filters: temperature, top-k, top-p, min-p (as vLLM), typical-p.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
     /// 0 takes the most likely token; otherwise logits are divided by it.
@@ -13,10 +13,13 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Drop tokens less likely than this share of the most likely one; 0 keeps all.
     pub min_p: f32,
+    /// Keep the tokens whose surprise is closest to the expected one until their probability reaches it
+    /// (locally typical sampling, arXiv 2202.00666); 1 keeps all.
+    pub typical_p: f32,
 }
 
 impl SamplingParams {
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, typical_p: 1.0 };
 
     /// Plain sampling at a temperature, no filter.
     pub const fn at(temperature: f32) -> Self {
@@ -39,6 +42,12 @@ impl SamplingParams {
         }
         if !(0.0..=1.0).contains(&self.min_p) {
             return Err(InvalidField::new("min_p", format!("{} is not between 0 and 1", self.min_p)));
+        }
+        if !(self.typical_p > 0.0 && self.typical_p <= 1.0) {
+            return Err(InvalidField::new(
+                "typical_p",
+                format!("{} is not above 0 and at most 1", self.typical_p),
+            ));
         }
         Ok(())
     }
@@ -73,6 +82,7 @@ mod tests {
             (SamplingParams { top_p: 0.0, ..ok }, "top_p"),
             (SamplingParams { top_p: f32::NAN, ..ok }, "top_p"),
             (SamplingParams { min_p: 1.5, ..ok }, "min_p"),
+            (SamplingParams { typical_p: 0.0, ..ok }, "typical_p"),
         ] {
             assert_eq!(bad.validate().unwrap_err().field, field);
         }

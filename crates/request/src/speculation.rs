@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::InvalidField;
+use crate::{InvalidField, SamplingParams};
 
 /// What the caller accepts: the target's exact text, or a lossy mode (RAPID, DuoAttention on the
 /// target). A lossy mode is never switched on silently.
@@ -25,7 +25,9 @@ pub enum Rule {
     Strict,
     /// As `Strict`, for requests at temperature 0.
     Greedy,
-    /// Accepted with probability min(1, p/q), else redrawn from the residual (arXiv 2211.17192).
+    /// Accepted with probability min(1, p/q), else redrawn from the residual (arXiv 2211.17192). The
+    /// law is the target's; which text of that law a seed gives depends on the drafter. A drafter that
+    /// sends no q is judged as under `Strict`.
     Rejection,
 }
 
@@ -56,7 +58,8 @@ impl Speculation {
     /// Most draft tokens one step may verify for one sequence.
     pub const MAX_DRAFT: u32 = 64;
 
-    pub fn validate(&self) -> Result<(), InvalidField> {
+    /// `params`: those of the same request.
+    pub fn validate(&self, params: &SamplingParams) -> Result<(), InvalidField> {
         if let Some(n) = self.max_draft
             && !(1..=Self::MAX_DRAFT).contains(&n)
         {
@@ -79,10 +82,10 @@ impl Speculation {
                 ));
             }
         }
-        if matches!(self.rule, Rule::Rejection | Rule::Strict | Rule::Greedy) {
-            return Err(InvalidField::not_built(
+        if self.rule == Rule::Greedy && !params.is_greedy() {
+            return Err(InvalidField::new(
                 "speculation.rule",
-                format!("{:?} is not built yet; use coupled (it is exact at every temperature)", self.rule),
+                "greedy is for temperature 0; use coupled, strict or rejection to sample",
             ));
         }
         Ok(())
