@@ -42,6 +42,7 @@ mod tests {
             SamplingParams { top_k: 12, ..SamplingParams::at(0.9) },
             SamplingParams { top_p: 0.8, ..SamplingParams::at(1.0) },
             SamplingParams { min_p: 0.2, ..SamplingParams::at(1.3) },
+            SamplingParams { typical_p: 0.7, ..SamplingParams::at(0.9) },
         ] {
             let law = probabilities(&logits, &params);
             assert!((law.iter().sum::<f64>() - 1.0).abs() < 1e-12);

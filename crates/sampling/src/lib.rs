@@ -5,16 +5,27 @@
 //! that share a seed draw with the same noise: that is what makes coupled verification possible
 //! (arXiv 2408.07978) and what makes the text of a seed repeatable.
 //!
-//! Not here: penalties, grammar masks (issue 3 applies them to the logits before `pick`), drafts
-//! (`speculation`). Start at [`pick`], then [`noise`](NoiseKey).
+//! [`draw`] is all that a step asks of a row: edits before the pick (bias, penalties, mask), the test of a
+//! draft under the rejection rule, log-probabilities.
+//!
+//! Not here: what a grammar allows (`grammar`), which drafts are judged (`speculation`). Start at
+//! [`pick`], then [`noise`](NoiseKey), then [`draw`].
 #![forbid(unsafe_code)]
 
 mod dist;
+mod draw;
+mod edit;
+mod judge;
+mod mask;
 mod noise;
 mod pick;
 mod warp;
 
 pub use dist::probabilities;
+pub use draw::{Draw, Drawn, How, draw};
+pub use edit::{Change, Edit, History};
+pub use judge::{Distribution, NotADistribution};
+pub use mask::Mask;
 pub use noise::{GROUP, GroupNoise, NoiseKey};
 pub use pick::{argmax, pick};
 pub use request::Sampling;

@@ -34,6 +34,8 @@ pub struct GroupNoise {
 enum Domain {
     Group = 0,
     Token = 1,
+    Coin = 2,
+    Residual = 3,
 }
 
 impl NoiseKey {
@@ -59,6 +61,16 @@ impl NoiseKey {
         } else {
             group.minimum + exponential(self.draw(token, Domain::Token))
         }
+    }
+
+    /// Uniform strictly between 0 and 1: decides whether a draft stands (rejection rule).
+    pub(crate) fn coin(&self) -> f64 {
+        libm::exp(-exponential(self.draw(0, Domain::Coin)))
+    }
+
+    /// E ~ Exp(1) of one token for the draw after a rejection, independent of [`Self::token`].
+    pub(crate) fn residual(&self, token: u32) -> f64 {
+        exponential(self.draw(token, Domain::Residual))
     }
 
     fn draw(&self, index: u32, domain: Domain) -> [u32; 4] {

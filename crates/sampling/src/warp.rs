@@ -1,4 +1,4 @@
-//! Which tokens survive top-k, top-p and min-p, and their scaled logits.
+//! Which tokens survive top-k, top-p, min-p and typical-p, and their scaled logits.
 
 use request::SamplingParams;
 
@@ -11,11 +11,14 @@ pub(crate) struct Survivor {
 
 /// Whether any filter is on; without one, all tokens survive and no list is made.
 pub(crate) fn filters(params: &SamplingParams, vocab: usize) -> bool {
-    (params.top_k != 0 && (params.top_k as usize) < vocab) || params.top_p < 1.0 || params.min_p > 0.0
+    (params.top_k != 0 && (params.top_k as usize) < vocab)
+        || params.top_p < 1.0
+        || params.min_p > 0.0
+        || params.typical_p < 1.0
 }
 
 /// Survivors in order of falling logit (ties: lower id first). Temperature first, then top-k,
-/// top-p over what is left, min-p last.
+/// top-p over what is left, min-p, then typical-p.
 pub(crate) fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<Survivor> {
     let mut order: Vec<u32> =
         (0..logits.len() as u32).filter(|&t| logits[t as usize] > f32::NEG_INFINITY).collect();
@@ -39,11 +42,37 @@ pub(crate) fn survivors(logits: &[f32], params: &SamplingParams) -> Vec<Survivor
         order.sort_unstable_by(by_rank);
     }
     let floor = if params.min_p > 0.0 { libm::log(f64::from(params.min_p)) } else { f64::NEG_INFINITY };
-    order
+    let mut kept: Vec<Survivor> = order
         .into_iter()
         .map(|token| Survivor { token, scaled: scaled(token) })
         .take_while(|s| s.scaled - best >= floor)
-        .collect()
+        .collect();
+    if params.typical_p < 1.0 {
+        keep_typical(&mut kept, best, f64::from(params.typical_p));
+    }
+    kept
+}
+
+/// Keeps the tokens whose surprise is nearest to the entropy until their probability reaches `enough`
+/// (arXiv 2202.00666), in the order they had.
+fn keep_typical(kept: &mut Vec<Survivor>, best: f64, enough: f64) {
+    let total: f64 = kept.iter().map(|s| libm::exp(s.scaled - best)).sum();
+    let shift = best + libm::log(total);
+    let entropy: f64 = kept.iter().map(|s| libm::exp(s.scaled - shift) * (shift - s.scaled)).sum();
+    let distance = |s: &Survivor| libm::fabs(shift - s.scaled - entropy);
+    let mut nearest: Vec<usize> = (0..kept.len()).collect();
+    // Stable: equals stay in rank order.
+    nearest.sort_by(|a, b| distance(&kept[*a]).total_cmp(&distance(&kept[*b])));
+    let (mut mass, mut typical) = (0.0, vec![false; kept.len()]);
+    for at in nearest {
+        typical[at] = true;
+        mass += libm::exp(kept[at].scaled - shift);
+        if mass >= enough {
+            break;
+        }
+    }
+    let mut typical = typical.into_iter();
+    kept.retain(|_| typical.next().unwrap_or(false));
 }
 
 /// Keeps the smallest set of first-ranked tokens whose weight reaches `enough`, in rank order. Mostly
@@ -116,6 +145,18 @@ mod tests {
             prop_assert!(mass(&kept) >= f64::from(top_p) - 1e-9);
             prop_assert!(mass(&kept[..kept.len() - 1]) < f64::from(top_p) + 1e-9);
         }
+    }
+
+    /// Probabilities 0.5, 0.25, 0.125, 0.125: the entropy is 1.75 bits, so the second (2 bits) is the most
+    /// typical, then the first (1 bit), then the rest (3 bits).
+    #[test]
+    fn typical_p_keeps_what_surprises_as_expected() {
+        let logits = [0.5f32, 0.25, 0.125, 0.125].map(f32::ln);
+        let typical = |typical_p| tokens(&logits, SamplingParams { typical_p, ..SamplingParams::at(1.0) });
+        assert_eq!(typical(0.2), [1]);
+        assert_eq!(typical(0.6), [0, 1]);
+        assert_eq!(typical(0.8), [0, 1, 2]);
+        assert_eq!(typical(1.0), [0, 1, 2, 3]);
     }
 
     #[test]
