@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod constraint;
 mod draft_lane;
 mod lane;
 mod model;
@@ -22,6 +23,7 @@ mod thread;
 mod toy;
 
 pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
+pub use constraint::Constraint;
 pub use draft_lane::{DraftClosed, DraftEvent, DraftOutlet};
 pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};

@@ -1,7 +1,7 @@
 //! The seam between bookkeeping and arithmetic.
 
 use kvcache::HeadClass;
-use request::TokenId;
+use sampling::{Draw, Drawn};
 use scheduler::Step;
 
 /// What the engine must know of a model.
@@ -24,29 +24,30 @@ pub struct ModelSpec {
 pub struct Ticket(pub u64);
 
 /// What a row with `Output::Pick` gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pick {
     /// Index of the row in its step.
     pub row: u32,
-    /// Token for that row's position + 1.
-    pub token: TokenId,
+    /// `drawn.token` is for that row's position + 1.
+    pub drawn: Drawn,
 }
 
 /// Results of a step, in row order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Picks(pub Vec<Pick>);
 
 /// Executes steps. Logits stay inside: a row gives back an id (`architecture.md`, *The step*).
 ///
-/// The twin without arithmetic is [`crate::ToyModel`].
+/// A step has two halves, so that the engine can prepare what is drawn (grammar masks, penalties) while
+/// a device computes the layers. The twin without arithmetic is [`crate::ToyModel`].
 pub trait Model {
     fn spec(&self) -> &ModelSpec;
 
-    /// Starts a step. Refuses variants it does not execute before it changes anything.
+    /// Starts the layers of a step. Refuses variants it does not execute before it changes anything.
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError>;
 
-    /// Waits for a step's results.
-    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError>;
+    /// Finishes a step: `draws` holds one entry for each row with `Output::Pick`, in row order.
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError>;
 }
 
 /// Why a step was not executed.
@@ -60,6 +61,8 @@ pub enum ModelError {
     NoPage { slot: u32, position: u32 },
     #[error("logits of row {row} are not finite: weights or arithmetic are broken")]
     NotFinite { row: u32 },
+    #[error("{draws} draws were given for {rows} picking rows")]
+    Draws { draws: usize, rows: usize },
     #[error("device: {0}")]
     Device(String),
 }
