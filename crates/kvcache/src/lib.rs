@@ -16,9 +16,11 @@
 mod class;
 mod page;
 mod pool;
+mod prefix;
 mod table;
 
 pub use class::{ClassId, HeadClass};
 pub use page::{PAGE_POSITIONS, PageId, pages_for};
 pub use pool::{NoPages, OwnedPage, PagePool, Reservation};
+pub use prefix::{PageHash, PrefixChain, PrefixRoot, Scope};
 pub use table::PageTable;

@@ -13,12 +13,14 @@
 //! [`Scheduler::plan`] and [`Scheduler::commit`].
 #![forbid(unsafe_code)]
 
+mod facts;
 mod plan;
 mod schedule;
 mod sequence;
 mod step;
 
-pub use plan::{Ahead, Plan, Slice};
+pub use facts::{Counters, PagesFacts};
+pub use plan::{Admitted, Ahead, Plan, Slice};
 pub use schedule::{Config, Refused, Scheduler};
 pub use sequence::{NewSequence, SequenceId};
 pub use step::{AdapterId, Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};

@@ -3,10 +3,24 @@ use request::TokenId;
 use crate::{SequenceId, Slot, Step};
 
 /// One step and which of its rows belong to whom. Plain data: logged, compared in golden tests.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub step: Step,
     pub slices: Vec<Slice>,
+    /// Sequences that gave up slot and pages, in that order; they wait and come back by themselves.
+    pub preempted: Vec<SequenceId>,
+    /// Sequences that got a slot, after the preemptions. They may have no rows yet.
+    pub admitted: Vec<Admitted>,
+}
+
+/// A sequence that got a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admitted {
+    pub sequence: SequenceId,
+    /// Positions that the prefix cache serves: they are not computed.
+    pub cached: u32,
+    /// It ran before and was preempted.
+    pub again: bool,
 }
 
 /// The rows of one sequence in a step: first known tokens, then drafts.

@@ -5,8 +5,8 @@ use request::TokenId;
 
 use crate::sequence::{Running, Sequence, pages_needed};
 use crate::{
-    Ahead, Layers, NewSequence, Output, Parent, Plan, Row, RowToken, SequenceId, Slice, Slot, Step,
-    TableChange, TableDelta,
+    Ahead, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Row, RowToken, SequenceId, Slice,
+    Slot, Step, TableChange, TableDelta,
 };
 
 /// Bounds of the scheduler.
@@ -23,6 +23,8 @@ pub struct Config {
     pub slots: u32,
     /// Head classes and the pages of each.
     pub classes: Vec<(HeadClass, u32)>,
+    /// Keep pages of finished work for sequences that start with the same tokens.
+    pub prefix_cache: bool,
 }
 
 /// Why a sequence was not taken.
@@ -83,6 +85,15 @@ impl Scheduler {
     /// Free pages of the scarcest class.
     pub fn free_pages(&self) -> u32 {
         self.pools.iter().map(PagePool::available).min().unwrap_or(0)
+    }
+
+    pub fn pages(&self) -> PagesFacts {
+        let free = self.free_pages();
+        PagesFacts { total: self.pools.iter().map(PagePool::capacity).min().unwrap_or(0), free, cached: 0 }
+    }
+
+    pub fn counters(&self) -> Counters {
+        Counters::default()
     }
 
     /// Tokens of a sequence: prompt, then what was committed.
@@ -160,7 +171,7 @@ impl Scheduler {
         }
         let mut plan = Plan {
             step: Step { deltas: std::mem::take(&mut self.deltas), rows: Vec::new() },
-            slices: Vec::new(),
+            ..Plan::default()
         };
         for (id, known, drafts) in chosen {
             self.slice(&mut plan, id, known, drafts);
@@ -180,7 +191,7 @@ impl Scheduler {
         let Some(sequence) = self.sequences.get_mut(&slice.sequence) else { return };
         sequence.tokens.extend_from_slice(tokens);
         sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
-        self.settle(slice.sequence);
+        self.give_back(slice.sequence);
     }
 
     /// Replaces everything from `at` on by `ids` (the drafter's tail was wrong).
@@ -190,7 +201,14 @@ impl Scheduler {
         sequence.tokens.truncate(at as usize);
         sequence.tokens.extend_from_slice(ids);
         sequence.computed = sequence.computed.min(at);
-        self.settle(id);
+        self.give_back(id);
+    }
+
+    /// Says that tokens before `settled` will not be rewritten any more. After a rewrite, not before it.
+    pub fn settle(&mut self, id: SequenceId, settled: u32) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.settled = sequence.settled.max(settled);
+        }
     }
 
     /// Moves the length up to which a sequence may grow, at most to what it reserved.
@@ -291,7 +309,7 @@ impl Scheduler {
                 position: position + i,
                 parent: Parent::Previous,
                 layers: Layers::All,
-                output: if picks && i + 1 >= known { Output::Pick(sequence.sampling) } else { Output::None },
+                output: if picks && i + 1 >= known { Output::Pick } else { Output::None },
                 adapter: None,
             });
         }
@@ -308,7 +326,7 @@ impl Scheduler {
     }
 
     /// Gives back pages beyond what is computed, and pages no later query sees.
-    fn settle(&mut self, id: SequenceId) {
+    fn give_back(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.get_mut(&id) else { return };
         let computed = sequence.computed;
         let Some(running) = &mut sequence.running else { return };

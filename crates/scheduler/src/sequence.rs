@@ -1,5 +1,5 @@
-use kvcache::{HeadClass, PageTable, Reservation};
-use request::{Sampling, TokenId};
+use kvcache::{HeadClass, PageTable, PrefixRoot, Reservation};
+use request::TokenId;
 
 use crate::Slot;
 
@@ -15,9 +15,15 @@ pub struct NewSequence {
     pub tokens: Vec<TokenId>,
     /// Tokens may be added while there are fewer than this.
     pub limit: u32,
-    /// Most tokens it will ever have; pages are reserved for it.
+    /// Most tokens it will ever have; refused when alone it would never fit.
     pub longest: u32,
-    pub sampling: Sampling,
+    /// Higher first; may preempt lower ones.
+    pub priority: i32,
+    /// First link of its hash chain: only sequences of one root share pages.
+    pub root: PrefixRoot,
+    /// Tokens before this are never rewritten, so their pages may be shared: `u32::MAX` for a target
+    /// (all it has or gets), what is committed for a drafter. [`crate::Scheduler::settle`] moves it.
+    pub settled: u32,
 }
 
 /// A sequence while it waits or runs.
@@ -28,7 +34,7 @@ pub(crate) struct Sequence {
     pub(crate) computed: u32,
     pub(crate) limit: u32,
     pub(crate) longest: u32,
-    pub(crate) sampling: Sampling,
+    pub(crate) settled: u32,
     pub(crate) running: Option<Running>,
 }
 
@@ -47,7 +53,7 @@ impl Sequence {
             computed: 0,
             limit: new.limit,
             longest: new.longest,
-            sampling: new.sampling,
+            settled: new.settled,
             running: None,
         }
     }

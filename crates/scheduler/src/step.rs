@@ -5,14 +5,14 @@
 //! (`engine::ModelError::Unsupported`); they are here so that they fit without a rebuild.
 
 use kvcache::{ClassId, PageId};
-use request::{Sampling, TokenId};
+use request::TokenId;
 
 /// A place in the running batch; owns one page table per head class while a sequence runs in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
 /// One forward pass: page-table changes first, then rows.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// Applied in order, before any row.
     pub deltas: Vec<TableDelta>,
@@ -21,7 +21,7 @@ pub struct Step {
 }
 
 /// One position of one sequence to compute: prefill, decode and verification rows are the same.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub slot: Slot,
     pub token: RowToken,
@@ -59,12 +59,12 @@ pub enum Layers {
 }
 
 /// What a row gives back.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
     /// Only its keys and values.
     None,
-    /// The token drawn for position + 1.
-    Pick(Sampling),
+    /// The token drawn for position + 1; how it is drawn is said when the step is collected.
+    Pick,
     /// Hidden states after these layers (bit i = layer i).
     Hidden(u64),
     /// The pooled embedding of the sequence.
@@ -86,8 +86,14 @@ pub struct TableDelta {
 /// The table maps page index (position / 16) to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableChange {
-    /// The next page index maps to this page.
+    /// The next page index maps to this page, fresh: what it held is gone.
     Append(PageId),
+    /// The next page index maps to this page, whose 16 positions are valid and which this sequence only
+    /// reads (a prefix hit).
+    Share(PageId),
+    /// The next page index exists without a page: no query of this sequence will see it (a window class
+    /// after a prefix hit).
+    Hole,
     /// Entries from this page index on are gone (rollback).
     Truncate(u32),
     /// This entry is gone, its neighbours stay (a window moved on).

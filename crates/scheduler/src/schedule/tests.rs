@@ -50,6 +50,7 @@ impl Script {
                 context: number(&words, "context").unwrap_or(4096),
                 slots: number(&words, "slots").unwrap(),
                 classes: vec![(class, pages)],
+                prefix_cache: true,
             }));
             return String::new();
         }
@@ -66,7 +67,9 @@ impl Script {
                     tokens: vec![TokenId(1); prompt as usize],
                     limit: number(&words, "limit").unwrap_or(longest),
                     longest,
-                    sampling: request::Sampling::GREEDY,
+                    priority: 0,
+                    root: kvcache::PrefixRoot::salted(""),
+                    settled: u32::MAX,
                 };
                 return scheduler.add(new).map_or_else(|e| format!("refused: {e}\n"), |()| String::new());
             }
@@ -161,12 +164,12 @@ proptest! {
         budget in 2u32..64, slots in 1u32..6, choices in prop::collection::vec(0u32..5, 400),
     ) {
         let classes = vec![(HeadClass::Full, 40), (HeadClass::Window { sink: 4, recent: 32 }, 40)];
-        let mut scheduler = Scheduler::new(Config { token_budget: budget, max_waiting: 16, context: 4096, slots, classes });
+        let mut scheduler = Scheduler::new(Config { token_budget: budget, max_waiting: 16, context: 4096, slots, classes, prefix_cache: true });
         let mut alive = 0usize;
         for (i, (prompt, max)) in sequences.iter().enumerate() {
             let new = NewSequence {
                 id: SequenceId(i as u64), tokens: vec![TokenId(0); *prompt as usize],
-                limit: prompt + max, longest: prompt + max, sampling: request::Sampling::GREEDY,
+                limit: prompt + max, longest: prompt + max, priority: 0, root: kvcache::PrefixRoot::salted(""), settled: u32::MAX,
             };
             scheduler.add(new).unwrap();
             alive += 1;
