@@ -13,6 +13,27 @@ pub const MAX_DRAFT_TOKENS: usize = request::Speculation::MAX_DRAFT as usize;
 /// Stop tokens of one request.
 pub const MAX_STOP_IDS: usize = 64;
 
+/// Stop tokens that a request may add to the model's own.
+pub const MAX_OWN_STOP_IDS: usize = 48;
+
+/// Stop texts of one request.
+pub const MAX_STOPS: usize = 16;
+
+/// Bytes of one stop text.
+pub const MAX_STOP_BYTES: usize = 1024;
+
+/// Choices of one request.
+pub const MAX_CHOICES: u32 = 128;
+
+/// Bytes of a cache salt.
+pub const MAX_SALT_BYTES: usize = 256;
+
+/// Bytes of a W3C traceparent.
+pub const MAX_TRACEPARENT_BYTES: usize = 55;
+
+/// Entries of the distribution that one draft token was drawn from.
+pub const MAX_DISTRIBUTION: usize = 64;
+
 /// Drafters named to a worker.
 pub const MAX_DRAFTERS: usize = 16;
 

@@ -16,6 +16,7 @@ use ::cluster::{Incarnation, NodeId, VocabHash};
 use request::TokenId;
 
 use crate::bounds::{MAX_CHUNK_TOKENS, MAX_FRAME_BYTES};
+use crate::convert::constraint::MOST_IN_OPEN;
 use crate::convert::{tokens, vocab_hash};
 use crate::draft;
 use crate::error::{WireError, at_most};
@@ -180,7 +181,7 @@ fn run(
 }
 
 // A full chunk of the longest ids, with room for the other fields, passes the decoder.
-const _: () = assert!(MAX_CHUNK_TOKENS * 5 + 4096 < MAX_FRAME_BYTES);
+const _: () = assert!(MAX_CHUNK_TOKENS * 5 + MOST_IN_OPEN + 1024 * 12 + 4096 < MAX_FRAME_BYTES);
 
 #[cfg(test)]
 mod tests;

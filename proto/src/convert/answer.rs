@@ -1,5 +1,5 @@
 use ::cluster::{Incarnation, NodeId};
-use request::{Finish, SpeculationStats, TokenId, Tokens as _, Usage};
+use request::{Finish, SpeculationStats, TokenId, TokenLogprobs, Tokens as _, Usage};
 
 use super::{finish, tokens};
 use crate::bounds::MAX_CHUNK_TOKENS;
@@ -24,6 +24,8 @@ pub enum Answer {
         ids: Vec<TokenId>,
         /// One per id: whether it was an accepted draft.
         drafted: Vec<bool>,
+        /// One per id when they were asked for, else empty.
+        logprobs: Vec<TokenLogprobs>,
     },
     Finish {
         finish: Finish,
@@ -40,10 +42,11 @@ impl From<Answer> for worker::GenerateResponse {
                 fingerprint,
                 drafter: drafter.map(|d| d.as_str().to_owned()).unwrap_or_default(),
             }),
-            Answer::Tokens { index, ids, drafted } => {
+            Answer::Tokens { index, ids, drafted, logprobs } => {
                 // All false is written as nothing.
                 let drafted = if drafted.contains(&true) { drafted } else { Vec::new() };
-                Event::Tokens(worker::Tokens { index, ids: ids.to_ids(), drafted })
+                let logprobs = logprobs.into_iter().map(Into::into).collect();
+                Event::Tokens(worker::Tokens { index, ids: ids.to_ids(), drafted, logprobs })
             }
             Answer::Finish { finish, usage, speculation } => Event::Finish(worker::Finish {
                 reason: v1::FinishReason::from(finish).into(),
@@ -84,7 +87,15 @@ impl TryFrom<worker::GenerateResponse> for Answer {
                         format!("has {} flags for {} ids", drafted.len(), ids.len()),
                     ));
                 }
-                Ok(Self::Tokens { index: run.index, ids, drafted })
+                if !run.logprobs.is_empty() && run.logprobs.len() != ids.len() {
+                    return Err(WireError::invalid(
+                        "tokens.logprobs",
+                        format!("has {} entries for {} ids", run.logprobs.len(), ids.len()),
+                    ));
+                }
+                let logprobs =
+                    run.logprobs.into_iter().map(TokenLogprobs::try_from).collect::<Result<_, _>>()?;
+                Ok(Self::Tokens { index: run.index, ids, drafted, logprobs })
             }
             Event::Finish(end) => Ok(Self::Finish {
                 finish: finish(end.reason)?,

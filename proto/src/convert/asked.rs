@@ -1,7 +1,9 @@
-use request::{Quality, RequestId, SamplingParams, Speculation, TokenId};
+use request::{Adjustments, Constraint, Quality, RequestId, SamplingParams, Speculation, TokenId};
 
-use super::{quality, tokens};
-use crate::bounds::{MAX_CHAT_MESSAGES, MAX_KNOWN_TOKENS, MAX_TEXT_BYTES};
+use super::{constraint, logprobs, quality, sampling, tokens};
+use crate::bounds::{
+    MAX_CHAT_MESSAGES, MAX_CHOICES, MAX_KNOWN_TOKENS, MAX_OWN_STOP_IDS, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXT_BYTES,
+};
 use crate::error::{WireError, at_most};
 use crate::v1::{self, generate_request as wire};
 
@@ -21,8 +23,31 @@ pub struct Asked {
     pub seed: Option<u64>,
     /// `None`: the server's default.
     pub max_tokens: Option<u32>,
+    pub min_tokens: u32,
+    pub adjust: Adjustments,
+    pub constraint: Option<Constraint>,
+    /// Texts that end the answer; none is empty.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer beside the model's own.
+    pub stop_ids: Vec<TokenId>,
+    /// The model's own end tokens do not end the answer.
+    pub ignore_eos: bool,
+    /// Choices, at least 1.
+    pub n: u32,
+    /// Alternatives reported per token.
+    pub logprobs: Option<u8>,
+    pub prediction: Option<Prediction>,
+    pub priority: i32,
+    pub cache_salt: String,
     pub quality: Quality,
     pub speculation: Speculation,
+}
+
+/// Output that the caller guesses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    Text(String),
+    Tokens(Vec<TokenId>),
 }
 
 /// What a prompt is given as; never empty.
@@ -38,7 +63,6 @@ impl TryFrom<v1::GenerateRequest> for Asked {
     type Error = WireError;
 
     fn try_from(from: v1::GenerateRequest) -> Result<Self, WireError> {
-        refuse_unbuilt(&from)?;
         if from.model.is_empty() {
             return Err(WireError::missing("model"));
         }
@@ -46,17 +70,31 @@ impl TryFrom<v1::GenerateRequest> for Asked {
         if from.max_tokens == Some(0) {
             return Err(WireError::invalid("max_tokens", "must be at least 1"));
         }
+        let (params, adjust) = sampling::from_wire(from.sampling)?;
+        let speculation = Speculation::try_from(from.speculation.unwrap_or_default())?;
+        speculation.validate(&params)?;
         Ok(Self {
             id: if from.request_id.is_empty() { None } else { Some(RequestId::new(&from.request_id)?) },
             attempt: from.attempt,
             model: from.model,
             prompt: prompt(from.prompt.ok_or(WireError::missing("prompt"))?)?,
             committed: tokens("committed", from.committed, MAX_KNOWN_TOKENS)?,
-            params: from.sampling.unwrap_or_default().try_into()?,
+            params,
             seed: from.seed,
             max_tokens: from.max_tokens,
+            min_tokens: from.min_tokens,
+            adjust,
+            constraint: constraint::from_public(from.constraint)?,
+            stop: stops(from.stop)?,
+            stop_ids: tokens("stop_token_ids", from.stop_token_ids, MAX_OWN_STOP_IDS)?,
+            ignore_eos: from.ignore_eos,
+            n: choices(from.n)?,
+            logprobs: logprobs("top_logprobs", from.top_logprobs)?,
+            prediction: prediction(from.prediction)?,
+            priority: from.priority,
+            cache_salt: from.cache_salt,
             quality: quality(from.quality)?,
-            speculation: from.speculation.unwrap_or_default().try_into()?,
+            speculation,
         })
     }
 }
@@ -98,30 +136,36 @@ fn chat_role(value: i32) -> Result<&'static str, WireError> {
     }
 }
 
-/// Fields of features that are planned: anything but the neutral value is refused by name.
-fn refuse_unbuilt(from: &v1::GenerateRequest) -> Result<(), WireError> {
-    let constraint = from.constraint.as_ref().map(|c| match c {
-        wire::Constraint::JsonObject(_) => "json_object",
-        wire::Constraint::JsonSchema(_) => "json_schema",
-        wire::Constraint::Regex(_) => "regex",
-        wire::Constraint::Grammar(_) => "grammar",
-    });
-    if let Some(field) = constraint {
-        return Err(WireError::not_built(field));
+fn stops(from: Vec<String>) -> Result<Vec<String>, WireError> {
+    at_most("stop", from.len(), MAX_STOPS)?;
+    for stop in &from {
+        if stop.is_empty() {
+            return Err(WireError::invalid("stop", "holds an empty text, which would end every answer"));
+        }
+        at_most("stop", stop.len(), MAX_STOP_BYTES)?;
     }
-    if from.n == Some(0) {
-        return Err(WireError::invalid("n", "must be at least 1"));
+    Ok(from)
+}
+
+fn choices(n: Option<u32>) -> Result<u32, WireError> {
+    match n {
+        Some(0) => Err(WireError::invalid("n", "must be at least 1")),
+        Some(n) if n > MAX_CHOICES => {
+            Err(WireError::invalid("n", format!("{n} choices; at most {MAX_CHOICES} are taken")))
+        }
+        _ => Ok(n.unwrap_or(1)),
     }
-    for (set, field) in [
-        (from.priority != 0, "priority"),
-        (!from.cache_salt.is_empty(), "cache_salt"),
-        (from.n.is_some_and(|n| n > 1), "n"),
-        (!from.stop.is_empty(), "stop"),
-        (from.top_logprobs.is_some(), "top_logprobs"),
-    ] {
-        if set {
-            return Err(WireError::not_built(field));
+}
+
+fn prediction(from: Option<v1::Prediction>) -> Result<Option<Prediction>, WireError> {
+    match from.and_then(|p| p.content) {
+        None => Ok(None),
+        Some(v1::prediction::Content::Text(text)) => {
+            at_most("prediction", text.len(), MAX_TEXT_BYTES)?;
+            Ok(Some(Prediction::Text(text)))
+        }
+        Some(v1::prediction::Content::Tokens(list)) => {
+            Ok(Some(Prediction::Tokens(tokens("prediction", list.ids, MAX_KNOWN_TOKENS)?)))
         }
     }
-    Ok(())
 }

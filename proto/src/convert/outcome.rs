@@ -1,4 +1,4 @@
-use request::{Finish, SpeculationStats, Usage};
+use request::{Finish, Request, SpeculationStats, TokenId, TokenLogprobs, Usage};
 
 use crate::bounds::MAX_DRAFT_TOKENS;
 use crate::error::{WireError, at_most};
@@ -34,13 +34,45 @@ pub fn finish(value: i32) -> Result<Finish, WireError> {
 
 impl From<Usage> for v1::Usage {
     fn from(usage: Usage) -> Self {
-        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens }
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+            accepted_prediction_tokens: usage.accepted_prediction_tokens,
+            rejected_prediction_tokens: usage.rejected_prediction_tokens,
+        }
     }
 }
 
 impl From<v1::Usage> for Usage {
     fn from(usage: v1::Usage) -> Self {
-        Self { prompt_tokens: usage.prompt_tokens, completion_tokens: usage.completion_tokens }
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+            accepted_prediction_tokens: usage.accepted_prediction_tokens,
+            rejected_prediction_tokens: usage.rejected_prediction_tokens,
+        }
+    }
+}
+
+impl From<TokenLogprobs> for v1::TokenLogprob {
+    fn from(from: TokenLogprobs) -> Self {
+        let top = from.top.into_iter().map(|(id, logprob)| v1::TopLogprob { id: id.0, logprob }).collect();
+        Self { logprob: from.logprob, top }
+    }
+}
+
+impl TryFrom<v1::TokenLogprob> for TokenLogprobs {
+    type Error = WireError;
+
+    fn try_from(from: v1::TokenLogprob) -> Result<Self, WireError> {
+        at_most("logprobs.top", from.top.len(), Request::MOST_LOGPROBS.into())?;
+        if from.logprob.is_nan() || from.top.iter().any(|t| t.logprob.is_nan()) {
+            return Err(WireError::invalid("logprobs", "holds what is no number"));
+        }
+        let top = from.top.into_iter().map(|t| (TokenId(t.id), t.logprob)).collect();
+        Ok(Self { logprob: from.logprob, top })
     }
 }
 

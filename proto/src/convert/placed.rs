@@ -1,7 +1,7 @@
 use ::cluster::{Endpoint, Incarnation, NodeId, NodeRecord};
-use request::{Limits, Request, RequestId, Sampling, SamplingParams, Speculation, Tokens};
+use request::{Limits, Request, RequestId, Sampling, Speculation, Tokens};
 
-use super::{quality, tokens};
+use super::{constraint, quality, sampling, tokens};
 use crate::bounds::{MAX_DRAFTERS, MAX_KNOWN_TOKENS, MAX_STOP_IDS};
 use crate::error::{WireError, at_most};
 use crate::{v1, worker};
@@ -39,16 +39,22 @@ impl From<Placed> for worker::GenerateRequest {
             model,
             prompt: request.prompt.to_ids(),
             committed: request.committed.to_ids(),
-            sampling: Some(request.sampling.params.into()),
+            sampling: Some(sampling::to_wire(request.sampling.params, &request.adjust)),
             seed: request.sampling.seed,
             choice: request.sampling.choice,
             limits: Some(worker::Limits {
                 max_tokens: request.limits.max_tokens,
                 stop_ids: request.limits.stop_ids.to_ids(),
+                min_tokens: request.limits.min_tokens,
             }),
             quality: v1::Quality::from(request.quality).into(),
             speculation: Some(request.speculation.into()),
             drafters: drafters.into_iter().map(Into::into).collect(),
+            constraint: request.constraint.map(constraint::to_placed),
+            logprobs: request.logprobs.map(u32::from),
+            prediction: request.prediction.to_ids(),
+            priority: request.priority,
+            cache_salt: request.cache_salt,
         }
     }
 }
@@ -64,23 +70,27 @@ impl TryFrom<worker::GenerateRequest> for Placed {
         at_most("model", from.model.len(), 256)?;
         at_most("drafters", from.drafters.len(), MAX_DRAFTERS)?;
         at_most("prompt", from.prompt.len() + from.committed.len(), MAX_KNOWN_TOKENS)?;
+        let (params, adjust) = sampling::from_wire(from.sampling)?;
         let limits = from.limits.ok_or(WireError::missing("limits"))?;
         let request = Request {
             id: RequestId::new(&from.request_id)?,
             attempt: from.attempt,
             prompt: tokens("prompt", from.prompt, MAX_KNOWN_TOKENS)?,
             committed: tokens("committed", from.committed, MAX_KNOWN_TOKENS)?,
-            sampling: Sampling {
-                params: SamplingParams::try_from(from.sampling.unwrap_or_default())?,
-                seed: from.seed,
-                choice: from.choice,
-            },
+            sampling: Sampling { params, seed: from.seed, choice: from.choice },
+            adjust,
+            constraint: constraint::from_placed(from.constraint)?,
             limits: Limits {
                 max_tokens: limits.max_tokens,
+                min_tokens: limits.min_tokens,
                 stop_ids: tokens("stop_ids", limits.stop_ids, MAX_STOP_IDS)?,
             },
+            logprobs: super::logprobs("logprobs", from.logprobs)?,
             quality: quality(from.quality)?,
             speculation: Speculation::try_from(from.speculation.unwrap_or_default())?,
+            prediction: tokens("prediction", from.prediction, MAX_KNOWN_TOKENS)?,
+            priority: from.priority,
+            cache_salt: from.cache_salt,
         };
         request.validate()?;
         let drafters = from.drafters.into_iter().map(Candidate::try_from).collect::<Result<_, _>>()?;

@@ -1,47 +1,46 @@
-use request::SamplingParams;
+use request::{Adjustments, Penalties, SamplingParams, TokenId};
 
-use crate::error::WireError;
+use crate::error::{WireError, at_most};
 use crate::v1;
 
-impl From<SamplingParams> for v1::SamplingParams {
-    fn from(params: SamplingParams) -> Self {
-        Self {
-            temperature: Some(params.temperature),
-            top_k: Some(params.top_k),
-            top_p: Some(params.top_p),
-            min_p: Some(params.min_p),
-            ..Self::default()
-        }
+/// One message says both how logits are changed and how a token is drawn from them.
+pub(crate) fn to_wire(params: SamplingParams, adjust: &Adjustments) -> v1::SamplingParams {
+    let Penalties { repetition, presence, frequency } = adjust.penalties;
+    v1::SamplingParams {
+        temperature: Some(params.temperature),
+        top_k: Some(params.top_k),
+        top_p: Some(params.top_p),
+        min_p: Some(params.min_p),
+        typical_p: Some(params.typical_p),
+        presence_penalty: Some(presence),
+        frequency_penalty: Some(frequency),
+        repetition_penalty: Some(repetition),
+        logit_bias: adjust.logit_bias.iter().map(|(token, bias)| (token.0, *bias)).collect(),
     }
 }
 
-impl TryFrom<v1::SamplingParams> for SamplingParams {
-    type Error = WireError;
-
-    /// Absent fields take the defaults that `sampling.proto` names: temperature 1, no filter.
-    fn try_from(from: v1::SamplingParams) -> Result<Self, WireError> {
-        neutral("presence_penalty", from.presence_penalty, 0.0)?;
-        neutral("frequency_penalty", from.frequency_penalty, 0.0)?;
-        neutral("repetition_penalty", from.repetition_penalty, 1.0)?;
-        if !from.logit_bias.is_empty() {
-            return Err(WireError::not_built("logit_bias"));
-        }
-        let plain = Self::at(1.0);
-        let params = Self {
-            temperature: from.temperature.unwrap_or(plain.temperature),
-            top_k: from.top_k.unwrap_or(plain.top_k),
-            top_p: from.top_p.unwrap_or(plain.top_p),
-            min_p: from.min_p.unwrap_or(plain.min_p),
-        };
-        params.validate()?;
-        Ok(params)
-    }
-}
-
-fn neutral(field: &'static str, value: Option<f32>, neutral: f32) -> Result<(), WireError> {
-    match value {
-        Some(v) if !v.is_finite() => Err(WireError::invalid(field, format!("{v} is not a finite number"))),
-        Some(v) if v != neutral => Err(WireError::not_built(field)),
-        _ => Ok(()),
-    }
+/// Absent fields take the defaults that `sampling.proto` names: temperature 1, no filter, no change.
+pub(crate) fn from_wire(from: Option<v1::SamplingParams>) -> Result<(SamplingParams, Adjustments), WireError> {
+    let from = from.unwrap_or_default();
+    let (plain, neutral) = (SamplingParams::at(1.0), Penalties::default());
+    let params = SamplingParams {
+        temperature: from.temperature.unwrap_or(plain.temperature),
+        top_k: from.top_k.unwrap_or(plain.top_k),
+        top_p: from.top_p.unwrap_or(plain.top_p),
+        min_p: from.min_p.unwrap_or(plain.min_p),
+        typical_p: from.typical_p.unwrap_or(plain.typical_p),
+    };
+    params.validate()?;
+    at_most("logit_bias", from.logit_bias.len(), Adjustments::MOST_BIASES)?;
+    // A map has no order of its own; edits are applied in one.
+    let mut logit_bias: Vec<_> = from.logit_bias.into_iter().map(|(id, bias)| (TokenId(id), bias)).collect();
+    logit_bias.sort_unstable_by_key(|(id, _)| *id);
+    let penalties = Penalties {
+        repetition: from.repetition_penalty.unwrap_or(neutral.repetition),
+        presence: from.presence_penalty.unwrap_or(neutral.presence),
+        frequency: from.frequency_penalty.unwrap_or(neutral.frequency),
+    };
+    let adjust = Adjustments { logit_bias, penalties };
+    adjust.validate()?;
+    Ok((params, adjust))
 }

@@ -90,7 +90,6 @@ impl TryFrom<v1::Speculation> for Speculation {
             (Wire::Draft, None) => Strategy::Draft,
         };
         let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };
-        speculation.validate()?;
         Ok(speculation)
     }
 }

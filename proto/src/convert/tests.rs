@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use prost::Message;
 use request::{
-    Finish, Limits, Quality, Request, RequestId, Rule, Sampling, SamplingParams, Speculation,
-    SpeculationStats, Strategy as Drafting, Usage,
+    Adjustments, Constraint, Finish, Limits, Penalties, Quality, Request, RequestId, Rule, Sampling,
+    SamplingParams, Speculation, SpeculationStats, Strategy as Drafting, TokenLogprobs, Usage,
 };
 
 use super::*;
@@ -28,13 +28,35 @@ pub(crate) fn ids(most: usize) -> impl Strategy<Value = Vec<TokenId>> {
 
 pub(crate) fn sampling() -> impl Strategy<Value = Sampling> {
     let temperature = prop_oneof![Just(0.0f32), 0.01f32..=2.0];
-    (temperature, any::<u32>(), 0.001f32..=1.0, 0.0f32..=1.0, any::<u64>(), any::<u32>()).prop_map(
-        |(temperature, top_k, top_p, min_p, seed, choice)| Sampling {
-            params: SamplingParams { temperature, top_k, top_p, min_p },
+    let filters = (any::<u32>(), 0.001f32..=1.0, 0.0f32..=1.0, 0.001f32..=1.0);
+    (temperature, filters, any::<u64>(), any::<u32>()).prop_map(
+        |(temperature, (top_k, top_p, min_p, typical_p), seed, choice)| Sampling {
+            params: SamplingParams { temperature, top_k, top_p, min_p, typical_p },
             seed,
             choice,
         },
     )
+}
+
+pub(crate) fn adjust() -> impl Strategy<Value = Adjustments> {
+    let bias = prop::collection::btree_map(any::<u32>(), -100f32..=100.0, 0..5);
+    (0.1f32..=10.0, -2f32..=2.0, -2f32..=2.0, bias).prop_map(|(repetition, presence, frequency, bias)| {
+        Adjustments {
+            logit_bias: bias.into_iter().map(|(id, bias)| (TokenId(id), bias)).collect(),
+            penalties: Penalties { repetition, presence, frequency },
+        }
+    })
+}
+
+pub(crate) fn constraint() -> impl Strategy<Value = Option<Constraint>> {
+    let source = || "\\PC{1,40}".prop_map(String::from);
+    prop_oneof![
+        Just(None),
+        Just(Some(Constraint::JsonObject)),
+        source().prop_map(|s| Some(Constraint::JsonSchema(s))),
+        source().prop_map(|s| Some(Constraint::Regex(s))),
+        source().prop_map(|s| Some(Constraint::Grammar(s))),
+    ]
 }
 
 fn speculation() -> impl Strategy<Value = Speculation> {
@@ -67,25 +89,35 @@ fn placed() -> impl Strategy<Value = Placed> {
         ("[!-~]{1,128}", any::<u32>()),
         (ids(50), any::<u32>(), ids(20)),
         sampling(),
-        (any::<u32>(), ids(MAX_STOP_IDS)),
+        (any::<u32>(), any::<prop::sample::Index>(), ids(MAX_STOP_IDS)),
         prop::sample::select(vec![Quality::Exact, Quality::Approximate]),
         speculation(),
+        (adjust(), constraint(), prop::option::of(0u8..=20)),
+        (ids(20), any::<i32>(), "[!-~]{0,20}"),
     )
         .prop_map(
-            |((id, attempt), (mut prompt, first, committed), sampling, limits, quality, speculation)| {
+            |((id, attempt), (mut prompt, first, committed), sampling, limits, quality, speculation, shape, place)| {
                 prompt.push(TokenId(first));
+                let max_tokens = limits.0.max(committed.len() as u32 + 1);
                 Request {
                     id: RequestId::new(&id).unwrap(),
                     attempt,
                     prompt,
                     limits: Limits {
-                        max_tokens: limits.0.max(committed.len() as u32 + 1),
-                        stop_ids: limits.1,
+                        max_tokens,
+                        min_tokens: limits.1.index(max_tokens as usize) as u32,
+                        stop_ids: limits.2,
                     },
                     committed,
                     sampling,
                     quality,
                     speculation,
+                    adjust: shape.0,
+                    constraint: shape.1,
+                    logprobs: shape.2,
+                    prediction: place.0,
+                    priority: place.1,
+                    cache_salt: place.2,
                 }
             },
         );
@@ -97,19 +129,31 @@ fn answer() -> impl Strategy<Value = Answer> {
     let accepted = (incarnations(), "[!-~]{1,128}", prop::option::of(node_id())).prop_map(
         |(incarnation, fingerprint, drafter)| Answer::Accepted { incarnation, fingerprint, drafter },
     );
-    let tokens = (any::<u32>(), vec((any::<u32>(), any::<bool>()), 1..80)).prop_map(|(index, run)| {
-        let (ids, drafted) = run.into_iter().map(|(id, d)| (TokenId(id), d)).unzip();
-        Answer::Tokens { index, ids, drafted }
-    });
+    let top = vec((any::<u32>().prop_map(TokenId), -50f32..0.0), 0..3);
+    let logprobs = (-50f32..0.0, top).prop_map(|(logprob, top)| TokenLogprobs { logprob, top });
+    let tokens = (any::<u32>(), vec((any::<u32>(), any::<bool>(), logprobs), 1..80), any::<bool>()).prop_map(
+        |(index, run, reported)| Answer::Tokens {
+            index,
+            ids: run.iter().map(|(id, ..)| TokenId(*id)).collect(),
+            drafted: run.iter().map(|(_, drafted, _)| *drafted).collect(),
+            logprobs: if reported { run.into_iter().map(|(.., l)| l).collect() } else { Vec::new() },
+        },
+    );
     let stats = (any::<[u64; 5]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1)).prop_map(
         |([drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens], histogram)| {
             SpeculationStats { drafts, draft_tokens, accepted_tokens, histogram, plain_steps, dropped_tokens }
         },
     );
-    let end = (prop::sample::select(FINISHES.to_vec()), any::<[u32; 2]>(), stats).prop_map(
-        |(finish, [prompt_tokens, completion_tokens], speculation)| Answer::Finish {
+    let end = (prop::sample::select(FINISHES.to_vec()), any::<[u32; 5]>(), stats).prop_map(
+        |(finish, counts, speculation)| Answer::Finish {
             finish,
-            usage: Usage { prompt_tokens, completion_tokens },
+            usage: Usage {
+                prompt_tokens: counts[0],
+                completion_tokens: counts[1],
+                cached_tokens: counts[2],
+                accepted_prediction_tokens: counts[3],
+                rejected_prediction_tokens: counts[4],
+            },
             speculation,
         },
     );
@@ -266,7 +310,7 @@ fn asked_like(placed: &Placed) -> v1::GenerateRequest {
         model: placed.model.clone(),
         prompt: Some(prompt),
         committed: request.committed.iter().map(|t| t.0).collect(),
-        sampling: Some(request.sampling.params.into()),
+        sampling: Some(sampling::to_wire(request.sampling.params, &request.adjust)),
         seed: Some(request.sampling.seed),
         max_tokens: Some(request.limits.max_tokens),
         quality: v1::Quality::from(request.quality).into(),

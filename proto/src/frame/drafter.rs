@@ -3,13 +3,13 @@ use std::time::Duration;
 use request::{TokenId, Tokens as _};
 
 use super::{Addressed, BadFrame, Hello, of, run};
-use crate::bounds::{MAX_DRAFT_TOKENS, MAX_MESSAGE_BYTES, cut};
+use crate::bounds::{MAX_DISTRIBUTION, MAX_DRAFT_TOKENS, MAX_MESSAGE_BYTES, cut};
 use crate::convert::{incarnation, micros, millis};
 use crate::draft::{self, drafter_frame::Frame};
-use crate::error::WireError;
+use crate::error::{WireError, at_most};
 
 /// What a drafter tells a worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum FromDrafter {
     Hello(Hello),
     Granted {
@@ -29,6 +29,8 @@ pub enum FromDrafter {
         prefix_hash: u64,
         /// 1 to 64.
         ids: Vec<TokenId>,
+        /// What each id was drawn from (rejection rule): one per id, or none.
+        q: Vec<Vec<(TokenId, f32)>>,
         /// Of one token, recent mean.
         draft_time: Duration,
     },
@@ -95,14 +97,14 @@ impl From<Addressed<FromDrafter>> for draft::DrafterFrame {
                 reason: draft::RefusedReason::from(reason).into(),
                 message: cut(&message, MAX_MESSAGE_BYTES).to_owned(),
             }),
-            FromDrafter::Drafts { session, at, prefix_hash, ids, draft_time } => {
+            FromDrafter::Drafts { session, at, prefix_hash, ids, q, draft_time } => {
                 Frame::Drafts(draft::Drafts {
                     session,
                     at,
                     prefix_hash,
                     ids: ids.to_ids(),
                     parents: Vec::new(),
-                    q: Vec::new(),
+                    q: q.into_iter().map(distribution).collect(),
                     draft_time_us: micros(draft_time),
                 })
             }
@@ -157,17 +159,37 @@ fn read_drafts(from: draft::Drafts) -> Result<FromDrafter, WireError> {
     if !from.parents.is_empty() {
         return Err(WireError::not_built("drafts.parents"));
     }
-    if !from.q.is_empty() {
-        return Err(WireError::not_built("drafts.q"));
+    if !from.q.is_empty() && from.q.len() != from.ids.len() {
+        let why = format!("has {} distributions for {} ids", from.q.len(), from.ids.len());
+        return Err(WireError::invalid("drafts.q", why));
     }
+    let q = from.q.into_iter().map(read_distribution).collect::<Result<_, _>>()?;
     let ids = run(("drafts.at", "drafts.ids"), from.at, from.ids, MAX_DRAFT_TOKENS)?;
     Ok(FromDrafter::Drafts {
         session: from.session,
         at: from.at,
         prefix_hash: from.prefix_hash,
         ids,
+        q,
         draft_time: Duration::from_micros(from.draft_time_us.into()),
     })
+}
+
+fn distribution(entries: Vec<(TokenId, f32)>) -> draft::Distribution {
+    let (ids, probabilities) = entries.into_iter().map(|(id, p)| (id.0, p)).unzip();
+    draft::Distribution { ids, probabilities }
+}
+
+fn read_distribution(from: draft::Distribution) -> Result<Vec<(TokenId, f32)>, WireError> {
+    at_most("drafts.q.ids", from.ids.len(), MAX_DISTRIBUTION)?;
+    if from.ids.is_empty() || from.ids.len() != from.probabilities.len() {
+        let why = format!("{} ids with {} probabilities", from.ids.len(), from.probabilities.len());
+        return Err(WireError::invalid("drafts.q", why));
+    }
+    if !from.probabilities.iter().all(|p| p.is_finite() && *p > 0.0) {
+        return Err(WireError::invalid("drafts.q", "holds a probability that is not finite and above 0"));
+    }
+    Ok(from.ids.into_iter().map(TokenId).zip(from.probabilities).collect())
 }
 
 impl From<RefusedReason> for draft::RefusedReason {

@@ -1,9 +1,9 @@
-use request::{Rule, Sampling, SamplingParams, Speculation, TokenId, Tokens as _};
+use request::{Adjustments, Constraint, Rule, Sampling, TokenId, Tokens as _};
 
 use super::FromWorker;
 use super::worker::window;
-use crate::bounds::{MAX_CHUNK_TOKENS, MAX_KNOWN_TOKENS, MAX_STOP_IDS};
-use crate::convert::{rule, tokens};
+use crate::bounds::{MAX_CHUNK_TOKENS, MAX_KNOWN_TOKENS, MAX_SALT_BYTES, MAX_STOP_IDS, MAX_TRACEPARENT_BYTES};
+use crate::convert::{constraint, rule, sampling, tokens};
 use crate::error::{WireError, at_most};
 use crate::{draft, v1};
 
@@ -17,12 +17,20 @@ pub struct Open {
     pub committed: Vec<TokenId>,
     /// The target's own.
     pub sampling: Sampling,
+    pub adjust: Adjustments,
+    /// Left out on the wire when it is very long: drafts then come without it.
+    pub constraint: Option<Constraint>,
     pub rule: Rule,
     /// Most unconfirmed tokens past the last commit known.
     pub window: u32,
     pub stop_ids: Vec<TokenId>,
-    /// Most tokens the sequence will ever have, prompt included; the drafter reserves pages for it.
+    /// None of them is drafted before this many output tokens.
+    pub min_tokens: u32,
+    /// Most tokens the sequence will ever have, prompt included.
     pub longest: u32,
+    pub cache_salt: String,
+    /// W3C trace context of the target's sequence; empty: none.
+    pub traceparent: String,
 }
 
 impl Open {
@@ -104,32 +112,34 @@ impl Opening {
 impl From<Opening> for draft::Open {
     fn from(opening: Opening) -> Self {
         let Opening { open, prompt_len, committed_len } = opening;
-        Self {
+        let mut wire = Self {
             session: open.session,
             prompt: open.prompt.to_ids(),
             // Requests are bounded far below 2^32.
             prompt_len: prompt_len as u32,
             committed: open.committed.to_ids(),
             committed_len: committed_len as u32,
-            sampling: Some(open.sampling.params.into()),
+            sampling: Some(sampling::to_wire(open.sampling.params, &open.adjust)),
             seed: open.sampling.seed,
             choice: open.sampling.choice,
             rule: v1::Rule::from(open.rule).into(),
             window: open.window,
             stop_ids: open.stop_ids.to_ids(),
-            grammar: String::new(),
             longest: open.longest,
-        }
+            traceparent: open.traceparent,
+            cache_salt: open.cache_salt,
+            min_tokens: open.min_tokens,
+            ..Self::default()
+        };
+        constraint::write_open(open.constraint, &mut wire);
+        wire
     }
 }
 
 impl TryFrom<draft::Open> for Opening {
     type Error = WireError;
 
-    fn try_from(from: draft::Open) -> Result<Self, WireError> {
-        if !from.grammar.is_empty() {
-            return Err(WireError::not_built("open.grammar"));
-        }
+    fn try_from(mut from: draft::Open) -> Result<Self, WireError> {
         let (prompt_len, committed_len) = (from.prompt_len as usize, from.committed_len as usize);
         if prompt_len == 0 {
             return Err(WireError::missing("open.prompt_len"));
@@ -149,22 +159,26 @@ impl TryFrom<draft::Open> for Opening {
             return Err(WireError::invalid("open.longest", "is less than what is known at the start"));
         }
         at_most("open.longest", from.longest as usize, MAX_KNOWN_TOKENS)?;
-        let rule = rule(from.rule)?;
-        // The rules that are not built are refused in one place.
-        Speculation { rule, ..Speculation::default() }.validate()?;
+        at_most("open.cache_salt", from.cache_salt.len(), MAX_SALT_BYTES)?;
+        let (params, adjust) = sampling::from_wire(from.sampling.take())?;
+        let constraint = constraint::read_open(&mut from)?;
+        // A broken trace context is no context, never an error (W3C Trace Context).
+        let traceparent =
+            if from.traceparent.len() == MAX_TRACEPARENT_BYTES { from.traceparent } else { String::new() };
         let open = Open {
             session: from.session,
             prompt: tokens("open.prompt", from.prompt, MAX_CHUNK_TOKENS)?,
             committed: tokens("open.committed", from.committed, MAX_CHUNK_TOKENS)?,
-            sampling: Sampling {
-                params: SamplingParams::try_from(from.sampling.unwrap_or_default())?,
-                seed: from.seed,
-                choice: from.choice,
-            },
-            rule,
+            sampling: Sampling { params, seed: from.seed, choice: from.choice },
+            adjust,
+            constraint,
+            rule: rule(from.rule)?,
             window: window("open.window", 1, from.window)?,
             stop_ids: tokens("open.stop_ids", from.stop_ids, MAX_STOP_IDS)?,
+            min_tokens: from.min_tokens,
             longest: from.longest,
+            cache_salt: from.cache_salt,
+            traceparent,
         };
         Ok(Self { open, prompt_len, committed_len })
     }
