@@ -25,6 +25,9 @@ pub const MAX_STOP_BYTES: usize = 1024;
 /// Choices of one request.
 pub const MAX_CHOICES: u32 = 128;
 
+/// Tokens of a prediction.
+pub const MAX_PREDICTION: usize = 1 << 16;
+
 /// Bytes of a cache salt.
 pub const MAX_SALT_BYTES: usize = 256;
 

@@ -2,7 +2,8 @@ use request::{Adjustments, Constraint, Quality, RequestId, SamplingParams, Specu
 
 use super::{constraint, logprobs, quality, sampling, tokens};
 use crate::bounds::{
-    MAX_CHAT_MESSAGES, MAX_CHOICES, MAX_KNOWN_TOKENS, MAX_OWN_STOP_IDS, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXT_BYTES,
+    MAX_CHAT_MESSAGES, MAX_CHOICES, MAX_KNOWN_TOKENS, MAX_OWN_STOP_IDS, MAX_PREDICTION, MAX_SALT_BYTES,
+    MAX_STOP_BYTES, MAX_STOPS, MAX_TEXT_BYTES,
 };
 use crate::error::{WireError, at_most};
 use crate::v1::{self, generate_request as wire};
@@ -92,7 +93,10 @@ impl TryFrom<v1::GenerateRequest> for Asked {
             logprobs: logprobs("top_logprobs", from.top_logprobs)?,
             prediction: prediction(from.prediction)?,
             priority: from.priority,
-            cache_salt: from.cache_salt,
+            cache_salt: {
+                at_most("cache_salt", from.cache_salt.len(), MAX_SALT_BYTES)?;
+                from.cache_salt
+            },
             quality: quality(from.quality)?,
             speculation,
         })
@@ -165,7 +169,7 @@ fn prediction(from: Option<v1::Prediction>) -> Result<Option<Prediction>, WireEr
             Ok(Some(Prediction::Text(text)))
         }
         Some(v1::prediction::Content::Tokens(list)) => {
-            Ok(Some(Prediction::Tokens(tokens("prediction", list.ids, MAX_KNOWN_TOKENS)?)))
+            Ok(Some(Prediction::Tokens(tokens("prediction", list.ids, MAX_PREDICTION)?)))
         }
     }
 }

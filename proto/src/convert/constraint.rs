@@ -41,9 +41,8 @@ pub(crate) fn write_open(constraint: Option<Constraint>, open: &mut draft::Open)
     match constraint {
         None => {}
         Some(Constraint::JsonObject) => open.json_object = true,
-        Some(
-            Constraint::JsonSchema(source) | Constraint::Regex(source) | Constraint::Grammar(source),
-        ) if source.len() > MOST_IN_OPEN => {}
+        Some(Constraint::JsonSchema(source) | Constraint::Regex(source) | Constraint::Grammar(source))
+            if source.len() > MOST_IN_OPEN => {}
         Some(Constraint::JsonSchema(schema)) => open.json_schema = schema,
         Some(Constraint::Regex(regex)) => open.regex = regex,
         Some(Constraint::Grammar(grammar)) => open.grammar = grammar,

@@ -2,7 +2,7 @@ use ::cluster::{Endpoint, Incarnation, NodeId, NodeRecord};
 use request::{Limits, Request, RequestId, Sampling, Speculation, Tokens};
 
 use super::{constraint, quality, sampling, tokens};
-use crate::bounds::{MAX_DRAFTERS, MAX_KNOWN_TOKENS, MAX_STOP_IDS};
+use crate::bounds::{MAX_DRAFTERS, MAX_KNOWN_TOKENS, MAX_PREDICTION, MAX_STOP_IDS};
 use crate::error::{WireError, at_most};
 use crate::{v1, worker};
 
@@ -88,7 +88,7 @@ impl TryFrom<worker::GenerateRequest> for Placed {
             logprobs: super::logprobs("logprobs", from.logprobs)?,
             quality: quality(from.quality)?,
             speculation: Speculation::try_from(from.speculation.unwrap_or_default())?,
-            prediction: tokens("prediction", from.prediction, MAX_KNOWN_TOKENS)?,
+            prediction: tokens("prediction", from.prediction, MAX_PREDICTION)?,
             priority: from.priority,
             cache_salt: from.cache_salt,
         };

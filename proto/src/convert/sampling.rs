@@ -20,7 +20,9 @@ pub(crate) fn to_wire(params: SamplingParams, adjust: &Adjustments) -> v1::Sampl
 }
 
 /// Absent fields take the defaults that `sampling.proto` names: temperature 1, no filter, no change.
-pub(crate) fn from_wire(from: Option<v1::SamplingParams>) -> Result<(SamplingParams, Adjustments), WireError> {
+pub(crate) fn from_wire(
+    from: Option<v1::SamplingParams>,
+) -> Result<(SamplingParams, Adjustments), WireError> {
     let from = from.unwrap_or_default();
     let (plain, neutral) = (SamplingParams::at(1.0), Penalties::default());
     let params = SamplingParams {

@@ -96,7 +96,16 @@ fn placed() -> impl Strategy<Value = Placed> {
         (ids(20), any::<i32>(), "[!-~]{0,20}"),
     )
         .prop_map(
-            |((id, attempt), (mut prompt, first, committed), sampling, limits, quality, speculation, shape, place)| {
+            |(
+                (id, attempt),
+                (mut prompt, first, committed),
+                sampling,
+                limits,
+                quality,
+                speculation,
+                shape,
+                place,
+            )| {
                 prompt.push(TokenId(first));
                 let max_tokens = limits.0.max(committed.len() as u32 + 1);
                 Request {

@@ -2,7 +2,9 @@ use request::{Adjustments, Constraint, Rule, Sampling, TokenId, Tokens as _};
 
 use super::FromWorker;
 use super::worker::window;
-use crate::bounds::{MAX_CHUNK_TOKENS, MAX_KNOWN_TOKENS, MAX_SALT_BYTES, MAX_STOP_IDS, MAX_TRACEPARENT_BYTES};
+use crate::bounds::{
+    MAX_CHUNK_TOKENS, MAX_KNOWN_TOKENS, MAX_SALT_BYTES, MAX_STOP_IDS, MAX_TRACEPARENT_BYTES,
+};
 use crate::convert::{constraint, rule, sampling, tokens};
 use crate::error::{WireError, at_most};
 use crate::{draft, v1};

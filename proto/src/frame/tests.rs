@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use request::{Rule, Sampling, TokenId};
+use request::{Adjustments, Rule, Sampling, TokenId};
 
 use super::*;
-use crate::bounds::{MAX_DRAFT_TOKENS, MAX_KNOWN_TOKENS};
-use crate::convert::tests::{ids, node_id, sampling, sent, survives_nonsense};
+use crate::bounds::{MAX_DISTRIBUTION, MAX_DRAFT_TOKENS, MAX_KNOWN_TOKENS};
+use crate::convert::tests::{adjust, constraint, ids, node_id, sampling, sent, survives_nonsense};
 use crate::draft::{drafter_frame, worker_frame};
 use crate::reason::Reason;
 
@@ -21,11 +21,30 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn open(longest: usize) -> impl Strategy<Value = Open> {
-    ((any::<u64>(), any::<u32>(), ids(longest), ids(longest)), sampling(), 1u32..=64, ids(64)).prop_map(
-        |((session, first, mut prompt, committed), sampling, window, stop_ids)| {
+    let rule = prop::sample::select(vec![Rule::Coupled, Rule::Greedy, Rule::Strict, Rule::Rejection]);
+    let shape =
+        (adjust(), constraint(), rule, any::<u32>(), "[a-z]{0,9}", "(00-[0-9a-f]{32}-[0-9a-f]{16}-01)?");
+    let sequence = (any::<u64>(), any::<u32>(), ids(longest), ids(longest));
+    (sequence, sampling(), 1u32..=64, ids(64), shape).prop_map(
+        |((session, first, mut prompt, committed), sampling, window, stop_ids, shape)| {
+            let (adjust, constraint, rule, min_tokens, cache_salt, traceparent) = shape;
             prompt.push(TokenId(first));
             let longest = (prompt.len() + committed.len()) as u32 + (session % 100) as u32;
-            Open { session, prompt, committed, sampling, rule: Rule::Coupled, window, longest, stop_ids }
+            Open {
+                session,
+                prompt,
+                committed,
+                sampling,
+                adjust,
+                constraint,
+                rule,
+                window,
+                longest,
+                stop_ids,
+                min_tokens,
+                cache_salt,
+                traceparent,
+            }
         },
     )
 }
@@ -82,17 +101,19 @@ const CLOSED: [ClosedReason; 7] = [
 
 fn from_drafter() -> impl Strategy<Value = Addressed<FromDrafter>> {
     let session = any::<u64>;
+    let law = prop::collection::vec((any::<u32>().prop_map(TokenId), 0.001f32..1.0), 1..MAX_DISTRIBUTION);
     addressed(prop_oneof![
         hello().prop_map(FromDrafter::Hello),
         (session(), 1u64..=u32::MAX.into())
             .prop_map(|(session, ms)| FromDrafter::Granted { session, lease_ttl: Duration::from_millis(ms) }),
         (session(), prop::sample::select(REFUSED.to_vec()), "\\PC{0,80}")
             .prop_map(|(session, reason, message)| FromDrafter::Refused { session, reason, message }),
-        (run_of(MAX_DRAFT_TOKENS), any::<u64>(), any::<u32>()).prop_map(
-            |((session, at, ids), prefix_hash, us)| FromDrafter::Drafts {
+        (run_of(MAX_DRAFT_TOKENS), any::<u64>(), any::<u32>(), prop::option::of(law)).prop_map(
+            |((session, at, ids), prefix_hash, us, law)| FromDrafter::Drafts {
                 session,
                 at,
                 prefix_hash,
+                q: law.map_or_else(Vec::new, |law| vec![law; ids.len()]),
                 ids,
                 draft_time: Duration::from_micros(us.into())
             }
@@ -131,10 +152,15 @@ fn long(prompt: usize, committed: usize) -> Open {
         prompt: (0..prompt).map(id).collect(),
         committed: (prompt..prompt + committed).map(id).collect(),
         sampling: Sampling::GREEDY,
+        adjust: Adjustments::default(),
+        constraint: None,
         rule: Rule::Coupled,
         window: 8,
         longest: (prompt + committed) as u32,
         stop_ids: Vec::new(),
+        min_tokens: 0,
+        cache_salt: String::new(),
+        traceparent: String::new(),
     }
 }
 
@@ -215,9 +241,10 @@ fn bad_worker_frames_name_the_field_and_the_session() {
         (|o| o.longest = u32::MAX, "open.longest", Reason::TooLarge),
         (|o| o.window = 0, "open.window", Reason::InvalidField),
         (|o| o.window = 65, "open.window", Reason::InvalidField),
-        (|o| o.rule = 4, "speculation.rule", Reason::NotBuilt),
+        (|o| o.rule = 44, "speculation.rule", Reason::InvalidField),
+        (|o| o.cache_salt = "x".repeat(257), "open.cache_salt", Reason::TooLarge),
         (|o| o.stop_ids = vec![0; 65], "open.stop_ids", Reason::TooLarge),
-        (|o| o.grammar = "a".into(), "open.grammar", Reason::NotBuilt),
+        (|o| (o.grammar, o.regex) = ("a".into(), "a".into()), "open.grammar", Reason::InvalidField),
         (|o| o.sampling.get_or_insert_default().top_p = Some(f32::NAN), "top_p", Reason::InvalidField),
     ];
     let opens = open.iter().map(|(broken, field, reason)| {
@@ -252,13 +279,26 @@ fn bad_drafter_frames_name_the_field_and_the_session() {
     let drafts = |at, ids: usize| draft::Drafts { session: 7, at, ids: vec![1; ids], ..Default::default() };
     let tree = draft::Drafts { parents: vec![0], ..drafts(0, 1) };
     let q = draft::Drafts { q: vec![draft::Distribution::default()], ..drafts(0, 1) };
+    let law = |ids, probabilities| draft::Drafts {
+        q: vec![draft::Distribution { ids, probabilities }],
+        ..drafts(0, 1)
+    };
     let wire = |frame| draft::DrafterFrame { sender_incarnation: 1, receiver_incarnation: 2, frame };
     for (frame, field, reason) in [
         (Frame::Drafts(drafts(0, 0)), "drafts.ids", Reason::InvalidField),
         (Frame::Drafts(drafts(0, 65)), "drafts.ids", Reason::TooLarge),
         (Frame::Drafts(drafts(u32::MAX, 1)), "drafts.at", Reason::InvalidField),
         (Frame::Drafts(tree), "drafts.parents", Reason::NotBuilt),
-        (Frame::Drafts(q), "drafts.q", Reason::NotBuilt),
+        (Frame::Drafts(q), "drafts.q", Reason::InvalidField),
+        (Frame::Drafts(law(vec![1], vec![f32::NAN])), "drafts.q", Reason::InvalidField),
+        (Frame::Drafts(law(vec![1], vec![0.0])), "drafts.q", Reason::InvalidField),
+        (Frame::Drafts(law(vec![1], vec![])), "drafts.q", Reason::InvalidField),
+        (Frame::Drafts(law(vec![1; 65], vec![1.0; 65])), "drafts.q.ids", Reason::TooLarge),
+        (
+            Frame::Drafts(draft::Drafts { ids: vec![1, 2], ..law(vec![1], vec![1.0]) }),
+            "drafts.q",
+            Reason::InvalidField,
+        ),
         (
             Frame::Granted(draft::Granted { session: 7, lease_ttl_ms: 0 }),
             "granted.lease_ttl_ms",

@@ -1,11 +1,12 @@
 //! Which field is named, and with which reason.
 
 use prost::Message;
-use request::{Quality, Rule, SamplingParams, Speculation};
+use request::{Quality, SamplingParams, Speculation};
 
 use crate::bounds::*;
 use crate::convert::*;
 use crate::reason::Reason;
+use crate::worker::generate_request::Constraint as Placing;
 use crate::{v1, worker};
 
 fn good() -> worker::GenerateRequest {
@@ -13,7 +14,7 @@ fn good() -> worker::GenerateRequest {
         request_id: "r".into(),
         model: "m".into(),
         prompt: vec![1],
-        limits: Some(worker::Limits { max_tokens: 8, stop_ids: vec![2] }),
+        limits: Some(worker::Limits { max_tokens: 8, stop_ids: vec![2], min_tokens: 0 }),
         ..Default::default()
     }
 }
@@ -39,7 +40,7 @@ fn placed_requests_are_refused_by_field() {
         (|r| r.limits = None, "limits", Reason::InvalidField),
         (|r| r.limits = Some(worker::Limits::default()), "max_tokens", Reason::InvalidField),
         (
-            |r| r.limits = Some(worker::Limits { max_tokens: 8, stop_ids: vec![0; 65] }),
+            |r| r.limits = Some(worker::Limits { max_tokens: 8, stop_ids: vec![0; 65], min_tokens: 0 }),
             "stop_ids",
             Reason::TooLarge,
         ),
@@ -49,10 +50,21 @@ fn placed_requests_are_refused_by_field() {
         (|r| sample(r).top_p = Some(0.0), "top_p", Reason::InvalidField),
         (|r| sample(r).min_p = Some(f32::NEG_INFINITY), "min_p", Reason::InvalidField),
         (|r| sample(r).presence_penalty = Some(f32::NAN), "presence_penalty", Reason::InvalidField),
-        (|r| sample(r).presence_penalty = Some(0.5), "presence_penalty", Reason::NotBuilt),
-        (|r| sample(r).frequency_penalty = Some(0.5), "frequency_penalty", Reason::NotBuilt),
-        (|r| sample(r).repetition_penalty = Some(1.1), "repetition_penalty", Reason::NotBuilt),
-        (|r| sample(r).logit_bias = [(1, 0.0)].into(), "logit_bias", Reason::NotBuilt),
+        (|r| sample(r).presence_penalty = Some(2.5), "presence_penalty", Reason::InvalidField),
+        (|r| sample(r).frequency_penalty = Some(-2.5), "frequency_penalty", Reason::InvalidField),
+        (|r| sample(r).repetition_penalty = Some(0.0), "repetition_penalty", Reason::InvalidField),
+        (|r| sample(r).typical_p = Some(1.5), "typical_p", Reason::InvalidField),
+        (|r| sample(r).logit_bias = [(1, 101.0)].into(), "logit_bias", Reason::InvalidField),
+        (|r| sample(r).logit_bias = (0..1025).map(|i| (i, 0.0)).collect(), "logit_bias", Reason::TooLarge),
+        (
+            |r| r.limits = Some(worker::Limits { min_tokens: 9, ..limits() }),
+            "min_tokens",
+            Reason::InvalidField,
+        ),
+        (|r| r.logprobs = Some(21), "logprobs", Reason::InvalidField),
+        (|r| r.prediction = vec![0; MAX_PREDICTION + 1], "prediction", Reason::TooLarge),
+        (|r| r.cache_salt = "x".repeat(257), "cache_salt", Reason::InvalidField),
+        (|r| r.constraint = Some(Placing::Regex(String::new())), "regex", Reason::InvalidField),
         (|r| draft(r).strategy = 99, "speculation.strategy", Reason::InvalidField),
         (|r| draft(r).strategy = 4, "speculation.lockstep", Reason::InvalidField),
         (|r| draft(r).lockstep = Some(v1::Lockstep::default()), "speculation.lockstep", Reason::InvalidField),
@@ -97,13 +109,14 @@ fn placed_requests_are_refused_by_field() {
         let error = Placed::try_from(request).unwrap_err();
         assert_eq!((error.field, error.reason), (*field, *reason), "{error}");
     }
-    // Every rule but the coupled one is refused until it is built.
-    for rule in [Rule::Strict, Rule::Greedy, Rule::Rejection] {
-        let mut request = good();
-        draft(&mut request).rule = v1::Rule::from(rule).into();
-        let error = Placed::try_from(request).unwrap_err();
-        assert_eq!((error.field, error.reason), ("speculation.rule", Reason::NotBuilt));
-    }
+    let mut request = good();
+    draft(&mut request).rule = v1::Rule::Greedy.into();
+    let error = Placed::try_from(request).unwrap_err();
+    assert_eq!(error.field, "speculation.rule", "greedy is for temperature 0: {error}");
+}
+
+fn limits() -> worker::Limits {
+    worker::Limits { max_tokens: 8, stop_ids: vec![2], min_tokens: 0 }
 }
 
 fn sample(request: &mut worker::GenerateRequest) -> &mut v1::SamplingParams {
@@ -152,15 +165,15 @@ fn public_requests_are_refused_by_field() {
         (|r| r.prompt = Some(chat(1, 77)), "chat.messages.role", Reason::InvalidField),
         (|r| r.max_tokens = Some(0), "max_tokens", Reason::InvalidField),
         (|r| r.n = Some(0), "n", Reason::InvalidField),
-        (|r| r.n = Some(2), "n", Reason::NotBuilt),
-        (|r| r.priority = -1, "priority", Reason::NotBuilt),
-        (|r| r.cache_salt = "s".into(), "cache_salt", Reason::NotBuilt),
-        (|r| r.stop = vec!["x".into()], "stop", Reason::NotBuilt),
-        (|r| r.top_logprobs = Some(0), "top_logprobs", Reason::NotBuilt),
-        (|r| r.constraint = Some(Constraint::JsonObject(v1::JsonObject {})), "json_object", Reason::NotBuilt),
-        (|r| r.constraint = Some(Constraint::JsonSchema("{}".into())), "json_schema", Reason::NotBuilt),
-        (|r| r.constraint = Some(Constraint::Regex("a".into())), "regex", Reason::NotBuilt),
-        (|r| r.constraint = Some(Constraint::Grammar("a".into())), "grammar", Reason::NotBuilt),
+        (|r| r.n = Some(129), "n", Reason::InvalidField),
+        (|r| r.cache_salt = "s".repeat(257), "cache_salt", Reason::TooLarge),
+        (|r| r.stop = vec![String::new()], "stop", Reason::InvalidField),
+        (|r| r.stop = vec!["x".into(); 17], "stop", Reason::TooLarge),
+        (|r| r.stop = vec!["x".repeat(1025)], "stop", Reason::TooLarge),
+        (|r| r.stop_token_ids = vec![1; 49], "stop_token_ids", Reason::TooLarge),
+        (|r| r.top_logprobs = Some(21), "top_logprobs", Reason::InvalidField),
+        (|r| r.constraint = Some(Constraint::JsonSchema(String::new())), "json_schema", Reason::InvalidField),
+        (|r| r.constraint = Some(Constraint::Grammar("a".repeat(300_000))), "grammar", Reason::InvalidField),
     ];
     for (broken, field, reason) in table {
         let mut request = good.clone();
@@ -180,7 +193,12 @@ fn answers_are_refused_by_field() {
     use worker::generate_response::Event;
 
     let run = |ids: usize, drafted: usize| {
-        Event::Tokens(worker::Tokens { index: 0, ids: vec![1; ids], drafted: vec![true; drafted] })
+        Event::Tokens(worker::Tokens {
+            index: 0,
+            ids: vec![1; ids],
+            drafted: vec![true; drafted],
+            logprobs: Vec::new(),
+        })
     };
     for (event, field) in [
         (None, "event"),
