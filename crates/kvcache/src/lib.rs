@@ -1,26 +1,32 @@
-//! Pages of the KV cache as bookkeeping: who owns which page, and which pages a sequence still needs.
+//! Pages of the KV cache as bookkeeping: who holds which page, which pages a sequence still needs,
+//! and which hold a prefix that the next sequence may start from.
 //!
 //! ```text
-//! PagePool --reserve--> Reservation --take--> OwnedPage (one sequence's, in a PageTable)
-//! truncate, commit or clear of the table gives pages back to the pool
+//! free --take--> OwnedPage --seal(hash)--> SharedPage --release by the last holder--> cached
+//!   ^                |                         ^                                     |    |
+//!   +-- give back ---+                         +------------ share(hash) ------------+    |
+//!   +------------------- evicted: no free page is left, let go longest ago ---------------+
 //! ```
 //!
-//! A page is 16 positions of every (layer, head) of one [`HeadClass`] on this rank; each class of a
-//! sequence has its own [`PageTable`]. A page is a value that cannot be copied, so using one after
-//! it was given back does not compile.
+//! A page is 16 positions of every (layer, head) of one [`HeadClass`] on this rank; each class has
+//! its own [`PagePool`], and a sequence has one [`PageTable`] per class. Owned and shared pages are
+//! values that cannot be copied, so using one after it was given back, or writing one that is
+//! sealed, does not compile. A sealed page is named by a [`PageHash`] over everything before it.
 //!
-//! Not here: tensors (`model::cache`), bytes in flight (`transport`), sealed pages shared by prefix
-//! (issue 3). Start at [`PageTable`].
+//! Not here: tensors (`model::cache`), bytes in flight (`transport`), which sequence has to give way
+//! (`scheduler`). Start at [`PageTable`].
 #![forbid(unsafe_code)]
 
 mod class;
+mod hit;
 mod page;
 mod pool;
 mod prefix;
 mod table;
 
 pub use class::{ClassId, HeadClass};
+pub use hit::{hit_pages, longest_hit};
 pub use page::{PAGE_POSITIONS, PageId, pages_for};
-pub use pool::{NoPages, OwnedPage, PagePool, Reservation};
+pub use pool::{OwnedPage, PagePool, SharedPage};
 pub use prefix::{PageHash, PrefixChain, PrefixRoot, Scope};
 pub use table::PageTable;

@@ -1,24 +1,76 @@
-use crate::{HeadClass, OwnedPage, PAGE_POSITIONS, PageId, PagePool, Reservation, pages_for};
+use crate::{HeadClass, OwnedPage, PAGE_POSITIONS, PageHash, PageId, PagePool, SharedPage, pages_for};
 
 /// The pages of one sequence for one head class: page index (position / 16) to page.
 ///
-/// A window class has holes: pages that no query can see any more are given back while their
-/// neighbours stay (no ring, so a rollback never finds a page overwritten).
-#[derive(Debug)]
+/// Sealed pages come first, then pages the sequence still writes. A window class has holes: pages
+/// that no query can see any more are given back while their neighbours stay (no ring, so a rollback
+/// never finds a page overwritten).
+///
+/// Every call takes the pool of the class; a table is cleared before it is dropped.
+#[derive(Debug, Default)]
 pub struct PageTable {
-    class: HeadClass,
-    entries: Vec<Option<OwnedPage>>,
+    entries: Vec<Entry>,
+    /// Entries that are not holes.
+    held: u32,
+    /// Pages before this index are sealed or holes.
+    sealed: usize,
     /// Pages before this index were looked at by `commit` already.
     swept: usize,
 }
 
+#[derive(Debug)]
+enum Entry {
+    Hole,
+    Owned(OwnedPage),
+    Shared(SharedPage),
+}
+
+impl Entry {
+    fn page(&self) -> Option<PageId> {
+        match self {
+            Self::Hole => None,
+            Self::Owned(page) => Some(page.id()),
+            Self::Shared(page) => Some(page.id()),
+        }
+    }
+
+    fn give_back(self, pool: &mut PagePool) -> bool {
+        match self {
+            Self::Hole => return false,
+            Self::Owned(page) => pool.give_back(page),
+            Self::Shared(page) => pool.release(page),
+        }
+        true
+    }
+}
+
 impl PageTable {
-    pub fn new(class: HeadClass) -> Self {
-        Self { class, entries: Vec::new(), swept: 0 }
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A table that goes on after the pages of `chain`; `None` when the pool lacks one that is needed
+    /// ([`crate::longest_hit`] says how many it has).
+    pub fn resume(chain: &[PageHash], pool: &mut PagePool) -> Option<Self> {
+        let line = chain.len() as u32 * PAGE_POSITIONS;
+        let mut table = Self { sealed: chain.len(), ..Self::new() };
+        table.swept = (pool.class().reach(line) as usize).min(chain.len());
+        for (hash, index) in chain.iter().zip(0..) {
+            if !pool.class().needs(line, index) {
+                table.entries.push(Entry::Hole);
+            } else if let Some(page) = pool.share(hash) {
+                table.entries.push(Entry::Shared(page));
+                table.held += 1;
+            } else {
+                table.truncate(0, pool);
+                return None;
+            }
+        }
+        Some(table)
     }
 
     /// Most pages a sequence of at most `positions` positions holds at once in this class, when no
-    /// step computes more than `chunk` positions of it.
+    /// step computes more than `chunk` positions of it and `commit` follows every step.
     pub fn worst_case(class: HeadClass, positions: u32, chunk: u32) -> u32 {
         let full = pages_for(positions);
         match class {
@@ -31,61 +83,89 @@ impl PageTable {
     }
 
     /// Pages held now.
-    pub fn held(&self) -> usize {
-        self.entries.iter().flatten().count()
+    pub fn held(&self) -> u32 {
+        self.held
     }
 
-    /// Appends pages until `positions` positions are covered; returns the new ones in order.
-    /// `None` when the reservation does not cover them: the caller planned more than it reserved.
-    pub fn cover(
-        &mut self,
-        positions: u32,
-        pool: &mut PagePool,
-        reservation: &mut Reservation,
-    ) -> Option<Vec<PageId>> {
-        let missing = (pages_for(positions) as usize).saturating_sub(self.entries.len());
-        if missing > reservation.unused() as usize {
+    /// Positions that its pages cover.
+    pub fn covers(&self) -> u32 {
+        self.entries.len() as u32 * PAGE_POSITIONS
+    }
+
+    /// The page of every index; `None` for a hole.
+    pub fn pages(&self) -> impl Iterator<Item = Option<PageId>> {
+        self.entries.iter().map(Entry::page)
+    }
+
+    /// The pages that only this sequence holds and may write.
+    pub fn owned(&self) -> impl Iterator<Item = PageId> {
+        self.entries[self.sealed..].iter().filter_map(Entry::page)
+    }
+
+    /// The sealed pages it holds.
+    pub fn shared(&self) -> impl Iterator<Item = PageId> {
+        self.entries[..self.sealed].iter().filter_map(Entry::page)
+    }
+
+    /// Pages to take so that `positions` positions are covered.
+    pub fn missing(&self, positions: u32) -> u32 {
+        pages_for(positions).saturating_sub(self.entries.len() as u32)
+    }
+
+    /// Appends pages until `positions` positions are covered; returns the new ones in order. `None`,
+    /// and nothing changed, when the pool has not enough of them.
+    pub fn cover(&mut self, positions: u32, pool: &mut PagePool) -> Option<Vec<PageId>> {
+        let missing = self.missing(positions);
+        if missing > pool.available() {
             return None;
         }
-        let mut added = Vec::with_capacity(missing);
+        let mut added = Vec::with_capacity(missing as usize);
         for _ in 0..missing {
-            let page = pool.take(reservation)?;
+            let page = pool.take()?;
             added.push(page.id());
-            self.entries.push(Some(page));
+            self.entries.push(Entry::Owned(page));
+            self.held += 1;
         }
         Some(added)
     }
 
-    /// Gives back all pages beyond `positions` positions (rollback); returns the first page index
-    /// that is gone, or `None` when nothing changed.
-    pub fn truncate(
-        &mut self,
-        positions: u32,
-        pool: &mut PagePool,
-        reservation: &mut Reservation,
-    ) -> Option<u32> {
+    /// Gives back all pages beyond `positions` positions (rollback), the deepest first; returns the
+    /// first page index that is gone, or `None` when nothing changed.
+    pub fn truncate(&mut self, positions: u32, pool: &mut PagePool) -> Option<u32> {
         let keep = pages_for(positions) as usize;
         if keep >= self.entries.len() {
             return None;
         }
-        for page in self.entries.drain(keep..).flatten() {
-            pool.give_back(page, reservation);
+        for entry in self.entries.drain(keep..).rev() {
+            self.held -= u32::from(entry.give_back(pool));
         }
-        self.swept = self.swept.min(keep);
+        (self.sealed, self.swept) = (self.sealed.min(keep), self.swept.min(keep));
         Some(keep as u32)
     }
 
-    /// Gives back the pages that no query at `committed` or later sees; returns their page indices.
-    /// Only this frees window pages: positions before `committed` are never rolled back.
-    pub fn commit(&mut self, committed: u32, pool: &mut PagePool, reservation: &mut Reservation) -> Vec<u32> {
-        let HeadClass::Window { sink, recent } = self.class else { return Vec::new() };
-        let first = pages_for(sink) as usize;
-        let end = (committed.saturating_sub(recent) / PAGE_POSITIONS) as usize;
-        let end = end.min(self.entries.len());
+    /// Seals the pages of `chain`: all their positions are computed and never written again.
+    pub fn seal(&mut self, chain: &[PageHash], pool: &mut PagePool) {
+        let end = chain.len().min(self.entries.len());
+        for index in self.sealed..end {
+            self.entries[index] = match std::mem::replace(&mut self.entries[index], Entry::Hole) {
+                Entry::Owned(page) => Entry::Shared(pool.seal(page, chain[index])),
+                other => other,
+            };
+        }
+        self.sealed = self.sealed.max(end);
+    }
+
+    /// Gives back the pages that no query at `line` or later sees; returns their page indices. Only
+    /// this frees window pages: positions before `line` are never rolled back.
+    pub fn commit(&mut self, line: u32, pool: &mut PagePool) -> Vec<u32> {
+        let class = pool.class();
+        let end = (class.reach(line) as usize).min(self.entries.len());
         let mut dropped = Vec::new();
-        for index in self.swept.max(first)..end {
-            if let Some(page) = self.entries[index].take() {
-                pool.give_back(page, reservation);
+        for index in self.swept..end {
+            if !class.needs(line, index as u32)
+                && std::mem::replace(&mut self.entries[index], Entry::Hole).give_back(pool)
+            {
+                self.held -= 1;
                 dropped.push(index as u32);
             }
         }
@@ -95,72 +175,4 @@ impl PageTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const WINDOW: HeadClass = HeadClass::Window { sink: 20, recent: 40 };
-
-    #[test]
-    fn a_full_table_grows_and_rolls_back_by_whole_pages() {
-        let mut pool = PagePool::new(8);
-        let mut reservation = pool.reserve(8).unwrap();
-        let mut table = PageTable::new(HeadClass::Full);
-        assert_eq!(table.cover(17, &mut pool, &mut reservation).unwrap(), [PageId(0), PageId(1)]);
-        assert_eq!(table.cover(32, &mut pool, &mut reservation).unwrap(), []);
-        assert_eq!(table.truncate(17, &mut pool, &mut reservation), None);
-        assert_eq!(table.truncate(16, &mut pool, &mut reservation), Some(1));
-        assert_eq!(table.held(), 1);
-        assert!(table.commit(16, &mut pool, &mut reservation).is_empty());
-        assert_eq!(table.cover(1000, &mut pool, &mut reservation), None, "more than was reserved");
-    }
-
-    #[test]
-    fn a_window_keeps_sink_and_recent_pages() {
-        let mut pool = PagePool::new(64);
-        let mut reservation = pool.reserve(64).unwrap();
-        let mut table = PageTable::new(WINDOW);
-        table.cover(160, &mut pool, &mut reservation).unwrap();
-        // Positions below 160 - 40 = 120 are out of sight: pages 2..7 (32..112); 0 and 1 hold the sink.
-        assert_eq!(table.commit(160, &mut pool, &mut reservation), [2, 3, 4, 5, 6]);
-        assert_eq!(table.held(), 5);
-        assert!(table.commit(160, &mut pool, &mut reservation).is_empty());
-    }
-
-    proptest! {
-        /// Whatever is done, no page is lost or doubled, everything a later query sees is still
-        /// there, and the worst case holds.
-        #[test]
-        fn pages_are_conserved_and_visible_keys_are_kept(
-            steps in prop::collection::vec((1u32..33, 0u32..6), 1..60),
-            full: bool,
-        ) {
-            let class = if full { HeadClass::Full } else { WINDOW };
-            let longest = 60 * 40;
-            let mut pool = PagePool::new(400);
-            let mut reservation = pool.reserve(PageTable::worst_case(class, longest, 40)).unwrap();
-            let promised = reservation.unused();
-            let mut table = PageTable::new(class);
-            let mut committed = 0u32;
-            for (grow, drafts) in steps {
-                table.cover(committed + grow + drafts, &mut pool, &mut reservation).unwrap();
-                prop_assert_eq!(table.held() as u32 + reservation.unused(), promised);
-                committed += grow;
-                table.truncate(committed, &mut pool, &mut reservation);
-                table.commit(committed, &mut pool, &mut reservation);
-                for key in 0..committed {
-                    if class.sees(committed, key) {
-                        prop_assert!(table.entries[(key / PAGE_POSITIONS) as usize].is_some());
-                    }
-                }
-            }
-            let mut ids: Vec<_> = table.entries.iter().flatten().map(|p| p.id()).collect();
-            ids.sort();
-            ids.dedup();
-            prop_assert_eq!(ids.len(), table.held());
-            table.truncate(0, &mut pool, &mut reservation);
-            pool.release(reservation);
-            prop_assert_eq!(pool.available(), 400);
-        }
-    }
-}
+mod tests;
