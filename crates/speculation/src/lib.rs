@@ -9,16 +9,23 @@
 //! Both sides name what lies before a frame by a [`PrefixHashes`] value, so lost, late, doubled or
 //! reordered frames are harmless.
 //!
-//! Not here: who computes drafts (`engine`), trees and model-free drafts (issue 5). Start at
-//! [`Tail`] and [`Session`], then [`verify`].
+//! How much to draft and to verify is decided from measurements ([`StepCost`], [`Acceptance`],
+//! [`window`]); a caller's guess of the output is one more source of drafts ([`Prediction`]).
+//!
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`), trees and
+//! n-gram drafts (issue 5). Start at [`Tail`] and [`Session`], then [`verify`].
 #![forbid(unsafe_code)]
 
+mod adapt;
 mod pearl;
+mod prediction;
 mod prefix;
 mod tail;
 mod verify;
 
+pub use adapt::{Acceptance, StepCost};
 pub use pearl::{Reaction, Session, Timing, window};
+pub use prediction::Prediction;
 pub use prefix::PrefixHashes;
-pub use tail::{Drafts, Dropped, Tail};
-pub use verify::{NotBuilt, Verdict, verify};
+pub use tail::{Drafts, Dropped, Drops, Tail};
+pub use verify::{Verdict, verify};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use request::TokenId;
 
-use crate::{Drafts, PrefixHashes};
+use crate::{Acceptance, Drafts, PrefixHashes};
 
 /// One target sequence as its drafter sees it. The tokens themselves live in the drafter's engine
 /// (`known` in the calls); this decides what a commit does to them and how far to run ahead.
@@ -94,7 +94,7 @@ impl Session {
     pub fn frame(&self, known: &[TokenId]) -> Option<Drafts> {
         let ids = known.get(self.committed as usize..)?.to_vec();
         let prefix_hash = self.hashes.at(self.committed)?;
-        (!ids.is_empty()).then_some(Drafts { at: self.committed, prefix_hash, ids })
+        (!ids.is_empty()).then_some(Drafts { at: self.committed, prefix_hash, ids, q: Vec::new() })
     }
 }
 
@@ -108,11 +108,13 @@ pub struct Timing {
 
 /// How far past the last commit known a free-running drafter should be: enough that drafts for the
 /// next step have arrived when the target gets there, `ceil((2 t_target + round trip) / t_draft) + 2`
-/// (algorithms.md 1.4; with only t_target / t_draft the gain falls from 3.1 to 2.5 at c = 5).
-pub fn window(timing: Timing, longest: u32) -> u32 {
+/// (algorithms.md 1.4; with only t_target / t_draft the gain falls from 3.1 to 2.5 at c = 5), and not
+/// beyond the depth at which its drafts are rarely reached.
+pub fn window(timing: Timing, acceptance: &Acceptance, longest: u32) -> u32 {
     let ahead = (2 * timing.target_step + timing.round_trip).as_nanos();
     let tokens = ahead.div_ceil(timing.draft_step.as_nanos().max(1));
-    u32::try_from(tokens + 2).unwrap_or(u32::MAX).clamp(1, longest.max(1))
+    let covered = u32::try_from(tokens + 2).unwrap_or(u32::MAX);
+    covered.min(acceptance.useful_depth()).clamp(1, longest.max(1))
 }
 
 #[cfg(test)]
@@ -169,12 +171,12 @@ mod tests {
         let (mut session, known) = running();
         assert_eq!(
             session.frame(&known),
-            Some(Drafts { at: 3, prefix_hash: hash(&[1, 2, 3]), ids: ids(&[4, 5]) })
+            Some(Drafts { at: 3, prefix_hash: hash(&[1, 2, 3]), ids: ids(&[4, 5]), q: vec![] })
         );
         session.commit(&known, 3, hash(&[1, 2, 3]), &ids(&[4]));
         assert_eq!(
             session.frame(&known),
-            Some(Drafts { at: 4, prefix_hash: hash(&[1, 2, 3, 4]), ids: ids(&[5]) })
+            Some(Drafts { at: 4, prefix_hash: hash(&[1, 2, 3, 4]), ids: ids(&[5]), q: vec![] })
         );
         session.commit(&known, 4, hash(&[1, 2, 3, 4]), &ids(&[5]));
         assert_eq!(session.frame(&known), None);
@@ -184,8 +186,15 @@ mod tests {
     fn the_window_covers_two_target_steps_and_the_round_trip() {
         let ms = Duration::from_millis;
         let timing = Timing { target_step: ms(50), draft_step: ms(10), round_trip: ms(5) };
-        assert_eq!(window(timing, 64), 13);
-        assert_eq!(window(timing, 8), 8);
-        assert_eq!(window(Timing { draft_step: Duration::ZERO, ..timing }, 64), 64);
+        let mut sure = Acceptance::default();
+        let mut wrong = Acceptance::default();
+        for _ in 0..300 {
+            sure.record(1, 1);
+            wrong.record(1, 0);
+        }
+        assert_eq!(window(timing, &sure, 64), 13);
+        assert_eq!(window(timing, &sure, 8), 8);
+        assert_eq!(window(Timing { draft_step: Duration::ZERO, ..timing }, &sure, 64), 64);
+        assert_eq!(window(timing, &wrong, 64), 1, "what is never accepted is not drafted ahead");
     }
 }

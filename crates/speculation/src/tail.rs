@@ -1,16 +1,19 @@
 //! The target's side: drafts that arrived and fit.
 
 use request::TokenId;
+use sampling::Distribution;
 
 use crate::PrefixHashes;
 
 /// A frame of draft tokens: `ids[0]` is for position `at`; `prefix_hash` names all tokens before it,
 /// the drafter's unconfirmed ones included.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Drafts {
     pub at: u32,
     pub prefix_hash: u64,
     pub ids: Vec<TokenId>,
+    /// What each id was drawn from (rejection rule): one per id, or none.
+    pub q: Vec<Distribution>,
 }
 
 /// Why a frame (or the rest of it) was not taken. None of these is an error: the next step is a
@@ -29,6 +32,29 @@ pub enum Dropped {
     Vocabulary,
 }
 
+/// Draft tokens that were not taken, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    pub gap: u32,
+    pub prefix: u32,
+    pub stale: u32,
+    pub late: u32,
+    pub vocabulary: u32,
+}
+
+impl Drops {
+    pub fn count(&mut self, reason: Dropped, tokens: usize) {
+        let counter = match reason {
+            Dropped::Gap => &mut self.gap,
+            Dropped::Prefix => &mut self.prefix,
+            Dropped::Stale => &mut self.stale,
+            Dropped::Late => &mut self.late,
+            Dropped::Vocabulary => &mut self.vocabulary,
+        };
+        *counter = counter.saturating_add(u32::try_from(tokens).unwrap_or(u32::MAX));
+    }
+}
+
 /// Committed tokens and the drafts pending after them, as seen by the target.
 #[derive(Clone, Debug)]
 pub struct Tail {
@@ -36,6 +62,8 @@ pub struct Tail {
     hashes: PrefixHashes,
     committed: u32,
     pending: Vec<TokenId>,
+    /// One per pending draft; `None` when its drafter sent none.
+    laws: Vec<Option<Distribution>>,
     vocab_size: u32,
     longest: usize,
 }
@@ -47,6 +75,7 @@ impl Tail {
             hashes: PrefixHashes::new(known),
             committed: known.len() as u32,
             pending: Vec::new(),
+            laws: Vec::new(),
             vocab_size,
             longest,
         }
@@ -55,6 +84,11 @@ impl Tail {
     /// Drafts for the places right after the committed tokens.
     pub fn pending(&self) -> &[TokenId] {
         &self.pending
+    }
+
+    /// What the pending draft at this depth was drawn from.
+    pub fn law(&self, depth: usize) -> Option<&Distribution> {
+        self.laws.get(depth)?.as_ref()
     }
 
     /// Hash of the committed tokens.
@@ -92,6 +126,10 @@ impl Tail {
         self.pending.truncate(kept);
         let room = self.longest.saturating_sub(kept);
         self.pending.extend(fresh.iter().take(room));
+        self.laws.truncate(kept);
+        // Laws for some ids only would be laws of nobody knows which.
+        let laws = if drafts.q.len() == drafts.ids.len() { &drafts.q[shared..] } else { &[] };
+        self.laws.extend((0..fresh.len().min(room)).map(|i| laws.get(i).cloned()));
         self.hashes.truncate(self.committed + kept as u32);
         self.hashes.extend(&self.pending[kept..]);
         Ok(fresh.len().min(room))
@@ -103,7 +141,9 @@ impl Tail {
         let same = self.pending.iter().zip(ids).take_while(|(draft, id)| draft == id).count();
         let agrees = same == ids.len().min(self.pending.len());
         let dropped = if agrees { 0 } else { self.pending.len() - same };
-        self.pending.drain(..if agrees { same } else { self.pending.len() });
+        let gone = if agrees { same } else { self.pending.len() };
+        self.pending.drain(..gone);
+        self.laws.drain(..gone);
         self.hashes.truncate(self.committed + same as u32);
         self.hashes.extend(&ids[same..]);
         self.committed += ids.len() as u32;
@@ -111,6 +151,7 @@ impl Tail {
             self.hashes.extend(&self.pending);
         } else {
             self.pending.clear();
+            self.laws.clear();
         }
         dropped
     }
@@ -118,6 +159,7 @@ impl Tail {
     /// Forgets pending drafts (the drafter is gone or another one took over).
     pub fn clear(&mut self) -> usize {
         self.hashes.truncate(self.committed);
+        self.laws.clear();
         std::mem::take(&mut self.pending).len()
     }
 }
@@ -132,7 +174,8 @@ mod tests {
     }
 
     fn frame(past: &[u32], drafts: &[u32]) -> Drafts {
-        Drafts { at: past.len() as u32, prefix_hash: PrefixHashes::new(&ids(past)).last(), ids: ids(drafts) }
+        let prefix_hash = PrefixHashes::new(&ids(past)).last();
+        Drafts { at: past.len() as u32, prefix_hash, ids: ids(drafts), q: Vec::new() }
     }
 
     /// One committed sequence 1 2 3 with 4 5 pending, against every kind of frame.
@@ -194,9 +237,16 @@ mod tests {
                     let all = [committed.clone(), tail.pending().to_vec()].concat();
                     let at = (at as usize).min(all.len());
                     let hash = PrefixHashes::new(&all[..at]).last();
-                    let _ = tail.offer(&committed, &Drafts { at: at as u32, prefix_hash: hash, ids: ids(&raw) });
+                    // Each draft's law names the draft alone, so a law in the wrong place is seen.
+                    let q = raw.iter().map(|id| Distribution::new(vec![(TokenId(*id), 1.0)]).unwrap()).collect();
+                    let frame = Drafts { at: at as u32, prefix_hash: hash, ids: ids(&raw), q };
+                    let _ = tail.offer(&committed, &frame);
                 }
                 prop_assert!(tail.pending().len() <= 5);
+                prop_assert_eq!(tail.laws.len(), tail.pending().len());
+                for (depth, id) in tail.pending().iter().enumerate() {
+                    prop_assert_eq!(tail.law(depth).map(|q| q.entries()[0].0), Some(*id));
+                }
                 let all = [committed.clone(), tail.pending().to_vec()].concat();
                 prop_assert_eq!(&tail.hashes, &PrefixHashes::new(&all));
             }
