@@ -51,7 +51,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
         tokenizer.prompt(&args.prompt, false)?
     } else {
         let template = ChatTemplate::from_gguf(&header).context("no usable chat template: pass --raw")?;
-        tokenizer.encode(&template.render(&[Message::new("user", args.prompt.as_str())])?, true)?
+        tokenizer.encode(&template.render(&vec![Message::new("user", args.prompt.as_str())].into())?, true)?
     };
     let max_tokens = args.sampling.max_tokens.unwrap_or(MAX_TOKENS);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -5,8 +5,8 @@
 //! tokenizers are refused by name.
 //!
 //! Not here: stop strings and the OpenAI shapes of messages (`coordinator`), anything about logits.
-//! Start at [`Tokenizer`]; a chat goes [`ChatTemplate::render`], then [`Tokenizer::encode`] with
-//! control tokens allowed, and the answer's ids go through a [`Detokenizer`].
+//! Start at [`Tokenizer`]; a conversation goes through [`Chat::tokens`], the answer's ids through a
+//! [`Detokenizer`], and where tools were offered its text through a [`CallParser`].
 #![forbid(unsafe_code)]
 
 mod byte_level;
@@ -19,7 +19,7 @@ mod tiny;
 mod tokenizer;
 mod vocabulary;
 
-pub use chat::Message;
+pub use chat::{CallParser, Chat, ChatError, Conversation, Heard, Message, Tool, ToolCall, ToolSyntax};
 pub use detokenizer::Detokenizer;
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{EncodeError, Tokenizer};

@@ -10,7 +10,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use crate::Message;
+use crate::Conversation;
+use crate::chat::ToolUse;
 
 /// A model's chat template (`tokenizer.chat_template`): a conversation to one prompt.
 ///
@@ -22,6 +23,7 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     bos: Option<String>,
     eos: Option<String>,
+    tools: ToolUse,
 }
 
 /// Why there is no template, or no prompt.
@@ -84,24 +86,33 @@ impl ChatTemplate {
         env.add_function("raise_exception", raise_exception);
         env.add_template_owned(NAME, source.to_owned())
             .map_err(|error| TemplateError::Syntax(describe(&error)))?;
-        Ok(Self { env, bos, eos })
+        Ok(Self { env, bos, eos, tools: ToolUse::of(source) })
+    }
+
+    /// How the template writes tools, if it does.
+    pub(crate) fn tools(&self) -> ToolUse {
+        self.tools
     }
 
     /// The prompt of a conversation. `strftime_now` is the present, in UTC.
-    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
-        self.render_at(messages, SystemTime::now())
+    ///
+    /// A text that spells a control token is not told from the template's own; [`crate::Chat`] does.
+    pub fn render(&self, conversation: &Conversation) -> Result<String, TemplateError> {
+        self.render_at(conversation, SystemTime::now())
     }
 
     /// [`Self::render`] with a given present.
-    pub fn render_at(&self, messages: &[Message], now: SystemTime) -> Result<String, TemplateError> {
+    pub fn render_at(&self, conversation: &Conversation, now: SystemTime) -> Result<String, TemplateError> {
+        let Conversation { messages, tools } = conversation;
         if messages.is_empty() {
             return Err(TemplateError::NoMessages);
         }
         let none = || Value::from(());
+        let tools = if tools.is_empty() { none() } else { Value::from(Serde(tools)) };
         let mut context = vec![
             ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", Value::from(true)),
-            ("tools", none()),
+            ("tools", tools),
             ("documents", none()),
             ("strftime_now", Value::from_function(move |format: &str| strftime(format, now))),
         ];
@@ -177,6 +188,16 @@ fn to_json(value: Value, kwargs: Kwargs) -> Result<Value, Error> {
     written.map_err(|error| bad(&error))?;
     // Marked safe: no further escaping.
     Ok(Value::from_safe_string(String::from_utf8(out).map_err(|error| bad(&error))?))
+}
+
+/// `json.dumps(value, ensure_ascii=False)` of what has string keys and finite numbers, so that it
+/// cannot fail.
+pub(crate) fn python_json(value: &impl Serialize) -> String {
+    let mut out = Vec::new();
+    match value.serialize(&mut Serializer::with_formatter(&mut out, PythonFormatter)) {
+        Ok(()) => String::from_utf8(out).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
 }
 
 /// One line with `", "` and `": "`, as Python's json writes it.

@@ -9,7 +9,7 @@ use gguf::Header;
 use proptest::prelude::*;
 use request::{TokenId, Tokens};
 use serde_json::Value;
-use text::{ChatTemplate, Message, Tokenizer};
+use text::{Chat, ChatTemplate, Message, Tokenizer};
 
 /// A model's header; `None`, said aloud, when the file is not there.
 fn header(model: &str) -> Option<Header> {
@@ -51,7 +51,20 @@ fn encodings_and_prompts_are_the_references() {
         for case in golden["prompts"].as_array().unwrap() {
             let messages: Vec<(String, String)> = serde_json::from_value(case["messages"].clone()).unwrap();
             let messages: Vec<Message> = messages.into_iter().map(|(r, c)| Message::new(r, c)).collect();
-            assert_eq!(template.render(&messages).unwrap(), case["prompt"].as_str().unwrap(), "{model}");
+            assert_eq!(
+                template.render(&messages.into()).unwrap(),
+                case["prompt"].as_str().unwrap(),
+                "{model}"
+            );
+        }
+        // Through the fence too, each text of the golden encodings as a message.
+        let chat = Chat::new(ChatTemplate::from_gguf(&header).unwrap(), &tokenizer).unwrap();
+        assert_eq!(chat.knows_tools(), model.starts_with("coder"));
+        for case in encodings.iter().map(|case| case["text"].as_str().unwrap()).filter(|t| !t.contains("<|"))
+        {
+            let conversation = vec![Message::new("user", case), Message::new("assistant", case)].into();
+            let whole = tokenizer.encode(&template.render(&conversation).unwrap(), true).unwrap();
+            assert_eq!(chat.tokens(&conversation, &tokenizer).unwrap(), whole, "{model}: {case:?}");
         }
     }
 }
@@ -65,7 +78,10 @@ fn chat_markers_are_single_tokens_and_stop() {
     ] {
         let Some(header) = header(model) else { continue };
         let tokenizer = Tokenizer::from_gguf(&header).unwrap();
-        let prompt = ChatTemplate::from_gguf(&header).unwrap().render(&[Message::new("user", "Hi")]).unwrap();
+        let prompt = ChatTemplate::from_gguf(&header)
+            .unwrap()
+            .render(&vec![Message::new("user", "Hi")].into())
+            .unwrap();
         assert!(prompt.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{prompt}");
         let ids = tokenizer.encode(&prompt, true).unwrap().to_ids();
         assert_eq!(ids.iter().filter(|id| **id == start).count(), 3, "system, user, assistant");

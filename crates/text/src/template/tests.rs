@@ -3,11 +3,12 @@ use std::time::Duration;
 use gguf::Value as Meta;
 
 use super::*;
+use crate::Message;
 use crate::tiny::Tiny;
 
 fn render(source: &str) -> Result<String, TemplateError> {
     let template = ChatTemplate::new(source, Some("<s>".into()), Some("</s>".into()))?;
-    let messages = [Message::new("system", "Be <brief> & \"good\"."), Message::new("user", "Hi")];
+    let messages = vec![Message::new("system", "Be <brief> & \"good\"."), Message::new("user", "Hi")].into();
     // 2024-02-29 12:34:56 UTC
     template.render_at(&messages, SystemTime::UNIX_EPOCH + Duration::from_secs(1_709_210_096))
 }
@@ -52,14 +53,14 @@ fn templates_run_as_hugging_face_runs_them() {
 #[test]
 fn tokens_the_model_does_not_have_are_undefined() {
     let template = ChatTemplate::new("{{ bos_token }}{{ bos_token is defined }}", None, None).unwrap();
-    assert_eq!(template.render(&[Message::new("user", "x")]).unwrap(), "False");
+    assert_eq!(template.render(&vec![Message::new("user", "x")].into()).unwrap(), "False");
 }
 
 #[test]
 fn faults_are_told_apart() {
     let template = ChatTemplate::new("x", None, None).unwrap();
     for (result, request_fault, says) in [
-        (template.render(&[]), true, "messages: is empty"),
+        (template.render(&Conversation::default()), true, "messages: is empty"),
         (render("{{ raise_exception('Roles must alternate') }}"), true, "refuses them: Roles must alternate"),
         (
             render(
@@ -101,7 +102,7 @@ fn a_long_conversation_has_fuel_to_spare() {
     let many = vec![Message::new("user", "short"); 100_000];
     let large = vec![Message::new("user", "x".repeat(1 << 20)); 16];
     for messages in [many, large] {
-        assert!(template.render(&messages).unwrap().len() > 1_000_000);
+        assert!(template.render(&messages.into()).unwrap().len() > 1_000_000);
     }
 }
 
@@ -110,7 +111,7 @@ fn a_file_gives_its_template_and_its_tokens() {
     let key = "tokenizer.chat_template";
     let with = |value| ChatTemplate::from_gguf(&Tiny::new().set(key, value).header());
     let template = with(Some(Meta::Str("{{ bos_token }}|{{ eos_token }}".into()))).unwrap();
-    assert_eq!(template.render(&[Message::new("user", "x")]).unwrap(), "<|endoftext|>|<|im_end|>");
+    assert_eq!(template.render(&vec![Message::new("user", "x")].into()).unwrap(), "<|endoftext|>|<|im_end|>");
     assert!(matches!(with(None), Err(TemplateError::Missing)));
     assert!(matches!(with(Some(Meta::U32(1))), Err(TemplateError::Gguf(_))));
 }
