@@ -1,7 +1,7 @@
 //! Text to tokens and back: tokenizer, chat template, streaming detokenizer.
 //!
-//! Everything comes from the metadata of a model's GGUF file; there is no second file to fetch or
-//! to disagree with. Byte-level BPE only (GPT-2's family: SmolLM2, Qwen2.5, Llama 3); other
+//! Everything comes from the model itself: the metadata of its GGUF file, or the JSON files of its
+//! Hugging Face folder. Byte-level BPE only (GPT-2's family: SmolLM2, Qwen 2.5 and 3, Llama 3); other
 //! tokenizers are refused by name.
 //!
 //! Not here: stop strings and the OpenAI shapes of messages (`coordinator`), anything about logits.
@@ -12,6 +12,7 @@
 mod byte_level;
 mod chat;
 mod detokenizer;
+mod folder;
 mod pre_tokenizer;
 mod template;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod vocabulary;
 
 pub use chat::{CallParser, Chat, ChatError, Conversation, Heard, Message, Tool, ToolCall, ToolSyntax};
 pub use detokenizer::Detokenizer;
+pub use folder::FolderError;
 pub use template::{ChatTemplate, TemplateError};
 pub use tokenizer::{EncodeError, Tokenizer};
 pub use vocabulary::{TokenKind, TokenizerError, Vocabulary};

@@ -30,11 +30,13 @@ pub struct ChatTemplate {
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     #[error(
-        "the model file has no chat template (tokenizer.chat_template): send a text prompt instead of messages"
+        "the model has no chat template (tokenizer.chat_template): send a text prompt instead of messages"
     )]
     Missing,
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
+    #[error(transparent)]
+    Folder(#[from] crate::FolderError),
     #[error("the model's chat template is not understood: {0}")]
     Syntax(String),
     #[error("messages: is empty; send at least one")]

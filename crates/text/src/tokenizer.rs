@@ -1,13 +1,15 @@
+mod folder;
+mod header;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use gguf::{Header, Metadata};
 use request::TokenId;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::NFC;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
-use crate::pre_tokenizer::PreTokenizer;
 use crate::vocabulary::{TOKENS, TokenKind, invalid};
 use crate::{Detokenizer, TokenizerError, Vocabulary};
 
@@ -40,12 +42,6 @@ pub enum EncodeError {
     Failed(String),
 }
 
-const MERGES: &str = "tokenizer.ggml.merges";
-const BOS: &str = "tokenizer.ggml.bos_token_id";
-const EOS: &str = "tokenizer.ggml.eos_token_id";
-const EOT: &str = "tokenizer.ggml.eot_token_id";
-const EOM: &str = "tokenizer.ggml.eom_token_id";
-
 /// Control tokens that end an answer wherever they exist: files often name only one of them.
 const END_OF_TURN: [&str; 7] = [
     "<|im_end|>",
@@ -66,27 +62,9 @@ const NO_TOKEN: (&str, u32) = ("\0", u32::MAX);
 const MOST_WHITESPACE: usize = 100_000;
 
 impl Tokenizer {
-    /// Builds the tokenizer that the file describes.
-    pub fn from_gguf(header: &Header) -> Result<Self, TokenizerError> {
-        let meta = &header.metadata;
-        let unsupported = |key, found: &str, supported: &str| TokenizerError::Unsupported {
-            key,
-            found: found.to_owned(),
-            supported: supported.to_owned(),
-        };
-        let model = meta.str("tokenizer.ggml.model")?;
-        if model != "gpt2" {
-            return Err(unsupported("tokenizer.ggml.model", model, "gpt2 (byte-level BPE)"));
-        }
-        let pre_name = meta.str("tokenizer.ggml.pre")?;
-        let pre = PreTokenizer::named(pre_name)
-            .ok_or_else(|| unsupported("tokenizer.ggml.pre", pre_name, &PreTokenizer::supported()))?;
-
-        let vocabulary = Vocabulary::from_gguf(header)?;
-        let words = words(meta, pre, &vocabulary)?;
-        let special = |key| special_id(meta, &vocabulary, key);
-        let (bos, eos) = (special(BOS)?, special(EOS)?);
-        let mut stop_ids: Vec<TokenId> = [eos, special(EOT)?, special(EOM)?].into_iter().flatten().collect();
+    /// Puts a tokenizer together; `merges` names where they are from, for errors.
+    fn assemble(parts: Parts, merges: &'static str) -> Result<Self, TokenizerError> {
+        let Parts { vocabulary, cutting, bos, eos, add_bos, mut stop_ids } = parts;
         stop_ids.extend(
             vocabulary
                 .iter()
@@ -98,10 +76,7 @@ impl Tokenizer {
         if stop_ids.is_empty() {
             return Err(TokenizerError::NoStop);
         }
-        let add_bos = meta.optional("tokenizer.ggml.add_bos_token", Metadata::bool)?.unwrap_or(pre.add_bos);
-        if add_bos && bos.is_none() {
-            return Err(invalid(BOS, "is missing, but tokenizer.ggml.add_bos_token asks for it"));
-        }
+        let words = words(cutting, &vocabulary, merges)?;
         Ok(Self {
             all_added: Added::new(&vocabulary, &[TokenKind::Control, TokenKind::UserDefined])?,
             user_defined: Added::new(&vocabulary, &[TokenKind::UserDefined])?,
@@ -236,11 +211,32 @@ impl Added {
     }
 }
 
+/// What a model's files say of its tokenizer.
+struct Parts {
+    vocabulary: Vocabulary,
+    cutting: Cutting,
+    bos: Option<TokenId>,
+    eos: Option<TokenId>,
+    add_bos: bool,
+    /// Those that the files name.
+    stop_ids: Vec<TokenId>,
+}
+
+/// How text becomes words, and words tokens.
+struct Cutting {
+    normalizer: Option<NormalizerWrapper>,
+    pre: PreTokenizerWrapper,
+    /// Best first.
+    merges: Vec<(String, String)>,
+    /// A word that is a token is taken whole, whatever the merges say.
+    ignore_merges: bool,
+}
+
 /// Cutting and merging; knows normal tokens only.
 fn words(
-    meta: &Metadata,
-    pre: &PreTokenizer,
+    cutting: Cutting,
     vocabulary: &Vocabulary,
+    key: &'static str,
 ) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let mut ids = HashMap::new();
     for (id, token, kind) in vocabulary.iter() {
@@ -250,55 +246,32 @@ fn words(
             return Err(invalid(TOKENS, format!("{token:?} is both token {first} and token {id}")));
         }
     }
-    let merges = merges(meta, &ids)?;
+    // Checked here: `BPE::builder` panics on some bad merges.
+    for (index, (a, b)) in cutting.merges.iter().enumerate() {
+        let joined = format!("{a}{b}");
+        if let Some(token) = [a, b, &joined].into_iter().find(|token| !ids.contains_key(token.as_str())) {
+            return Err(invalid(key, format!("merge {index} needs {token:?}, which is not in {TOKENS}")));
+        }
+    }
     let ids = ids.into_iter().map(|(token, id)| (token.to_owned(), id)).chain([no_token()]);
     let build = || -> tokenizers::Result<tokenizers::Tokenizer> {
         let bpe = BPE::builder()
-            .vocab_and_merges(ids.collect::<Vocab>(), merges)
+            .vocab_and_merges(ids.collect::<Vocab>(), cutting.merges)
             .unk_token(NO_TOKEN.0.to_owned())
-            .ignore_merges(pre.ignore_merges)
+            .ignore_merges(cutting.ignore_merges)
             .build()?;
         let mut words = tokenizers::Tokenizer::new(bpe);
-        words.with_pre_tokenizer(Some(pre.build()?));
-        if pre.nfc {
-            words.with_normalizer(Some(NFC))?;
+        words.with_pre_tokenizer(Some(cutting.pre));
+        if let Some(normalizer) = cutting.normalizer {
+            words.with_normalizer(Some(normalizer))?;
         }
         Ok(words)
     };
-    build().map_err(|error| invalid(MERGES, error.to_string()))
+    build().map_err(|error| invalid(key, error.to_string()))
 }
 
 fn no_token() -> (String, u32) {
     (NO_TOKEN.0.to_owned(), NO_TOKEN.1)
-}
-
-/// The pairs to merge, best first. Checked here: `BPE::builder` panics on some bad merges.
-fn merges(meta: &Metadata, ids: &HashMap<&str, u32>) -> Result<Vec<(String, String)>, TokenizerError> {
-    let pair = |(index, merge): (usize, &String)| {
-        let (a, b) = merge
-            .split_once(' ')
-            .ok_or_else(|| invalid(MERGES, format!("merge {index}, {merge:?}, is not two tokens")))?;
-        let joined = format!("{a}{b}");
-        match [a, b, &joined].into_iter().find(|token| !ids.contains_key(*token)) {
-            None => Ok((a.to_owned(), b.to_owned())),
-            Some(token) => {
-                Err(invalid(MERGES, format!("merge {index} needs {token:?}, which is not in {TOKENS}")))
-            }
-        }
-    };
-    meta.strs(MERGES)?.iter().enumerate().map(pair).collect()
-}
-
-fn special_id(
-    meta: &Metadata,
-    vocabulary: &Vocabulary,
-    key: &'static str,
-) -> Result<Option<TokenId>, TokenizerError> {
-    let Some(id) = meta.optional(key, Metadata::u32)?.map(TokenId) else { return Ok(None) };
-    if vocabulary.token(id).is_none() {
-        return Err(invalid(key, format!("is {id}, outside the vocabulary")));
-    }
-    Ok(Some(id))
 }
 
 fn longest_whitespace(text: &str) -> usize {

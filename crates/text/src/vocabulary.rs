@@ -36,12 +36,15 @@ pub enum TokenKind {
 pub enum TokenizerError {
     #[error(transparent)]
     Gguf(#[from] gguf::Error),
+    #[error(transparent)]
+    Folder(#[from] crate::FolderError),
     #[error("{key} is {found:?}, which is not built; supported: {supported}")]
     Unsupported { key: &'static str, found: String, supported: String },
     #[error("{key}: {why}; download the file again (`paceline models pull`)")]
     Invalid { key: &'static str, why: String },
     #[error(
-        "the file names no token that ends an answer (tokenizer.ggml.eos_token_id): answers would never end"
+        "the model names no token that ends an answer (tokenizer.ggml.eos_token_id; in a folder eos_token_id of \
+         generation_config.json): answers would never end"
     )]
     NoStop,
 }
@@ -57,7 +60,11 @@ impl Vocabulary {
             return Err(invalid(TOKENS, "is empty"));
         }
         let kinds = kinds(meta, &tokens)?;
+        Ok(Self::new(tokens, kinds))
+    }
 
+    /// `kinds` has an entry for each of `tokens`.
+    pub(crate) fn new(tokens: Vec<String>, kinds: Vec<TokenKind>) -> Self {
         let to_bytes = ToBytes::new();
         let mut bytes = Vec::new();
         let mut ends = Vec::with_capacity(tokens.len());
@@ -71,7 +78,7 @@ impl Vocabulary {
         }
         let len = kinds.iter().rposition(|kind| *kind != TokenKind::Unused).map_or(0, |last| last + 1);
         let hash = hash(&tokens[..len]);
-        Ok(Self { tokens, kinds, bytes, ends, len, hash })
+        Self { tokens, kinds, bytes, ends, len, hash }
     }
 
     /// Tokens, the padding at the end left out. A model's logits may be wider.
