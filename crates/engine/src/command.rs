@@ -1,8 +1,10 @@
-use request::{Request, Sampling, TokenId};
+use std::time::Duration;
+
+use request::{Adjustments, Limits, Request, Rule, Sampling, TokenId};
 use scheduler::SequenceId;
 use speculation::Drafts;
 
-use crate::{DraftOutlet, Refusal, TargetOutlet};
+use crate::{Constraint, DraftOutlet, Refusal, TargetOutlet};
 
 /// What the shell around an engine may ask of it. Sequence ids are given by the shell.
 pub enum Command {
@@ -28,6 +30,10 @@ pub enum Command {
 pub struct TargetOpen {
     pub sequence: SequenceId,
     pub request: Request,
+    /// `request.constraint`, compiled and at its beginning.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// When the answer is of no use any more, on the engine's clock.
+    pub deadline: Option<Duration>,
     pub outlet: Box<dyn TargetOutlet>,
     /// Called once: whether the engine took it.
     pub admitted: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
@@ -36,14 +42,21 @@ pub struct TargetOpen {
 /// A session to draft for.
 pub struct DraftOpen {
     pub sequence: SequenceId,
-    /// Prompt and committed tokens so far.
-    pub tokens: Vec<TokenId>,
+    pub prompt: Vec<TokenId>,
+    /// Output so far.
+    pub committed: Vec<TokenId>,
     /// Most tokens the target sequence will ever have.
     pub longest: u32,
+    /// The target's own.
     pub sampling: Sampling,
-    /// Tokens after which nothing is drafted.
-    pub stop_ids: Vec<TokenId>,
+    pub adjust: Adjustments,
+    /// The target's, compiled and at its beginning; without it drafts are merely worse.
+    pub constraint: Option<Box<dyn Constraint>>,
+    pub rule: Rule,
+    /// Nothing is drafted after a stop token; `max_tokens` is the target's business.
+    pub limits: Limits,
     pub window: u32,
+    pub cache_salt: String,
     pub outlet: Box<dyn DraftOutlet>,
     pub admitted: Box<dyn FnOnce(Result<(), Refusal>) + Send>,
 }

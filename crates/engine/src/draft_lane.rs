@@ -1,12 +1,16 @@
 //! A sequence that runs ahead of a target elsewhere.
 
-use request::TokenId;
+use std::collections::VecDeque;
+
+use request::{Rule, Sampling, SamplingParams, TokenId};
+use sampling::{Distribution, Draw, Drawn, Edit, How};
 use speculation::{Drafts, Reaction, Session};
 
+use crate::steering::Steering;
 use crate::{CommitFrame, Outlet};
 
 /// What a draft sequence tells its shell.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum DraftEvent {
     /// The whole unconfirmed tail.
     Drafts(Drafts),
@@ -40,6 +44,13 @@ pub(crate) struct DraftLane {
     pub(crate) stop_ids: Vec<TokenId>,
     /// Most tokens the sequence may ever have.
     pub(crate) longest: u32,
+    /// The target's.
+    pub(crate) sampling: Sampling,
+    pub(crate) rule: Rule,
+    /// Follows committed output and tail.
+    pub(crate) steering: Steering,
+    /// What the last tokens of the tail were drawn from, in order (rejection rule).
+    pub(crate) laws: VecDeque<Distribution>,
 }
 
 impl DraftLane {
@@ -50,9 +61,34 @@ impl DraftLane {
             .is_some_and(|t| known.len() as u32 > self.session.committed() && self.stop_ids.contains(t))
     }
 
-    pub(crate) fn drafted(&mut self, known: &[TokenId], id: TokenId) {
-        self.session.drafted(id);
-        if let Some(frame) = self.session.frame(known) {
+    /// How its next token is drawn.
+    pub(crate) fn draw(&mut self) -> Draw {
+        let edit = match self.steering.edits(&[]) {
+            Ok(edits) => edits.into_iter().next().unwrap_or_default(),
+            Err(_) => {
+                self.steering.unconstrain();
+                Edit::default()
+            }
+        };
+        let (params, how) = match self.rule {
+            Rule::Coupled => (self.sampling.params, How::Pick),
+            // Its most likely token: the target's draw is then most likely to equal it.
+            Rule::Strict | Rule::Greedy => (SamplingParams::GREEDY, How::Pick),
+            Rule::Rejection => (self.sampling.params, How::Top),
+        };
+        Draw { sampling: Sampling { params, ..self.sampling }, edit, how, logprobs: None }
+    }
+
+    pub(crate) fn drafted(&mut self, known: &[TokenId], drawn: Drawn) {
+        self.session.drafted(drawn.token);
+        if self.steering.push(&[drawn.token]).is_err() {
+            self.steering.unconstrain();
+        }
+        self.laws.extend(drawn.q.map(|q| *q));
+        if let Some(mut frame) = self.session.frame(known) {
+            if self.laws.len() == frame.ids.len() {
+                frame.q = self.laws.iter().cloned().collect();
+            }
             self.outlet.deliver(DraftEvent::Drafts(frame));
         }
     }
@@ -62,7 +98,19 @@ impl DraftLane {
         match &reaction {
             Reaction::Resync { have } => self.outlet.deliver(DraftEvent::Resync { have: *have }),
             Reaction::Diverged => self.outlet.deliver(DraftEvent::Closed(DraftClosed::Diverged)),
-            Reaction::Agreed | Reaction::Rewrite { .. } | Reaction::Known => {}
+            Reaction::Agreed => {
+                let tail = known.len().saturating_sub(self.session.committed() as usize);
+                self.laws.drain(..self.laws.len().saturating_sub(tail));
+            }
+            Reaction::Rewrite { at, ids } => {
+                self.laws.clear();
+                self.steering.pop(&known[*at as usize..]);
+                // The target committed what this constraint does not allow: it is not the target's.
+                if self.steering.push(ids).is_err() {
+                    self.steering.unconstrain();
+                }
+            }
+            Reaction::Known => {}
         }
         reaction
     }

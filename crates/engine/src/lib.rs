@@ -6,7 +6,7 @@
 //!
 //! The drafter's rank runs the same engine: a *draft lane* is a sequence whose limit follows the
 //! target's commits and whose tail may be rewritten; a *target lane* verifies the drafts that have
-//! arrived when a step is planned.
+//! arrived when a step is planned. Both are steered alike: bias, penalties, a [`Constraint`].
 //!
 //! Not here: arithmetic ([`Model`] is the seam, [`ToyModel`] its twin), the network (`worker`,
 //! `drafter`), clocks (time comes in as an argument). Start at [`Engine::step`].
@@ -15,19 +15,26 @@
 mod command;
 mod constraint;
 mod draft_lane;
+mod facts;
 mod lane;
 mod model;
+mod open;
+mod outcome;
+mod steering;
 mod step;
 mod target_lane;
 mod thread;
 mod toy;
+mod turnover;
 
 pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
 pub use constraint::Constraint;
 pub use draft_lane::{DraftClosed, DraftEvent, DraftOutlet};
+pub use facts::{Facts, Undrafted};
 pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-pub use step::{Engine, Facts, Outcome, Refusal, Settings};
+pub use open::Refusal;
+pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};
 pub use toy::{ToyModel, toy_logits};

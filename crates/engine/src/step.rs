@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use kvcache::HeadClass;
-use request::{Finish, InvalidField, TokenId};
-use scheduler::{Ahead, Config, NewSequence, Plan, Refused, Scheduler, SequenceId, Slice};
-use speculation::{Reaction, Session};
+use request::Sampling;
+use sampling::Draw;
+use scheduler::{Ahead, Config, Plan, Scheduler, SequenceId};
+use speculation::{Drops, StepCost};
 
 use crate::draft_lane::DraftLane;
 use crate::target_lane::{Readiness, TargetLane};
-use crate::{
-    Command, CommitFrame, DraftClosed, DraftEvent, DraftOpen, Model, ModelError, ModelSpec, Pick, Room,
-    TargetOpen,
-};
+use crate::turnover::Turnover;
+use crate::{Command, Facts, Model, ModelSpec, Room};
 
 /// What the engine is told about its rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,10 +21,14 @@ pub struct Settings {
     pub token_budget: u32,
     /// Sequences that wait; one more is refused.
     pub max_waiting: usize,
+    /// Longest predicted wait for a slot; a sequence that would wait longer is refused.
+    pub max_wait: Duration,
     /// Most draft tokens verified in one step for one sequence, unless its strategy says otherwise.
     pub max_draft: u32,
     /// A reader that takes nothing for this long is dropped.
     pub slow_client_timeout: Duration,
+    /// Keep pages of finished work for sequences that start with the same tokens.
+    pub prefix_cache: bool,
 }
 
 impl Default for Settings {
@@ -33,34 +36,12 @@ impl Default for Settings {
         Self {
             token_budget: 512,
             max_waiting: 256,
+            max_wait: Duration::from_secs(30),
             max_draft: 8,
             slow_client_timeout: Duration::from_secs(30),
+            prefix_cache: true,
         }
     }
-}
-
-/// Why the engine did not take a sequence.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error(transparent)]
-    Scheduler(#[from] Refused),
-    #[error(transparent)]
-    Invalid(#[from] InvalidField),
-}
-
-/// What a step did; processes turn these facts into metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
-    pub sequences: u32,
-    /// Rows of known tokens.
-    pub known_rows: u32,
-    /// Rows of draft tokens.
-    pub draft_rows: u32,
-    pub accepted: u32,
-    /// Sequences that picked at least one token.
-    pub decodes: u32,
-    /// Sequences ended because the model failed.
-    pub failed: u32,
 }
 
 /// What a call of [`Engine::step`] came to.
@@ -73,17 +54,21 @@ pub enum Outcome {
     },
 }
 
-enum Lane {
+pub(crate) enum Lane {
     Target(Box<TargetLane>),
-    Draft(DraftLane),
+    Draft(Box<DraftLane>),
 }
 
 /// One rank: sequences, pages and a model.
 pub struct Engine<M> {
-    model: M,
-    scheduler: Scheduler,
-    lanes: BTreeMap<SequenceId, Lane>,
-    settings: Settings,
+    pub(crate) model: M,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) lanes: BTreeMap<SequenceId, Lane>,
+    pub(crate) settings: Settings,
+    pub(crate) turnover: Turnover,
+    /// Since the last step.
+    pub(crate) dropped: Drops,
+    cost: StepCost,
 }
 
 impl<M> std::fmt::Debug for Engine<M> {
@@ -101,8 +86,17 @@ impl<M: Model> Engine<M> {
             context: spec.context,
             slots: spec.slots,
             classes: spec.classes.clone(),
+            prefix_cache: settings.prefix_cache,
         });
-        Self { model, scheduler, lanes: BTreeMap::new(), settings }
+        Self {
+            model,
+            scheduler,
+            lanes: BTreeMap::new(),
+            settings,
+            turnover: Turnover::default(),
+            dropped: Drops::default(),
+            cost: StepCost::default(),
+        }
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -119,17 +113,17 @@ impl<M: Model> Engine<M> {
     }
 
     /// Takes one command. A command for a sequence that is gone is ignored: it was on its way.
-    pub fn command(&mut self, command: Command) {
+    pub fn command(&mut self, now: Duration, command: Command) {
         match command {
-            Command::Target(open) => self.open_target(*open),
+            Command::Target(open) => self.open_target(now, *open),
             Command::Draft(open) => self.open_draft(*open),
-            Command::Cancel(id) => self.remove(id),
+            Command::Cancel(id) => self.remove(now, id),
             Command::Drafts(id, drafts) => {
                 if let (Some(Lane::Target(lane)), Some(known)) =
                     (self.lanes.get_mut(&id), self.scheduler.tokens(id))
+                    && let Err(reason) = lane.offer(known, &drafts)
                 {
-                    // How many tokens were dropped is in the lane's statistics.
-                    let _ = lane.offer(known, &drafts);
+                    self.dropped.count(reason, drafts.ids.len());
                 }
             }
             Command::Drafter { sequence, attached } => {
@@ -147,7 +141,7 @@ impl<M: Model> Engine<M> {
                     lane.again(known, have);
                 }
             }
-            Command::Commit(id, frame) => self.commit_draft(id, &frame),
+            Command::Commit(id, frame) => self.commit_draft(now, id, &frame),
             Command::Window { sequence, window } => {
                 if let Some(Lane::Draft(lane)) = self.lanes.get_mut(&sequence) {
                     lane.session.set_window(window);
@@ -160,36 +154,50 @@ impl<M: Model> Engine<M> {
     /// Plans and executes one step.
     pub fn step(&mut self, now: Duration) -> Outcome {
         let (held, until) = self.readiness(now);
-        let (lanes, max_draft) = (&self.lanes, self.settings.max_draft);
+        self.propose(&held);
+        let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
-            Some(Lane::Target(lane)) if !held.contains(&id) => lane.ahead(max_draft),
-            Some(Lane::Draft(_)) if !held.contains(&id) => Ahead::Go(&[]),
-            _ => Ahead::Hold,
+            _ if held.contains(&id) => Ahead::Hold,
+            Some(Lane::Target(lane)) => Ahead::Go(lane.proposed()),
+            Some(Lane::Draft(_)) => Ahead::Go(&[]),
+            None => Ahead::Hold,
         });
+        for admitted in &plan.admitted {
+            if let Some(Lane::Target(lane)) = self.lanes.get_mut(&admitted.sequence) {
+                lane.start(admitted.cached);
+            }
+        }
         if plan.slices.is_empty() {
             return Outcome::Idle { until };
         }
-        for slice in &plan.slices {
-            if let Some(Lane::Target(lane)) = self.lanes.get_mut(&slice.sequence) {
-                lane.start();
-            }
-        }
-        let executed = self.model.submit(&plan.step).and_then(|ticket| self.model.collect(ticket));
-        Outcome::Worked(match executed {
-            Ok(picks) => self.commit(&plan, &picks.0),
-            Err(error) => self.fail(&plan, &error),
-        })
+        let submitted = self.model.submit(&plan.step);
+        // While a device computes the layers.
+        let (draws, unsteered) = self.draws(&plan);
+        let executed = submitted.and_then(|ticket| self.model.collect(ticket, &draws));
+        let mut facts = match executed {
+            Ok(picks) => self.commit(now, &plan, picks.0),
+            Err(error) => self.fail(now, &plan, &error),
+        };
+        facts.failed += unsteered.len() as u32;
+        self.end_unsteered(now, unsteered);
+        facts.dropped = std::mem::take(&mut self.dropped);
+        Outcome::Worked(facts)
     }
 
-    /// Ends lanes whose reader is gone and says which to leave out of this step.
+    /// What the last step took; from it the engine learns how many drafts pay.
+    pub fn took(&mut self, facts: &Facts, time: Duration) {
+        self.cost.record(facts.known_rows + facts.draft_rows, time);
+    }
+
+    /// Ends lanes whose reader is gone or whose time is up, and says which to leave out of this step.
     fn readiness(&mut self, now: Duration) -> (BTreeSet<SequenceId>, Option<Duration>) {
         let (mut held, mut until, mut ended) = (BTreeSet::new(), None::<Duration>, Vec::new());
         for (id, lane) in &mut self.lanes {
             match lane {
                 Lane::Target(lane) => {
-                    match lane.readiness(now, self.scheduler.decoding(*id), self.settings.slow_client_timeout)
-                    {
-                        Readiness::Plan => {}
+                    let decoding = self.scheduler.decoding(*id);
+                    match lane.readiness(now, decoding, self.settings.slow_client_timeout) {
+                        Readiness::Plan => until = until.into_iter().chain(lane.deadline).min(),
                         Readiness::Hold { until: at } => {
                             held.insert(*id);
                             until = until.into_iter().chain(at).min();
@@ -211,200 +219,49 @@ impl<M: Model> Engine<M> {
         }
         for (id, finish) in ended {
             match finish {
-                Some(finish) => self.end(id, finish),
-                None => self.remove(id),
+                Some(finish) => self.end(now, id, finish),
+                None => self.remove(now, id),
             }
         }
         (held, until)
     }
 
-    fn commit(&mut self, plan: &Plan, picks: &[Pick]) -> Facts {
-        let mut facts = Facts { sequences: plan.slices.len() as u32, ..Facts::default() };
-        for slice in &plan.slices {
-            facts.known_rows += slice.known;
-            facts.draft_rows += slice.drafts;
-            if !slice.picks {
-                self.scheduler.commit(slice, 0, &[]);
-                continue;
+    /// Chooses the drafts of every sequence that may run.
+    fn propose(&mut self, held: &BTreeSet<SequenceId>) {
+        let decoding = |id: &SequenceId| !held.contains(id) && self.scheduler.decoding(*id);
+        let decodes = self.lanes.keys().filter(|id| decoding(id)).count() as u32;
+        let (others, server, cost) = (decodes.saturating_sub(1), self.settings.max_draft, &self.cost);
+        for (id, lane) in &mut self.lanes {
+            if let Lane::Target(lane) = lane
+                && !held.contains(id)
+            {
+                lane.propose(server, |acceptance| cost.drafts(acceptance, others, others, server));
             }
-            facts.decodes += 1;
-            let Some(own) = own_picks(slice, picks) else {
-                // The model gave fewer picks than asked: broken, but only for this sequence.
-                facts.failed += 1;
-                self.end(slice.sequence, Finish::Failed);
-                continue;
-            };
+        }
+    }
+
+    /// One draw for each picking row, in row order, and the sequences whose constraint gave up.
+    fn draws(&mut self, plan: &Plan) -> (Vec<Draw>, Vec<SequenceId>) {
+        let (mut draws, mut unsteered) = (Vec::new(), Vec::new());
+        for slice in plan.slices.iter().filter(|s| s.picks) {
+            let rows = slice.drafts as usize + 1;
             match self.lanes.get_mut(&slice.sequence) {
-                Some(Lane::Target(lane)) => {
-                    let drafts: Vec<TokenId> = lane.tail.pending()[..slice.drafts as usize].to_vec();
-                    let at = slice.position + slice.known;
-                    let (accepted, tokens, finish) = lane.judge(at, &drafts, &own);
-                    facts.accepted += accepted;
-                    self.scheduler.commit(slice, accepted, &tokens);
-                    if let Some(finish) = finish {
-                        self.end(slice.sequence, finish);
+                Some(Lane::Target(lane)) => match lane.draws(slice.drafts as usize) {
+                    Ok(own) => draws.extend(own),
+                    Err(_) => {
+                        unsteered.push(slice.sequence);
+                        draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows));
                     }
-                }
-                Some(Lane::Draft(lane)) => {
-                    self.scheduler.commit(slice, 0, &own);
-                    if let (Some(known), [id]) = (self.scheduler.tokens(slice.sequence), own.as_slice()) {
-                        lane.drafted(known, *id);
-                    }
-                }
-                None => self.scheduler.remove(slice.sequence),
+                },
+                Some(Lane::Draft(lane)) => draws.push(lane.draw()),
+                None => draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows)),
             }
         }
-        facts
+        (draws, unsteered)
     }
 
-    /// A step that the model did not finish. Nothing was committed, so what goes on computes the same
-    /// rows again.
-    fn fail(&mut self, plan: &Plan, error: &ModelError) -> Facts {
-        let slice =
-            |row: u32| plan.slices.iter().find(|s| (s.first_row..s.first_row + s.rows()).contains(&row));
-        let doomed: Vec<SequenceId> = match error {
-            ModelError::NotFinite { row } => match slice(*row) {
-                // A row that only a draft put there must not end an answer that is fine without it.
-                Some(slice) if *row >= slice.first_row + slice.known => {
-                    if let Some(Lane::Target(lane)) = self.lanes.get_mut(&slice.sequence) {
-                        lane.distrust();
-                    }
-                    Vec::new()
-                }
-                Some(slice) => vec![slice.sequence],
-                None => self.lanes.keys().copied().collect(),
-            },
-            // The step was refused or the device failed: its table changes may or may not have been
-            // applied, so no table is what this side believes. Everybody ends, every table starts over.
-            ModelError::Unsupported { .. }
-            | ModelError::OutOfRange { .. }
-            | ModelError::NoPage { .. }
-            | ModelError::Device(_) => self.lanes.keys().copied().collect(),
-        };
-        let all = !doomed.is_empty() && doomed.len() == self.lanes.len();
-        let facts = Facts { failed: doomed.len() as u32, ..Facts::default() };
-        for id in doomed {
-            self.end(id, Finish::Failed);
-        }
-        if all {
-            self.scheduler.clear_tables();
-        }
-        facts
-    }
-
-    fn open_target(&mut self, open: TargetOpen) {
-        let TargetOpen { sequence, request, outlet, admitted } = open;
-        let known = request.known();
-        let vocab_size = self.spec().vocab_size;
-        let checked = request.validate().and_then(|()| in_vocabulary("prompt", &known, vocab_size));
-        if checked.is_ok()
-            && let Some(finish) = request.finished()
-        {
-            // A replay of an answer that was complete: nothing is left to generate.
-            TargetLane::new(request, outlet, vocab_size, 0).end(finish);
-            return admitted(Ok(()));
-        }
-        let longest = (request.prompt.len() as u32).saturating_add(request.limits.max_tokens);
-        let added = checked.map_err(Refusal::from).and_then(|()| {
-            let new = NewSequence {
-                id: sequence,
-                tokens: known,
-                limit: longest,
-                longest,
-                sampling: request.sampling,
-            };
-            self.scheduler.add(new).map_err(Refusal::from)
-        });
-        if added.is_ok() {
-            let longest_tail = request::Speculation::MAX_DRAFT as usize;
-            let lane = TargetLane::new(request, outlet, vocab_size, longest_tail);
-            self.lanes.insert(sequence, Lane::Target(Box::new(lane)));
-        }
-        admitted(added);
-    }
-
-    fn open_draft(&mut self, open: DraftOpen) {
-        let DraftOpen { sequence, tokens, longest, sampling, stop_ids, window, outlet, admitted } = open;
-        let session = Session::new(&tokens, window);
-        let checked = if self.spec().classes.iter().any(|(class, _)| *class != HeadClass::Full) {
-            // A rewrite may go back behind what a window has given up.
-            Err(InvalidField::not_built("model", "drafting with window head classes is not built yet"))
-        } else {
-            in_vocabulary("prompt", &tokens, self.spec().vocab_size)
-        };
-        let added = checked.map_err(Refusal::from).and_then(|()| {
-            let new = NewSequence { id: sequence, tokens, limit: session.limit(), longest, sampling };
-            self.scheduler.add(new).map_err(Refusal::from)
-        });
-        if added.is_ok() {
-            self.lanes.insert(sequence, Lane::Draft(DraftLane { session, outlet, stop_ids, longest }));
-        } else {
-            // What the outlet holds is free before the refusal is told.
-            drop(outlet);
-        }
-        admitted(added);
-    }
-
-    fn commit_draft(&mut self, id: SequenceId, frame: &CommitFrame) {
-        let vocab_size = self.spec().vocab_size;
-        let Some(Lane::Draft(lane)) = self.lanes.get_mut(&id) else { return };
-        let Some(known) = self.scheduler.tokens(id) else { return };
-        let end = u64::from(frame.at) + frame.ids.len() as u64;
-        let closed = if end > u64::from(lane.longest) {
-            Some(DraftClosed::TooLong)
-        } else if in_vocabulary("ids", &frame.ids, vocab_size).is_err() {
-            Some(DraftClosed::Vocabulary)
-        } else {
-            None
-        };
-        if let Some(closed) = closed {
-            lane.outlet.deliver(DraftEvent::Closed(closed));
-            self.remove(id);
-            return;
-        }
-        match lane.commit(known, frame) {
-            Reaction::Rewrite { at, ids } => {
-                let limit = lane.session.limit();
-                self.scheduler.rewrite(id, at, &ids);
-                self.scheduler.set_limit(id, limit);
-            }
-            Reaction::Agreed => self.scheduler.set_limit(id, lane.session.limit()),
-            Reaction::Diverged => self.remove(id),
-            Reaction::Resync { .. } | Reaction::Known => {}
-        }
-    }
-
-    fn end(&mut self, id: SequenceId, finish: Finish) {
-        match self.lanes.remove(&id) {
-            Some(Lane::Target(lane)) => lane.end(finish),
-            Some(Lane::Draft(mut lane)) => {
-                lane.outlet.deliver(DraftEvent::Closed(DraftClosed::Failed));
-            }
-            None => {}
-        }
-        self.scheduler.remove(id);
-    }
-
-    fn remove(&mut self, id: SequenceId) {
-        self.lanes.remove(&id);
-        self.scheduler.remove(id);
-    }
-}
-
-/// The picks of a slice: after its last known token and after each draft.
-fn own_picks(slice: &Slice, picks: &[Pick]) -> Option<Vec<TokenId>> {
-    let first = slice.first_row + slice.known - 1;
-    let start = picks.partition_point(|p| p.row < first);
-    let own = picks.get(start..start + slice.drafts as usize + 1)?;
-    let aligned = own.iter().enumerate().all(|(i, p)| p.row == first + i as u32);
-    aligned.then(|| own.iter().map(|p| p.token).collect())
-}
-
-fn in_vocabulary(field: &'static str, tokens: &[TokenId], vocab_size: u32) -> Result<(), InvalidField> {
-    match tokens.iter().find(|t| t.0 >= vocab_size) {
-        Some(token) => {
-            Err(InvalidField::new(field, format!("token {token} is outside the vocabulary of {vocab_size}")))
-        }
-        None => Ok(()),
+    /// Whether a tail may be rewritten behind what is computed: a window may have given those pages up.
+    pub(crate) fn may_draft(&self) -> bool {
+        self.spec().classes.iter().all(|(class, _)| *class == HeadClass::Full)
     }
 }

@@ -2,21 +2,30 @@
 
 use std::time::Duration;
 
-use request::{Finish, Request, SpeculationStats, Strategy, TokenId, Usage};
-use scheduler::Ahead;
-use speculation::{Drafts, Dropped, Tail, verify};
+use request::{
+    Finish, InvalidField, Request, Rule, SpeculationStats, Strategy, TokenId, TokenLogprobs, Usage,
+};
+use sampling::{Draw, Drawn, How};
+use speculation::{Acceptance, Drafts, Dropped, Prediction, Tail, verify};
 
-use crate::{CommitFrame, Ended, Outlet, Room};
+use crate::steering::Steering;
+use crate::{CommitFrame, Constraint, Ended, Outlet, Room};
 
 /// What a target sequence tells its shell.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TargetEvent {
     /// It left the queue: its prompt is being computed. From here a drafter is of use.
-    Started,
-    /// Tokens were committed. `drafted[i]`: the token stood in an accepted draft.
+    Started {
+        /// Prompt positions that the prefix cache served.
+        cached: u32,
+    },
+    /// Tokens were committed.
     Committed {
         frame: CommitFrame,
+        /// One per token: it stood in an accepted draft.
         drafted: Vec<bool>,
+        /// One per token when they were asked for, else empty.
+        logprobs: Vec<TokenLogprobs>,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -35,17 +44,31 @@ pub(crate) struct TargetLane {
     pub(crate) stats: SpeculationStats,
     /// A drafter is attached: lockstep may wait for it.
     pub(crate) drafter: bool,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) acceptance: Acceptance,
+    steering: Steering,
+    prediction: Option<Prediction>,
+    /// The drafts to verify in the step being planned, and where they came from.
+    proposed: Vec<TokenId>,
+    source: Source,
+    usage: Usage,
     /// Since when it waits for drafts (lockstep).
     parked: Option<Duration>,
     /// The drafter missed the deadline: no more waiting until it is heard of again.
     late: bool,
     /// A draft broke the model's arithmetic: no more drafts for this sequence.
     distrusted: bool,
-    /// Its first rows were planned.
+    /// It left the queue once.
     started: bool,
     /// Since when its reader has no room.
     blocked: Option<Duration>,
-    output: u32,
+}
+
+/// Who proposed the drafts of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Drafter,
+    Prediction,
 }
 
 /// What to do with a target lane in the step being planned.
@@ -59,30 +82,69 @@ pub(crate) enum Readiness {
     End(Finish),
 }
 
+/// What a step committed for one sequence.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) accepted: u32,
+    pub(crate) tokens: Vec<TokenId>,
+    /// The answer is complete.
+    pub(crate) finish: Option<Finish>,
+}
+
 impl TargetLane {
     pub(crate) fn new(
         request: Request,
+        constraint: Option<Box<dyn Constraint>>,
+        deadline: Option<Duration>,
         outlet: Box<dyn TargetOutlet>,
         vocab_size: u32,
         longest_tail: usize,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, (InvalidField, Box<dyn TargetOutlet>)> {
+        let steering = Steering::new(
+            &request.adjust,
+            constraint,
+            request.limits.clone(),
+            &request.prompt,
+            &request.committed,
+        );
+        let steering = match steering {
+            Ok(steering) => steering,
+            Err(invalid) => return Err((invalid, outlet)),
+        };
+        let guess: Vec<TokenId> =
+            request.prediction.iter().copied().take_while(|id| id.0 < vocab_size).collect();
+        Ok(Self {
             tail: Tail::new(&request.known(), vocab_size, longest_tail),
-            output: request.committed.len() as u32,
+            steering,
+            prediction: (!guess.is_empty()).then(|| Prediction::new(guess, &request.committed)),
+            proposed: Vec::new(),
+            source: Source::Drafter,
+            usage: Usage {
+                prompt_tokens: request.prompt.len() as u32,
+                completion_tokens: request.committed.len() as u32,
+                ..Usage::default()
+            },
             request,
             outlet,
             stats: SpeculationStats::default(),
             drafter: false,
+            deadline,
+            acceptance: Acceptance::default(),
             parked: None,
             late: false,
             distrusted: false,
             started: false,
             blocked: None,
-        }
+        })
     }
 
-    /// Most drafts to verify in one step.
-    pub(crate) fn max_draft(&self, server: u32) -> usize {
+    /// Whether the request wants a drafter's drafts at all.
+    pub(crate) fn drafts_wanted(&self) -> bool {
+        !self.distrusted && self.request.speculation.strategy != Strategy::None
+    }
+
+    /// Most drafts that one step may verify; `server` is the server's own limit.
+    fn max_draft(&self, server: u32) -> usize {
         match self.request.speculation.strategy {
             _ if self.distrusted => 0,
             Strategy::None => 0,
@@ -93,13 +155,73 @@ impl TargetLane {
         }
     }
 
-    pub(crate) fn drafts(&self, server: u32) -> &[TokenId] {
+    /// Chooses what to verify in the step being planned. `worth`: drafts that pay, given the acceptance;
+    /// a lockstep of the caller's asking is verified whole.
+    pub(crate) fn propose(&mut self, server: u32, worth: impl Fn(&Acceptance) -> u32) {
+        self.proposed.clear();
+        let mut most = self.max_draft(server);
+        if !matches!(self.request.speculation.strategy, Strategy::Lockstep { .. }) {
+            // Now and then one draft is tried however bad they were: they may have become better.
+            let probe = usize::from(self.stats.plain_steps % PROBE == PROBE - 1);
+            most = most.min((worth(&self.acceptance) as usize).max(probe));
+        }
+        let guessed =
+            self.prediction.as_ref().map(|p| p.propose(self.most_guessed(server))).unwrap_or_default();
         let pending = self.tail.pending();
-        &pending[..pending.len().min(self.max_draft(server))]
+        let (source, drafts) = if pending.is_empty() && !guessed.is_empty() {
+            (Source::Prediction, guessed)
+        } else {
+            (Source::Drafter, &pending[..pending.len().min(most)])
+        };
+        self.source = source;
+        self.proposed.extend_from_slice(drafts);
+        let allowed = self.steering.allowed(&self.proposed);
+        self.proposed.truncate(allowed);
+    }
+
+    /// A guess is the caller's own wish: it is verified at any acceptance.
+    fn most_guessed(&self, server: u32) -> usize {
+        if !self.drafts_wanted() {
+            return 0;
+        }
+        self.request.speculation.max_draft.unwrap_or(server).min(server) as usize
+    }
+
+    /// What [`Self::propose`] chose.
+    pub(crate) fn proposed(&self) -> &[TokenId] {
+        &self.proposed
+    }
+
+    /// Draws for the rows after its last known token and after each of the first `drafts` proposed ones.
+    /// `Err`: the constraint cannot go on; the answer ends.
+    pub(crate) fn draws(&mut self, drafts: usize) -> Result<Vec<Draw>, String> {
+        let drafts = &self.proposed[..drafts];
+        let edits = self.steering.edits(drafts)?;
+        let how = |depth: usize| match (self.request.speculation.rule, self.source, drafts.get(depth)) {
+            (Rule::Rejection, Source::Drafter, Some(draft)) => match self.tail.law(depth) {
+                Some(q) => How::Judge { draft: *draft, q: q.clone() },
+                None => How::Pick,
+            },
+            _ => How::Pick,
+        };
+        Ok(edits
+            .into_iter()
+            .enumerate()
+            .map(|(depth, edit)| Draw {
+                sampling: self.request.sampling,
+                edit,
+                how: how(depth),
+                logprobs: self.request.logprobs,
+            })
+            .collect())
     }
 
     /// Decides whether it may run now. `decoding`: its prompt is computed, so drafts would help.
     pub(crate) fn readiness(&mut self, now: Duration, decoding: bool, slow_client: Duration) -> Readiness {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            return Readiness::End(Finish::Deadline);
+        }
+        let sooner = |until: Duration| Some(self.deadline.map_or(until, |deadline| deadline.min(until)));
         match self.outlet.room() {
             Room::Gone => return Readiness::End(Finish::Cancelled),
             Room::Full => {
@@ -107,7 +229,7 @@ impl TargetLane {
                 return if now >= until {
                     Readiness::End(Finish::SlowClient)
                 } else {
-                    Readiness::Hold { until: Some(until) }
+                    Readiness::Hold { until: sooner(until) }
                 };
             }
             Room::Free => self.blocked = None,
@@ -115,9 +237,10 @@ impl TargetLane {
         let Strategy::Lockstep { k, deadline } = self.request.speculation.strategy else {
             return Readiness::Plan;
         };
-        let room = self.request.limits.max_tokens.saturating_sub(self.output + 1);
+        let output = self.usage.completion_tokens;
+        let room = self.request.limits.max_tokens.saturating_sub(output + 1);
         let wanted = self.max_draft(k).min(room as usize);
-        let waits = self.drafter && !self.late && decoding && self.output > 0;
+        let waits = self.drafter && !self.late && decoding && output > 0;
         let pending = self.tail.pending();
         // The drafter goes no further than a token after which the answer would end.
         let complete = pending.len() >= wanted
@@ -131,7 +254,7 @@ impl TargetLane {
             (self.parked, self.late) = (None, true);
             return Readiness::Plan;
         }
-        Readiness::Hold { until: Some(until) }
+        Readiness::Hold { until: sooner(until) }
     }
 
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {
@@ -152,38 +275,57 @@ impl TargetLane {
         }
     }
 
-    /// Judges the picks of a verification or plain step and delivers what is committed. Returns
-    /// the accepted drafts, the tokens to commit and, if the answer is complete, how.
-    pub(crate) fn judge(
-        &mut self,
-        at: u32,
-        drafts: &[TokenId],
-        picks: &[TokenId],
-    ) -> (u32, Vec<TokenId>, Option<Finish>) {
-        let Ok(verdict) = verify(self.request.speculation.rule, drafts, picks) else {
-            debug_assert!(false, "rules that are not built are refused at admission");
-            return (0, Vec::new(), Some(Finish::Failed));
-        };
+    /// Judges the draws of a verification or plain step and delivers what is committed. `known`: prompt
+    /// and output before it; `drafts`: how many of the proposed ones were in the step.
+    pub(crate) fn judge(&mut self, known: &[TokenId], drafts: usize, drawn: Vec<Drawn>) -> Judged {
+        let picks: Vec<TokenId> = drawn.iter().map(|d| d.token).collect();
+        let verdict = verify(&self.proposed[..drafts], &picks);
         let mut tokens = verdict.tokens;
-        let limits = &self.request.limits;
-        tokens.truncate((limits.max_tokens - self.output) as usize);
-        let stop = tokens.iter().position(|t| limits.stop_ids.contains(t));
+        let limits = self.request.limits.clone();
+        tokens.truncate((limits.max_tokens - self.usage.completion_tokens) as usize);
+        let mut stop = tokens.iter().position(|t| limits.stop_ids.contains(t));
         if let Some(stop) = stop {
             tokens.truncate(stop + 1);
         }
-        self.stats.record(drafts.len(), verdict.accepted);
-        self.output += tokens.len() as u32;
+        if let Err(last) = self.steering.push(&tokens) {
+            // Its constraint has no word after this one, a stop token of the model that the request does
+            // not stop at: nothing could follow.
+            stop = tokens.iter().position(|t| *t == last).or(stop);
+            tokens.truncate(stop.map_or(tokens.len(), |at| at + 1));
+        }
+        self.count(drafts, verdict.accepted);
+        self.usage.completion_tokens += tokens.len() as u32;
         let finish = match stop {
             Some(_) => Some(Finish::Stop),
-            None if self.output >= limits.max_tokens => Some(Finish::Length),
+            None if self.usage.completion_tokens >= limits.max_tokens => Some(Finish::Length),
             None => None,
         };
-        let frame = CommitFrame { at, prefix_hash: self.tail.committed_hash(), ids: tokens.clone() };
-        self.stats.dropped_tokens +=
-            self.tail.commit(&tokens).saturating_sub(drafts.len() - verdict.accepted) as u64;
+        let frame = CommitFrame {
+            at: known.len() as u32,
+            prefix_hash: self.tail.committed_hash(),
+            ids: tokens.clone(),
+        };
+        let rejected = if self.source == Source::Drafter { drafts - verdict.accepted } else { 0 };
+        self.stats.dropped_tokens += self.tail.commit(&tokens).saturating_sub(rejected) as u64;
+        if let Some(prediction) = &mut self.prediction {
+            let output = [&known[self.request.prompt.len()..], tokens.as_slice()].concat();
+            prediction.commit(&output, tokens.len());
+        }
         let drafted = (0..tokens.len()).map(|i| i < verdict.accepted).collect();
-        self.outlet.deliver(TargetEvent::Committed { frame, drafted });
-        (verdict.accepted as u32, tokens, finish)
+        let logprobs = drawn.into_iter().take(tokens.len()).filter_map(|d| d.logprobs.map(|l| *l)).collect();
+        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs });
+        Judged { accepted: verdict.accepted as u32, tokens, finish }
+    }
+
+    fn count(&mut self, drafts: usize, accepted: usize) {
+        self.stats.record(drafts, accepted);
+        match self.source {
+            Source::Drafter => self.acceptance.record(drafts, accepted),
+            Source::Prediction => {
+                self.usage.accepted_prediction_tokens += accepted as u32;
+                self.usage.rejected_prediction_tokens += (drafts - accepted) as u32;
+            }
+        }
     }
 
     /// Repeats commits from `have` on for a drafter that lost some.
@@ -195,10 +337,11 @@ impl TargetLane {
         }
     }
 
-    /// Its first rows are in the step that is being executed.
-    pub(crate) fn start(&mut self) {
+    /// It left the queue; `cached` positions need not be computed.
+    pub(crate) fn start(&mut self, cached: u32) {
         if !std::mem::replace(&mut self.started, true) {
-            self.outlet.deliver(TargetEvent::Started);
+            self.usage.cached_tokens = cached.min(self.usage.prompt_tokens);
+            self.outlet.deliver(TargetEvent::Started { cached: self.usage.cached_tokens });
         }
     }
 
@@ -210,11 +353,9 @@ impl TargetLane {
     }
 
     pub(crate) fn end(mut self, finish: Finish) {
-        let usage = Usage { prompt_tokens: self.request.prompt.len() as u32, completion_tokens: self.output };
-        self.outlet.deliver(TargetEvent::Ended(Ended { finish, usage, speculation: self.stats }));
-    }
-
-    pub(crate) fn ahead(&self, server: u32) -> Ahead<'_> {
-        Ahead::Go(self.drafts(server))
+        self.outlet.deliver(TargetEvent::Ended(Ended { finish, usage: self.usage, speculation: self.stats }));
     }
 }
+
+/// Plain steps after which one draft is tried that does not seem worth it.
+const PROBE: u64 = 16;

@@ -23,6 +23,8 @@ pub struct Observed {
     pub running: usize,
     pub waiting: usize,
     pub free_pages: u32,
+    /// All pages of the scarcest class.
+    pub pages: u32,
 }
 
 /// The way in: one bounded queue of commands. Full means that the engine is far behind: a request is
@@ -118,7 +120,7 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
         // At most one inbox full between two steps: whoever fills it all the time does not stop them.
         for _ in 0..inbox.capacity {
             match inbox.try_recv() {
-                Ok(command) => engine.command(command),
+                Ok(command) => engine.command(clock(), command),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     open = false;
@@ -136,9 +138,14 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
             running: engine.scheduler().running(),
             waiting: engine.scheduler().waiting(),
             free_pages: engine.scheduler().free_pages(),
+            pages: engine.scheduler().pages().total,
         };
         match outcome {
-            Outcome::Worked(facts) => observer(&seen(Some((facts, clock().saturating_sub(started))))),
+            Outcome::Worked(facts) => {
+                let took = clock().saturating_sub(started);
+                observer(&seen(Some((facts, took))));
+                engine.took(&facts, took);
+            }
             Outcome::Idle { until } => {
                 observer(&seen(None));
                 // Readers free their outlets without a command; look again soon while lanes are held.
@@ -148,7 +155,7 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
                     None => HELD_POLL,
                 };
                 match inbox.recv_timeout(patience) {
-                    Ok(command) => engine.command(command),
+                    Ok(command) => engine.command(clock(), command),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => {
                         open = false;

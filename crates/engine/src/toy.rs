@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
 use request::TokenId;
+use sampling::{Draw, draw};
 use scheduler::{Layers, Output, Parent, RowToken, Slot, Step, TableChange};
 
 use crate::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
@@ -21,8 +22,17 @@ pub struct ToyModel {
     noise: f64,
     /// Per class: what each page holds; `None` = never written since it was mapped.
     pages: Vec<Vec<[Option<TokenId>; PAGE_POSITIONS as usize]>>,
-    tables: HashMap<(Slot, u8), Vec<Option<PageId>>>,
-    picks: Option<Picks>,
+    tables: HashMap<(Slot, u8), Vec<Option<Entry>>>,
+    /// Of the step under way: row, position and context of each picking row.
+    picking: Option<Vec<(u32, u32, u64)>>,
+}
+
+/// A page in a table.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    page: PageId,
+    /// Its content came from another sequence: writing it would change that one's context.
+    shared: bool,
 }
 
 impl ToyModel {
@@ -33,7 +43,7 @@ impl ToyModel {
             .iter()
             .map(|(_, pages)| vec![[None; PAGE_POSITIONS as usize]; *pages as usize])
             .collect();
-        Self { spec, seed, noise: 0.0, pages, tables: HashMap::new(), picks: None }
+        Self { spec, seed, noise: 0.0, pages, tables: HashMap::new(), picking: None }
     }
 
     /// A small spec: one full class.
@@ -58,8 +68,10 @@ impl ToyModel {
                         return Err(ModelError::OutOfRange { what: "page", index: page.0.into(), bound: 0 });
                     };
                     *storage = [None; PAGE_POSITIONS as usize];
-                    table.push(Some(page));
+                    table.push(Some(Entry { page, shared: false }));
                 }
+                TableChange::Share(page) => table.push(Some(Entry { page, shared: true })),
+                TableChange::Hole => table.push(None),
                 TableChange::Truncate(keep) => table.truncate(keep as usize),
                 TableChange::Drop(index) => {
                     if let Some(entry) = table.get_mut(index as usize) {
@@ -72,22 +84,37 @@ impl ToyModel {
         Ok(())
     }
 
-    fn cell(&mut self, slot: Slot, class: usize, position: u32) -> Result<&mut Option<TokenId>, ModelError> {
+    fn entry(&self, slot: Slot, class: usize, position: u32) -> Result<Entry, ModelError> {
         let missing = ModelError::NoPage { slot: slot.0, position };
         let table = self.tables.get(&(slot, class as u8)).ok_or(missing.clone())?;
-        let page = table.get((position / PAGE_POSITIONS) as usize).copied().flatten().ok_or(missing)?;
-        Ok(&mut self.pages[class][page.0 as usize][(position % PAGE_POSITIONS) as usize])
+        table.get((position / PAGE_POSITIONS) as usize).copied().flatten().ok_or(missing)
+    }
+
+    fn read(&self, slot: Slot, class: usize, position: u32) -> Result<TokenId, ModelError> {
+        let page = self.entry(slot, class, position)?.page;
+        let cell = self.pages[class][page.0 as usize][(position % PAGE_POSITIONS) as usize];
+        cell.ok_or(ModelError::NoPage { slot: slot.0, position })
+    }
+
+    fn write(&mut self, slot: Slot, class: usize, position: u32, token: TokenId) -> Result<(), ModelError> {
+        let Entry { page, shared } = self.entry(slot, class, position)?;
+        if shared {
+            return Err(ModelError::Device(format!(
+                "position {position} of slot {} is in a shared page",
+                slot.0
+            )));
+        }
+        self.pages[class][page.0 as usize][(position % PAGE_POSITIONS) as usize] = Some(token);
+        Ok(())
     }
 
     /// Hash of what the row at `position` sees, over all classes.
-    fn context(&mut self, slot: Slot, position: u32) -> Result<u64, ModelError> {
+    fn context(&self, slot: Slot, position: u32) -> Result<u64, ModelError> {
         let mut hash = 0;
         for class in 0..self.spec.classes.len() {
             for key in 0..=position {
                 if self.spec.classes[class].0.sees(position, key) {
-                    let token = *self.cell(slot, class, key)?;
-                    let token = token.ok_or(ModelError::NoPage { slot: slot.0, position: key })?;
-                    hash = step_hash(hash, token);
+                    hash = step_hash(hash, self.read(slot, class, key)?);
                 }
             }
         }
@@ -105,33 +132,36 @@ impl Model for ToyModel {
             if !matches!(row.token, RowToken::Known(_)) || row.parent != Parent::Previous {
                 return Err(ModelError::Unsupported { what: "tree or device-side rows" });
             }
-            if row.layers != Layers::All || !matches!(row.output, Output::None | Output::Pick(_)) {
+            if row.layers != Layers::All || !matches!(row.output, Output::None | Output::Pick) {
                 return Err(ModelError::Unsupported { what: "early exit, hidden or pooled outputs" });
             }
         }
         self.apply(step)?;
-        let mut picks = Vec::new();
         for row in &step.rows {
             let RowToken::Known(token) = row.token else { continue };
             for class in 0..self.spec.classes.len() {
-                *self.cell(row.slot, class, row.position)? = Some(token);
+                self.write(row.slot, class, row.position, token)?;
             }
         }
-        for (index, row) in step.rows.iter().enumerate() {
-            let Output::Pick(sampling) = row.output else { continue };
-            let context = self.context(row.slot, row.position)?;
-            let wrong = unit(mix(context ^ 0x77)) < self.noise;
-            let logits = logits_of(self.seed ^ u64::from(wrong), context, self.spec.vocab_size);
-            let token = sampling::pick(&logits, &sampling, row.position + 1)
-                .ok_or(ModelError::NotFinite { row: index as u32 })?;
-            picks.push(Pick { row: index as u32, token });
-        }
-        self.picks = Some(Picks(picks));
+        let picking = step.rows.iter().enumerate().filter(|(_, row)| row.output == Output::Pick);
+        let contexts = picking
+            .map(|(index, row)| Ok((index as u32, row.position, self.context(row.slot, row.position)?)));
+        self.picking = Some(contexts.collect::<Result<_, ModelError>>()?);
         Ok(Ticket(0))
     }
 
-    fn collect(&mut self, _ticket: Ticket) -> Result<Picks, ModelError> {
-        self.picks.take().ok_or(ModelError::Device("nothing was submitted".into()))
+    fn collect(&mut self, _ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        let picking = self.picking.take().ok_or(ModelError::Device("nothing was submitted".into()))?;
+        if picking.len() != draws.len() {
+            return Err(ModelError::Draws { draws: draws.len(), rows: picking.len() });
+        }
+        let drawn = picking.into_iter().zip(draws).map(|((row, position, context), asked)| {
+            let wrong = unit(mix(context ^ 0x77)) < self.noise;
+            let logits = logits_of(self.seed ^ u64::from(wrong), context, self.spec.vocab_size);
+            let drawn = draw(&logits, asked, position + 1).ok_or(ModelError::NotFinite { row })?;
+            Ok(Pick { row, drawn })
+        });
+        Ok(Picks(drawn.collect::<Result<_, _>>()?))
     }
 }
 

@@ -28,6 +28,12 @@ impl Mask {
         }
     }
 
+    pub fn forbid(&mut self, token: TokenId) {
+        if let Some(word) = self.words.get_mut(token.0 as usize / 32) {
+            *word &= !(1 << (token.0 % 32));
+        }
+    }
+
     /// Ids beyond the vocabulary are not allowed.
     pub fn allows(&self, token: TokenId) -> bool {
         self.words.get(token.0 as usize / 32).is_some_and(|word| word >> (token.0 % 32) & 1 == 1)
@@ -70,6 +76,8 @@ mod tests {
         let kept: Vec<u32> = (0..80).filter(|i| logits[*i as usize] == 1.0).collect();
         assert_eq!(kept, [0, 31, 32, 69]);
         assert!(mask.allows(TokenId(69)) && !mask.allows(TokenId(68)) && !mask.allows(TokenId(4000)));
+        mask.forbid(TokenId(69));
+        assert!(!mask.allows(TokenId(69)));
         assert_eq!(Mask::from_words(mask.words().to_vec()), mask);
     }
 }

@@ -1,0 +1,151 @@
+//! Sequences come in.
+
+use std::time::Duration;
+
+use kvcache::PrefixRoot;
+use request::{InvalidField, TokenId};
+use scheduler::{NewSequence, Refused};
+use speculation::Session;
+
+use crate::draft_lane::DraftLane;
+use crate::steering::Steering;
+use crate::step::Lane;
+use crate::target_lane::TargetLane;
+use crate::{DraftOpen, Engine, Model, TargetOpen};
+
+/// Why the engine did not take a sequence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Scheduler(#[from] Refused),
+    #[error(transparent)]
+    Invalid(#[from] InvalidField),
+    #[error("the wait is predicted to be {predicted:.1?} and at most {most:.1?} are accepted")]
+    Wait { predicted: Duration, most: Duration },
+}
+
+impl<M: Model> Engine<M> {
+    pub(crate) fn open_target(&mut self, now: Duration, open: TargetOpen) {
+        let TargetOpen { sequence, request, constraint, deadline, outlet, admitted } = open;
+        let known = request.known();
+        let vocab_size = self.spec().vocab_size;
+        let mut checked = request.validate().and_then(|()| in_vocabulary("prompt", &known, vocab_size));
+        if checked.is_ok()
+            && let Some(wanted) = &request.constraint
+            && constraint.is_none()
+        {
+            checked =
+                Err(InvalidField::not_built(wanted.field(), "this node has no compiler for constraints"));
+        }
+        if let Err(invalid) = checked {
+            drop(outlet);
+            return admitted(Err(invalid.into()));
+        }
+        let finished = request.finished();
+        let prompt_len = request.prompt.len() as u32;
+        let longest = prompt_len.saturating_add(request.limits.max_tokens);
+        let (priority, root) = (request.priority, PrefixRoot::salted(&request.cache_salt));
+        let longest_tail = request::Speculation::MAX_DRAFT as usize;
+        let lane = match TargetLane::new(request, constraint, deadline, outlet, vocab_size, longest_tail) {
+            Ok(lane) => lane,
+            Err((invalid, outlet)) => {
+                drop(outlet);
+                return admitted(Err(invalid.into()));
+            }
+        };
+        if let Some(finish) = finished {
+            // A replay of an answer that was complete: nothing is left to generate.
+            lane.end(finish);
+            return admitted(Ok(()));
+        }
+        let new = NewSequence {
+            id: sequence,
+            tokens: known,
+            limit: longest,
+            longest,
+            priority,
+            root,
+            settled: u32::MAX,
+        };
+        let added = self.bounded_wait(now, &lane).and_then(|()| Ok(self.scheduler.add(new)?));
+        if added.is_ok() {
+            self.lanes.insert(sequence, Lane::Target(Box::new(lane)));
+        }
+        admitted(added);
+    }
+
+    /// Refuses what would wait too long, so that the caller can go elsewhere at once.
+    fn bounded_wait(&self, now: Duration, lane: &TargetLane) -> Result<(), Refusal> {
+        if self.scheduler.waiting() == 0 && self.scheduler.running() < self.spec().slots as usize {
+            return Ok(());
+        }
+        let left = lane.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(now));
+        let most = self.settings.max_wait.min(left);
+        let predicted = self.turnover.wait(self.scheduler.waiting(), now);
+        if predicted > most { Err(Refusal::Wait { predicted, most }) } else { Ok(()) }
+    }
+
+    pub(crate) fn open_draft(&mut self, open: DraftOpen) {
+        let DraftOpen { sequence, prompt, committed, longest, sampling, adjust, constraint, rule, .. } = open;
+        let known = [prompt.as_slice(), committed.as_slice()].concat();
+        let session = Session::new(&known, open.window);
+        let checked = if self.may_draft() {
+            in_vocabulary("prompt", &known, self.spec().vocab_size)
+        } else {
+            Err(InvalidField::not_built("model", "drafting with window head classes is not built yet"))
+        };
+        let steering = checked.and_then(|()| {
+            let limits = open.limits.clone();
+            Steering::new(&adjust, constraint, limits.clone(), &prompt, &committed)
+                // Not the target's constraint, then; drafts come without.
+                .or_else(|_| Steering::new(&adjust, None, limits, &prompt, &committed))
+        });
+        let added = steering.map_err(Refusal::from).and_then(|steering| {
+            let new = NewSequence {
+                id: sequence,
+                limit: session.limit(),
+                longest,
+                priority: 0,
+                root: PrefixRoot::salted(&open.cache_salt),
+                settled: known.len() as u32,
+                tokens: known,
+            };
+            self.scheduler.add(new)?;
+            Ok(steering)
+        });
+        match added {
+            Ok(steering) => {
+                let lane = DraftLane {
+                    session,
+                    outlet: open.outlet,
+                    stop_ids: open.limits.stop_ids,
+                    longest,
+                    sampling,
+                    rule,
+                    steering,
+                    laws: Default::default(),
+                };
+                self.lanes.insert(sequence, Lane::Draft(Box::new(lane)));
+                (open.admitted)(Ok(()));
+            }
+            Err(refusal) => {
+                // What the outlet holds is free before the refusal is told.
+                drop(open.outlet);
+                (open.admitted)(Err(refusal));
+            }
+        }
+    }
+}
+
+pub(crate) fn in_vocabulary(
+    field: &'static str,
+    tokens: &[TokenId],
+    vocab_size: u32,
+) -> Result<(), InvalidField> {
+    match tokens.iter().find(|t| t.0 >= vocab_size) {
+        Some(token) => {
+            Err(InvalidField::new(field, format!("token {token} is outside the vocabulary of {vocab_size}")))
+        }
+        None => Ok(()),
+    }
+}
