@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::View;
-use proto::Asked;
-use request::{Limits, Request, RequestId, Sampling, TokenId};
+use request::RequestId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Permit};
-use crate::failure::{self, Failure, Reason, from_field, invalid};
-use crate::generate::{Answer, Patience, Prepared};
+use crate::failure::{Failure, from_field};
+use crate::generate::{Answers, Patience, Prepared};
 use crate::models::{Model, Models};
-use crate::random;
+use crate::question::{Question, Spelling};
 use crate::router::{Router, Serving};
-use crate::text::Tokenizing;
+use crate::text::Aside;
+
+mod prepare;
 
 /// What all requests share. Cheap to clone behind its `Arc`; holds no request.
 #[derive(Debug)]
@@ -23,17 +24,11 @@ pub(crate) struct FrontDoor {
     pub(crate) models: Models,
     pub(crate) admission: Admission,
     router: Arc<Router>,
-    tokenizing: Tokenizing,
+    /// For work on long texts.
+    pub(crate) aside: Aside,
     patience: Patience,
     default_max_tokens: u32,
     request_timeout: Duration,
-}
-
-/// How an API spells the fields that only the model can judge.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Spelling {
-    pub(crate) prompt: &'static str,
-    pub(crate) max_tokens: &'static str,
 }
 
 impl FrontDoor {
@@ -42,7 +37,7 @@ impl FrontDoor {
             models,
             admission: Admission::new(config.max_in_flight),
             router: Arc::new(router),
-            tokenizing: Tokenizing::default(),
+            aside: Aside::default(),
             patience: Patience { accept: config.accept_timeout, replay: config.replay_timeout },
             default_max_tokens: config.default_max_tokens,
             request_timeout: config.request_timeout,
@@ -62,42 +57,16 @@ impl FrontDoor {
     /// Resolves what decides the text: model, prompt tokens, seed, limits.
     pub(crate) async fn prepare(
         &self,
-        asked: Asked,
+        question: Question,
         spelling: Spelling,
         deadline: Instant,
     ) -> Result<Prepared, Failure> {
-        let model = Arc::clone(self.models.find(&asked.model)?);
-        let context = self.router.context(&model.name, model.text.vocab_hash())?;
-        let prompt = self.tokenizing.tokens(&model, asked.prompt, spelling.prompt, deadline).await?;
-        known_ids("committed", &asked.committed, &model)?;
-        let max_tokens = self.max_tokens(asked.max_tokens, prompt.len(), context, &model.name, spelling)?;
-        let request = Request {
-            id: match asked.id {
-                Some(id) => id,
-                None => request_id()?,
-            },
-            attempt: asked.attempt,
-            prompt,
-            committed: asked.committed,
-            sampling: Sampling {
-                params: asked.params,
-                seed: match asked.seed {
-                    Some(seed) => seed,
-                    None => random::seed()?,
-                },
-                choice: 0,
-            },
-            limits: Limits { max_tokens, stop_ids: model.text.stop_ids().to_vec() },
-            quality: asked.quality,
-            speculation: asked.speculation,
-        };
-        request.validate().map_err(|e| from_field(&e))?;
-        Ok(Prepared { model, request, deadline })
+        prepare::prepare(self, question, spelling, deadline).await
     }
 
-    /// Places the request and resolves with its first token, or with what is wrong.
-    pub(crate) async fn generate(&self, prepared: Prepared, permit: Permit) -> Result<Answer, Failure> {
-        Answer::begin(Arc::clone(&self.router), self.patience, prepared, permit).await
+    /// Places all choices and resolves with the first token of one, or with what is wrong.
+    pub(crate) async fn generate(&self, prepared: Prepared, permit: Permit) -> Result<Answers, Failure> {
+        Answers::begin(Arc::clone(&self.router), self.patience, prepared, permit).await
     }
 
     pub(crate) fn serving(&self, model: &Model) -> Serving {
@@ -113,57 +82,6 @@ impl FrontDoor {
     /// Wakes when who serves what may have changed.
     pub(crate) fn changes(&self) -> watch::Receiver<View> {
         self.router.changes()
-    }
-
-    fn max_tokens(
-        &self,
-        asked: Option<u32>,
-        prompt: usize,
-        context: u32,
-        model: &str,
-        spelling: Spelling,
-    ) -> Result<u32, Failure> {
-        let too_long = |field: &str, why: String| Failure {
-            field: Some(field.into()),
-            ..failure::new(Reason::ContextLengthExceeded, format!("{field}: {why}"))
-        };
-        let left =
-            u32::try_from(prompt).ok().and_then(|prompt| context.checked_sub(prompt)).filter(|l| *l > 0);
-        let Some(left) = left else {
-            return Err(too_long(
-                spelling.prompt,
-                format!(
-                    "the prompt has {prompt} tokens and the context of {model} is {context}, which must hold at \
-                     least one token of answer; shorten the prompt"
-                ),
-            ));
-        };
-        match asked {
-            None => Ok(self.default_max_tokens.min(left)),
-            Some(asked) if asked <= left => Ok(asked),
-            Some(asked) => Err(too_long(
-                spelling.max_tokens,
-                format!(
-                    "{asked} tokens were asked for; the prompt has {prompt} and the context of {model} is \
-                     {context}, which leaves {left}"
-                ),
-            )),
-        }
-    }
-}
-
-/// Ids that came from outside must be entries of the vocabulary.
-pub(crate) fn known_ids(field: &'static str, ids: &[TokenId], model: &Model) -> Result<(), Failure> {
-    let vocab = model.text.vocab_len();
-    match ids.iter().position(|id| id.0 >= vocab) {
-        None => Ok(()),
-        Some(at) => Err(invalid(
-            field,
-            format!(
-                "{field}[{at}]: {} is not below {vocab}, the size of {}'s vocabulary",
-                ids[at], model.name
-            ),
-        )),
     }
 }
 

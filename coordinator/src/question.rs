@@ -1,5 +1,7 @@
 //! A request in the words that both APIs share: checked as far as that needs no model.
 
+use proto::Asked;
+use proto::bounds::{MAX_CHOICES, MAX_OWN_STOP_IDS, MAX_STOP_BYTES, MAX_STOPS};
 use request::{Adjustments, Constraint, Quality, RequestId, SamplingParams, Speculation, TokenId};
 
 use crate::failure::{Failure, invalid};
@@ -25,7 +27,7 @@ pub(crate) struct Question {
     pub(crate) adjust: Adjustments,
     pub(crate) constraint: Option<Constraint>,
     pub(crate) stop: Stop,
-    /// Choices, 1 to [`Question::MOST_CHOICES`].
+    /// Choices, 1 to [`MAX_CHOICES`].
     pub(crate) n: u32,
     /// Alternatives reported per token, 0 to 20; `None` reports nothing.
     pub(crate) logprobs: Option<u8>,
@@ -79,8 +81,6 @@ pub(crate) struct Spelling {
 }
 
 impl Question {
-    pub(crate) const MOST_CHOICES: u32 = 128;
-
     /// One choice with neutral values for everything else.
     pub(crate) fn new(model: String, prompt: Prompt) -> Self {
         Self {
@@ -107,9 +107,9 @@ impl Question {
     }
 
     /// What only the coordinator knows of; the rest is `Request::validate`.
-    pub(crate) fn validate(&self) -> Result<(), Failure> {
-        if !(1..=Self::MOST_CHOICES).contains(&self.n) {
-            return Err(invalid("n", format!("n: {} is not between 1 and {}", self.n, Self::MOST_CHOICES)));
+    pub(crate) fn validate(&self, spelling: Spelling) -> Result<(), Failure> {
+        if !(1..=MAX_CHOICES).contains(&self.n) {
+            return Err(invalid("n", format!("n: {} is not between 1 and {MAX_CHOICES}", self.n)));
         }
         if self.n > 1 && !self.committed.is_empty() {
             return Err(invalid(
@@ -117,30 +117,92 @@ impl Question {
                 "committed: an answer of several choices cannot be continued; send one request a choice",
             ));
         }
-        self.stop.validate()
+        self.stop.validate(spelling.stop_ids)
     }
 }
 
 impl Stop {
-    /// OpenAI takes 4, vLLM any number.
-    pub(crate) const MOST_STRINGS: usize = 16;
-    pub(crate) const MOST_BYTES: usize = 1024;
-
-    fn validate(&self) -> Result<(), Failure> {
-        if self.strings.len() > Self::MOST_STRINGS {
-            let (has, most) = (self.strings.len(), Self::MOST_STRINGS);
-            return Err(invalid("stop", format!("stop: has {has} strings; at most {most} are taken")));
+    fn validate(&self, ids: &'static str) -> Result<(), Failure> {
+        let (strings, most) = (self.strings.len(), MAX_STOPS);
+        if strings > most {
+            return Err(invalid("stop", format!("stop: has {strings} strings; at most {most} are taken")));
         }
         for (i, string) in self.strings.iter().enumerate() {
-            if string.is_empty() {
-                return Err(invalid(format!("stop[{i}]"), format!("stop[{i}]: is empty")));
+            let (field, bytes) = (format!("stop[{i}]"), string.len());
+            if bytes == 0 {
+                return Err(invalid(&field, format!("{field}: is empty, which would end every answer")));
             }
-            if string.len() > Self::MOST_BYTES {
-                let (has, most) = (string.len(), Self::MOST_BYTES);
-                let why = format!("stop[{i}]: has {has} bytes; at most {most} are taken");
-                return Err(invalid(format!("stop[{i}]"), why));
+            if bytes > MAX_STOP_BYTES {
+                let why = format!("{field}: has {bytes} bytes; at most {MAX_STOP_BYTES} are taken");
+                return Err(invalid(&field, why));
             }
         }
+        let (has, most) = (self.ids.len(), MAX_OWN_STOP_IDS);
+        if has > most {
+            return Err(invalid(ids, format!("{ids}: has {has} tokens; at most {most} are taken")));
+        }
         Ok(())
+    }
+}
+
+impl From<Asked> for Question {
+    fn from(asked: Asked) -> Self {
+        let prompt = match asked.prompt {
+            proto::Prompt::Text(text) => Prompt::Text(text),
+            proto::Prompt::Tokens(ids) => Prompt::Tokens(ids),
+            proto::Prompt::Chat(turns) => {
+                let turns = turns.into_iter().map(|(role, content)| text::Message::new(role, content));
+                Prompt::Chat(turns.collect::<Vec<_>>().into())
+            }
+        };
+        let prediction = asked.prediction.map(|prediction| match prediction {
+            proto::Prediction::Text(text) => Prediction::Text(text),
+            proto::Prediction::Tokens(ids) => Prediction::Tokens(ids),
+        });
+        Self {
+            id: asked.id,
+            attempt: asked.attempt,
+            committed: asked.committed,
+            params: asked.params,
+            seed: asked.seed,
+            max_tokens: asked.max_tokens,
+            min_tokens: asked.min_tokens,
+            adjust: asked.adjust,
+            constraint: asked.constraint,
+            stop: Stop {
+                strings: asked.stop,
+                ids: asked.stop_ids,
+                ignore_eos: asked.ignore_eos,
+                include_in_output: false,
+            },
+            n: asked.n,
+            logprobs: asked.logprobs,
+            prediction,
+            priority: asked.priority,
+            cache_salt: asked.cache_salt,
+            quality: asked.quality,
+            speculation: asked.speculation,
+            ..Self::new(asked.model, prompt)
+        }
+    }
+}
+
+impl Prompt {
+    /// Bytes of text, roughly: how much work tokenizing is.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Tokens(_) => 0,
+            Self::Text(text) => text.len(),
+            Self::Chat(chat) => chat.bytes(),
+        }
+    }
+}
+
+impl Prediction {
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Tokens(_) => 0,
+            Self::Text(text) => text.len(),
+        }
     }
 }

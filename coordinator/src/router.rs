@@ -1,18 +1,24 @@
 //! Which worker gets a request: the map's advice, corrected by what this coordinator has in flight.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cluster::{Incarnation, NoPlace, NodeId, NodeRecord, Problem, Role, View, VocabHash, place};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::failure::{self, Failure, Reason};
 
 mod channels;
+mod full;
+mod in_flight;
 
 use channels::Channels;
+use full::Full;
+pub(crate) use in_flight::Counted;
+use in_flight::InFlight;
 
 /// When asking again is worth it, by a guess: a heartbeat or two.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -23,6 +29,7 @@ pub(crate) struct Router {
     view: watch::Receiver<View>,
     channels: Channels,
     in_flight: Arc<InFlight>,
+    full: Full,
     /// Workers of another vocabulary that were warned of: it is asked for every request. Holds members
     /// of the map only.
     foreign: Mutex<HashMap<NodeId, Incarnation>>,
@@ -40,6 +47,9 @@ pub(crate) struct Need<'a> {
     pub(crate) tried: &'a [NodeId],
     /// Numerics fingerprint of the text so far.
     pub(crate) prefer: Option<&'a str>,
+    /// Priority of a request that no worker admitted yet: it goes to no worker that just refused
+    /// another. One that lost its worker in mid-answer asks them all.
+    pub(crate) new: Option<i32>,
 }
 
 /// A place for a request; counted against the worker until dropped.
@@ -65,35 +75,71 @@ pub(crate) struct Serving {
 
 impl Router {
     pub(crate) fn new(view: watch::Receiver<View>) -> Self {
-        Self { view, channels: Channels::default(), in_flight: Arc::default(), foreign: Mutex::default() }
+        Self {
+            view,
+            channels: Channels::default(),
+            in_flight: Arc::default(),
+            full: Full::default(),
+            foreign: Mutex::default(),
+        }
     }
 
     pub(crate) fn place(&self, need: &Need<'_>, random: u64) -> Result<Placed, Failure> {
         let view = self.usable(need.model, need.vocab_hash);
-        let placement = {
-            let in_flight = self.in_flight.counts();
-            place(&Problem {
-                view: &view,
-                model: need.model,
-                positions: need.positions,
-                tried: need.tried,
-                prefer: need.prefer,
-                in_flight: &in_flight,
-                random,
-            })
-        }
-        .map_err(refusal)?;
+        let full = need.new.map_or_else(Vec::new, |priority| self.full_of(&view, need.model, priority));
+        let soonest = full.iter().map(|(_, retry_after)| *retry_after).min();
+        let mut tried = need.tried.to_vec();
+        tried.extend(full.into_iter().map(|(id, _)| id));
+        let placement = place(&Problem {
+            view: &view,
+            model: need.model,
+            positions: need.positions,
+            tried: &tried,
+            prefer: need.prefer,
+            in_flight: &self.in_flight.since_heartbeat(&view),
+            random,
+        })
+        .map_err(|no_place| match soonest {
+            Some(soonest) if matches!(no_place, NoPlace::NoneLeft { .. }) => overloaded(need.model, soonest),
+            _ => refusal(no_place),
+        })?;
         let channel = self.channels.get(&placement.worker.endpoint, &view).map_err(|e| {
             failure::new(Reason::Internal, format!("worker {} cannot be dialled: {e}", placement.worker.id))
         })?;
-        let counted = self.in_flight.count(&placement.worker.id);
+        let counted = self.in_flight.count(&placement.worker.id, &view);
         Ok(Placed { worker: placement.worker, drafters: placement.drafters, channel, _in_flight: counted })
+    }
+
+    /// Remembers for a moment that a worker is full.
+    pub(crate) fn refused(&self, worker: &NodeRecord, why: &Failure, priority: i32) {
+        if why.reason == Reason::Overloaded {
+            let retry_after = why.retry_after.unwrap_or(RETRY_AFTER);
+            self.full.refused(worker, retry_after, priority, Instant::now(), &self.view.borrow());
+        }
+    }
+
+    /// Why a new request need not be looked at any closer: every worker that could take it just said
+    /// that it is full.
+    pub(crate) fn full(&self, model: &str, vocab_hash: VocabHash, priority: i32) -> Option<Failure> {
+        let view = self.usable(model, vocab_hash);
+        let ready = view.role(Role::Worker).filter(|m| m.takes_work() && m.record.model == model).count();
+        let full = self.full_of(&view, model, priority);
+        let soonest = full.iter().map(|(_, retry_after)| *retry_after).min()?;
+        (full.len() == ready).then(|| overloaded(model, soonest))
+    }
+
+    fn full_of(&self, view: &View, model: &str, priority: i32) -> Vec<(NodeId, Duration)> {
+        let now = Instant::now();
+        view.role(Role::Worker)
+            .filter(|m| m.takes_work() && m.record.model == model)
+            .filter_map(|m| Some((m.record.id.clone(), self.full.stands(&m.record, priority, now)?)))
+            .collect()
     }
 
     /// Counts a session against a drafter until dropped: requests that come within one heartbeat
     /// would otherwise all rank the same drafter first.
     pub(crate) fn count_drafter(&self, id: &NodeId) -> Counted {
-        self.in_flight.count(id)
+        self.in_flight.count(id, &self.view.borrow())
     }
 
     pub(crate) fn serving(&self, model: &str, vocab_hash: VocabHash) -> Serving {
@@ -163,37 +209,77 @@ fn refusal(no_place: NoPlace) -> Failure {
     }
 }
 
-/// Requests of this coordinator at each node. Holds only nodes with at least one.
-#[derive(Debug, Default)]
-struct InFlight(Mutex<HashMap<NodeId, u32>>);
-
-/// One unit of [`InFlight`].
-#[derive(Debug)]
-pub(crate) struct Counted {
-    id: NodeId,
-    of: Arc<InFlight>,
+/// A worker that is full says so by itself; the answer to the next request is the same for a moment.
+fn overloaded(model: &str, retry_after: Duration) -> Failure {
+    failure::later(
+        Reason::Overloaded,
+        format!("all workers of model `{model}` are full; try again in {:.1} s", retry_after.as_secs_f32()),
+        retry_after,
+    )
 }
 
-impl InFlight {
-    fn count(self: &Arc<Self>, id: &NodeId) -> Counted {
-        *self.counts().entry(id.clone()).or_default() += 1;
-        Counted { id: id.clone(), of: Arc::clone(self) }
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use cluster::{Endpoint, Load, Member, NodeRecord, NodeState, Presence};
+
+    use super::*;
+
+    /// A ready worker.
+    pub(super) fn member(id: &str, heard: Duration) -> Member {
+        let record = NodeRecord {
+            id: NodeId::new(id).unwrap(),
+            incarnation: Incarnation(1),
+            role: Role::Worker,
+            endpoint: Endpoint::new("http://127.0.0.1:9").unwrap(),
+            model: "m".into(),
+            fingerprint: "fp_1".into(),
+            vocab_hash: VocabHash([1; 32]),
+            context: 512,
+            slots: 4,
+            state: NodeState::Ready,
+        };
+        Member { record: Arc::new(record), load: Load::default(), presence: Presence::Alive, heard }
     }
 
-    /// Plain counts stay right whatever panicked while it held them.
-    fn counts(&self) -> MutexGuard<'_, HashMap<NodeId, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn view(members: impl IntoIterator<Item = Member>) -> View {
+        members.into_iter().collect()
     }
-}
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counts = self.of.counts();
-        if let Some(n) = counts.get_mut(&self.id) {
-            *n -= 1;
-            if *n == 0 {
-                counts.remove(&self.id);
-            }
+    #[tokio::test]
+    async fn full_workers_are_not_asked_while_their_word_stands() {
+        let members = view([member("v", Duration::ZERO), member("w", Duration::ZERO)]);
+        let (_send, receive) = watch::channel(members.clone());
+        let router = Router::new(receive);
+        let need = |new| Need {
+            model: "m",
+            vocab_hash: VocabHash([1; 32]),
+            positions: 8,
+            tried: &[],
+            prefer: None,
+            new,
+        };
+        let full = |retry| failure::later(Reason::Overloaded, "full", Duration::from_secs(retry));
+        let worker = |id: &str| Arc::clone(&members.get(&NodeId::new(id).unwrap()).unwrap().record);
+        router.refused(&worker("v"), &full(3), 0);
+        assert_eq!(router.full("m", VocabHash([1; 32]), 0), None);
+        for random in 0..8 {
+            assert_eq!(router.place(&need(Some(0)), random).unwrap().worker.id.as_str(), "w");
         }
+        // Refused for another reason: asked again.
+        router.refused(&worker("w"), &failure::new(Reason::Draining, "leaving"), 0);
+        assert_eq!(router.place(&need(Some(0)), 0).unwrap().worker.id.as_str(), "w");
+        router.refused(&worker("w"), &full(2), 0);
+        for refused in
+            [router.full("m", VocabHash([1; 32]), 0).unwrap(), router.place(&need(Some(0)), 0).unwrap_err()]
+        {
+            assert_eq!(refused.reason, Reason::Overloaded);
+            let after = refused.retry_after.unwrap();
+            assert!(after > Duration::from_secs(1) && after <= Duration::from_secs(2), "{after:?}: the sooner");
+        }
+        // More urgent, or already under way: they may ask.
+        router.place(&need(Some(1)), 0).unwrap();
+        router.place(&need(None), 0).unwrap();
     }
 }

@@ -15,7 +15,7 @@ mod error;
 pub mod frame;
 pub mod reason;
 
-pub use convert::{Answer, Asked, Candidate, Listed, Placed, Prompt};
+pub use convert::{Answer, Asked, Candidate, Listed, Placed, Prediction, Prompt};
 pub use error::WireError;
 
 /// What tonic-prost-build wrote, in the nesting that its cross-package paths expect.

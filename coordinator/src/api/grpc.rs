@@ -15,10 +15,21 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::failure::{self, Reason, invalid};
-use crate::frontdoor::{FrontDoor, Spelling, request_id};
-use crate::generate::{Ended, Event, Pump, TokensOut};
+use crate::admission::Permit;
+use crate::frontdoor::{FrontDoor, request_id};
+use crate::generate::{Ended, Event, Pump, StopReason, TokensOut};
+use crate::question::{Question, Spelling};
 
-const SPELLING: Spelling = Spelling { prompt: "prompt", max_tokens: "max_tokens" };
+mod gate;
+
+use gate::Gate;
+
+const SPELLING: Spelling = Spelling {
+    prompt: "prompt",
+    max_tokens: "max_tokens",
+    stop_ids: "stop_token_ids",
+    prediction: "prediction",
+};
 
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -30,8 +41,9 @@ pub(crate) fn service(
     door: Arc<FrontDoor>,
     slow_client: Duration,
     max_message: usize,
-) -> InferenceServer<Service> {
-    InferenceServer::new(Service { door, slow_client }).max_decoding_message_size(max_message)
+) -> Gate<InferenceServer<Service>> {
+    let service = Service { door: Arc::clone(&door), slow_client };
+    Gate { inner: InferenceServer::new(service).max_decoding_message_size(max_message), door }
 }
 
 /// Of failures; an answer's is in its Accepted.
@@ -78,18 +90,23 @@ impl Service {
     /// Nothing is sent before the first token, so that every failure until then is the call's own.
     async fn answer(
         &self,
-        request: Request<v1::GenerateRequest>,
+        mut request: Request<v1::GenerateRequest>,
         id: RequestId,
     ) -> Result<Response<Answers>, Status> {
         let deadline = self.door.deadline(timeout(request.metadata())?);
-        let permit = self.door.admit()?;
+        // Without the gate in front there would be none.
+        let permit = match request.extensions_mut().remove::<Permit>() {
+            Some(permit) => permit,
+            None => self.door.admit()?,
+        };
         let asked = Asked { id: Some(id), ..Asked::try_from(request.into_inner())? };
-        let prepared = self.door.prepare(asked, SPELLING, deadline).await?;
-        let request_id = prepared.request.id.to_string();
-        let answer = self.door.generate(prepared, permit).await?;
-        let seed = answer.seed();
-        let accepted = accepted(&request_id, seed, answer.fingerprint().to_owned());
-        let says = Says { pump: Pump::new(answer, self.slow_client), request_id, seed, over: false };
+        let prepared = self.door.prepare(Question::from(asked), SPELLING, deadline).await?;
+        let (request_id, choices) = (prepared.request.id.to_string(), prepared.n);
+        let answers = self.door.generate(prepared, permit).await?;
+        let seed = answers.seed();
+        let accepted = accepted(&request_id, seed, answers.fingerprint().to_owned());
+        let pump = Some(Pump::new(answers, self.slow_client));
+        let says = Says { pump, request_id, seed, choices };
         let rest = stream::unfold(says, |mut says| async {
             let said = says.next().await?;
             Some((said, says))
@@ -101,36 +118,35 @@ impl Service {
 
 /// An answer in the words of the wire.
 struct Says {
-    pump: Pump,
+    /// Dropped with the last word.
+    pump: Option<Pump>,
     request_id: String,
     seed: u64,
-    over: bool,
+    /// Those that have not ended.
+    choices: u32,
 }
 
 impl Says {
     async fn next(&mut self) -> Option<Result<v1::GenerateResponse, Status>> {
-        if self.over {
-            return None;
-        }
-        Some(match self.pump.next().await {
-            Some(Ok(Event::Crossed { fingerprint })) => {
+        let said = match self.pump.as_mut()?.next().await {
+            Some(Ok((_, Event::Crossed { fingerprint }))) => {
                 Ok(accepted(&self.request_id, self.seed, fingerprint))
             }
-            Some(Ok(Event::Tokens(out))) => Ok(say(Said::Tokens(tokens(out)))),
-            Some(Ok(Event::Ended(ended))) => {
-                self.over = true;
-                Ok(say(Said::Finish(finish(ended))))
+            Some(Ok((choice, Event::Tokens(out)))) => Ok(say(Said::Tokens(tokens(choice, out)))),
+            Some(Ok((choice, Event::Ended(ended)))) => {
+                self.choices = self.choices.saturating_sub(1);
+                Ok(say(Said::Finish(finish(choice, ended))))
             }
             Some(Err(failure)) => {
-                self.over = true;
                 tracing::warn!(request = self.request_id, reason = %failure.reason, why = %failure, "answer broken off");
-                Err(failure.into())
+                Err(failure)
             }
-            None => {
-                self.over = true;
-                Err(failure::new(Reason::Internal, "the answer ended without saying why").into())
-            }
-        })
+            None => Err(failure::new(Reason::Internal, "the answer ended without saying why")),
+        };
+        if said.is_err() || self.choices == 0 {
+            self.pump = None;
+        }
+        Some(said.map_err(Into::into))
     }
 }
 
@@ -142,19 +158,24 @@ fn accepted(request_id: &str, seed: u64, fingerprint: String) -> v1::GenerateRes
     say(Said::Accepted(v1::Accepted { request_id: request_id.to_owned(), seed, fingerprint }))
 }
 
-fn tokens(out: TokensOut) -> v1::Tokens {
+fn tokens(choice: u32, out: TokensOut) -> v1::Tokens {
     let text = out.text();
     // All false is written as nothing.
     let drafted = if out.drafted.contains(&true) { out.drafted } else { Vec::new() };
-    v1::Tokens { choice: 0, index: out.index, ids: out.ids.to_ids(), text, logprobs: Vec::new(), drafted }
+    let logprobs = out.logprobs.into_iter().map(Into::into).collect();
+    v1::Tokens { choice, index: out.index, ids: out.ids.to_ids(), text, logprobs, drafted }
 }
 
-fn finish(ended: Ended) -> v1::Finish {
+fn finish(choice: u32, ended: Ended) -> v1::Finish {
     v1::Finish {
-        choice: 0,
+        choice,
         reason: v1::FinishReason::from(ended.finish).into(),
         usage: Some(ended.usage.into()),
         speculation: Some(ended.speculation.into()),
+        stopped_by: ended.stop_reason.map(|reason| match reason {
+            StopReason::Text(string) => v1::finish::StoppedBy::Stop(string),
+            StopReason::Token(id) => v1::finish::StoppedBy::StopTokenId(id.0),
+        }),
     }
 }
 

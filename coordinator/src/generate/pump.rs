@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, Event};
+use super::{Answers, Event};
 use crate::failure::{self, Failure, Reason};
 
 /// Events between an answer and its client. Full: the answer is not pulled, and after the patience
@@ -15,21 +15,21 @@ const AHEAD: usize = 16;
 /// reading; the answer's permit and the worker's pages must not be held for ever by that.
 #[derive(Debug)]
 pub(crate) struct Pump {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<(u32, Event)>,
     /// Aborted when dropped, which drops the answer: the client left.
     task: AbortOnDropHandle<Result<(), Failure>>,
     over: bool,
 }
 
 impl Pump {
-    pub(crate) fn new(answer: Answer, slow_client: Duration) -> Self {
+    pub(crate) fn new(answers: Answers, slow_client: Duration) -> Self {
         let (sender, events) = mpsc::channel(AHEAD);
-        let task = AbortOnDropHandle::new(tokio::spawn(pump(answer, sender, slow_client)));
+        let task = AbortOnDropHandle::new(tokio::spawn(pump(answers, sender, slow_client)));
         Self { events, task, over: false }
     }
 
-    /// As [`Answer::next`].
-    pub(crate) async fn next(&mut self) -> Option<Result<Event, Failure>> {
+    /// As [`Answers::next`].
+    pub(crate) async fn next(&mut self) -> Option<Result<(u32, Event), Failure>> {
         if let Some(event) = self.events.recv().await {
             return Some(Ok(event));
         }
@@ -44,8 +44,8 @@ impl Pump {
     }
 }
 
-async fn pump(mut answer: Answer, events: mpsc::Sender<Event>, slow_client: Duration) -> Result<(), Failure> {
-    while let Some(event) = answer.next().await {
+async fn pump(mut answers: Answers, events: mpsc::Sender<(u32, Event)>, slow_client: Duration) -> Result<(), Failure> {
+    while let Some(event) = answers.next().await {
         if timeout(slow_client, events.send(event?)).await.is_err() {
             return Err(failure::new(
                 Reason::SlowClient,

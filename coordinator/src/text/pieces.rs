@@ -2,6 +2,7 @@ use request::TokenId;
 use serde::Serialize;
 
 use super::ModelText;
+use super::stop::StopStrings;
 
 /// Text of one origin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -11,40 +12,130 @@ pub(crate) struct Piece {
     pub(crate) drafted: bool,
 }
 
-/// An answer's tokens on their way to text. Never gives half a character: its bytes wait for the
-/// token that completes it.
-#[derive(Debug)]
+/// What ends an answer's text, and how much of it is shown.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StopRules {
+    pub(crate) strings: StopStrings,
+    /// All that end it: the request's and the model's.
+    pub(crate) ids: Vec<TokenId>,
+    /// Whether the text shows the string, or the text of the token, that ended it.
+    pub(crate) include: bool,
+    /// A string that ends before so many tokens does not count. (A stop token cannot be drawn then.)
+    pub(crate) min_tokens: u32,
+}
+
+/// What ended an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    Id(TokenId),
+    String(String),
+}
+
+/// An answer's tokens on their way to text. Gives whole characters only, and holds back what may be
+/// the start of a stop string until it is one or cannot be any more.
+///
+/// What it gave after the first n tokens depends on those tokens alone, not on how they came: so an
+/// answer that goes on elsewhere goes on exactly where its text stopped.
+#[derive(Clone, Debug)]
 pub(crate) struct Pieces {
     detokenizer: text::Detokenizer,
+    rules: StopRules,
+    /// Text that no one has yet; ends with what [`StopStrings::open`] counts.
+    held: Vec<Piece>,
+    tokens: u32,
+    stopped: Option<Stopped>,
 }
 
 impl Pieces {
-    /// Goes on after `committed`, whose whole characters the client has.
-    pub(crate) fn after(model: &ModelText, committed: &[TokenId]) -> Self {
-        let mut detokenizer = model.tokenizer.detokenizer();
-        for id in committed {
-            detokenizer.push(*id);
+    pub(crate) fn new(model: &ModelText, rules: StopRules) -> Self {
+        Self {
+            detokenizer: model.tokenizer.detokenizer(),
+            rules,
+            held: Vec::new(),
+            tokens: 0,
+            stopped: None,
         }
-        Self { detokenizer }
     }
 
-    /// Appends the text that `id` completes.
+    /// Takes the next token and appends the text that is settled by it. After the token that ends the
+    /// answer ([`Self::stopped`]) nothing more is taken.
     pub(crate) fn push(&mut self, id: TokenId, drafted: bool, pieces: &mut Vec<Piece>) {
-        if let Some(text) = self.detokenizer.push(id) {
-            append(&text, drafted, pieces);
+        if self.stopped.is_some() {
+            return;
         }
+        self.tokens = self.tokens.saturating_add(1);
+        let ends = self.rules.ids.contains(&id);
+        if ends {
+            self.stopped = Some(Stopped::Id(id));
+            if !self.rules.include {
+                return;
+            }
+        }
+        let Some(text) = self.detokenizer.push(id) else { return };
+        let mut rest = text.as_str();
+        // The text of a stop token is shown as it is.
+        while !ends && let Some(found) = self.rules.strings.push(rest) {
+            let (matched, after) = rest.split_at(found.end);
+            append(matched, drafted, &mut self.held);
+            if self.tokens >= self.rules.min_tokens {
+                let shown = if self.rules.include { 0 } else { found.string.len() };
+                self.release(shown, pieces);
+                self.held.clear();
+                self.stopped = Some(Stopped::String(found.string));
+                return;
+            }
+            rest = after;
+        }
+        append(rest, drafted, &mut self.held);
+        self.release(self.rules.strings.open(), pieces);
     }
 
-    /// What can be said of bytes that no token completed.
-    pub(crate) fn finish(self) -> Option<Piece> {
-        self.detokenizer.finish().map(|text| Piece { text, drafted: false })
+    /// What ended the answer, once it has ended by a token or a string.
+    pub(crate) fn stopped(&self) -> Option<&Stopped> {
+        self.stopped.as_ref()
+    }
+
+    /// The answer is over: what was held back, and what can be said of bytes that no token completed.
+    pub(crate) fn finish(mut self) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        if !matches!(self.stopped, Some(Stopped::String(_))) {
+            self.release(0, &mut pieces);
+            if let Some(text) = self.detokenizer.finish() {
+                append(&text, false, &mut pieces);
+            }
+        }
+        pieces
+    }
+
+    /// Gives all but the last `keep` bytes that are held.
+    fn release(&mut self, keep: usize, pieces: &mut Vec<Piece>) {
+        let held: usize = self.held.iter().map(|p| p.text.len()).sum();
+        let mut give = held.saturating_sub(keep);
+        let mut whole = 0;
+        for piece in &mut self.held {
+            if give < piece.text.len() {
+                // A stop string starts where a character does, so this is no cut through one.
+                let rest = piece.text.split_off(piece.text.floor_char_boundary(give));
+                append(&piece.text, piece.drafted, pieces);
+                piece.text = rest;
+                break;
+            }
+            give -= piece.text.len();
+            append(&piece.text, piece.drafted, pieces);
+            whole += 1;
+        }
+        self.held.drain(..whole);
     }
 }
 
 /// Adds text to pieces; neighbours of one origin are one.
 pub(crate) fn append(text: &str, drafted: bool, pieces: &mut Vec<Piece>) {
     match pieces.last_mut() {
+        _ if text.is_empty() => {}
         Some(last) if last.drafted == drafted => last.text.push_str(text),
         _ => pieces.push(Piece { text: text.to_owned(), drafted }),
     }
 }
+
+#[cfg(test)]
+mod tests;

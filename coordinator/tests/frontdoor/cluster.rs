@@ -17,7 +17,7 @@ use futures::Stream;
 use proto::reason::{Failure, Reason};
 use proto::worker::worker_server::{Worker, WorkerServer};
 use proto::{Answer, Placed, worker as wire};
-use request::{Finish, SpeculationStats, TokenId, Usage};
+use request::{Finish, SpeculationStats, TokenId, TokenLogprobs, Usage};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -34,6 +34,8 @@ pub(crate) enum Act {
     Answer,
     /// Not admitted.
     Refuse(Reason),
+    /// Not admitted: full for so many seconds.
+    Full(u64),
     /// Up to this output index, then the stream ends without Finish.
     EndAt(usize),
     /// Up to this output index, then the process is gone: the connection breaks.
@@ -87,11 +89,27 @@ pub(crate) struct Front {
 /// What the target says to everything: more than one byte a character, so that seams would show.
 pub(crate) const TEXT: &str = "Grüße, 世界! Ein Satz mit Ümlauten.";
 
-/// The output that says it: with the token that ends it.
+/// What it says as the choice of that index; [`TEXT`] as the first.
+pub(crate) fn text_of(choice: u32) -> String {
+    if choice == 0 { TEXT.into() } else { TEXT.replace("Satz", &format!("{choice}. Satz")) }
+}
+
+/// The output that says [`TEXT`]: with the token that ends it.
 pub(crate) fn output() -> Vec<TokenId> {
-    let mut output = model_file::tokens(TEXT);
+    output_of(0)
+}
+
+fn output_of(choice: u32) -> Vec<TokenId> {
+    let mut output = model_file::tokens(&text_of(choice));
     output.push(TokenId(model_file::IM_END));
     output
+}
+
+/// What a scripted worker reports of the token at an output index.
+pub(crate) fn logprobs_at(index: usize, id: TokenId, alternatives: u8) -> TokenLogprobs {
+    let logprob = -(index as f32) / 8.0;
+    let top = (0..u32::from(alternatives)).map(|i| (TokenId((id.0 + i) % 256), logprob - i as f32));
+    TokenLogprobs { logprob, top: top.collect() }
 }
 
 pub(crate) async fn front(change: impl FnOnce(&mut Config)) -> Front {
@@ -294,6 +312,10 @@ impl Worker for Service {
             let retry = (reason == Reason::Overloaded).then_some(Duration::from_secs(3));
             return Err(status(reason, format!("scripted {reason}"), retry));
         }
+        if let Act::Full(seconds) = act {
+            let retry = Some(Duration::from_secs(seconds));
+            return Err(status(Reason::Overloaded, "scripted queue".into(), retry));
+        }
         if let Act::Mute = act {
             std::future::pending::<Infallible>().await;
         }
@@ -347,7 +369,8 @@ impl Play {
             .into()));
         }
         let endless = matches!(self.act, Act::Forever);
-        let mut text = if endless { model_file::tokens(TEXT) } else { output() };
+        let choice = self.placed.request.sampling.choice;
+        let mut text = if endless { model_file::tokens(TEXT) } else { output_of(choice) };
         if let Act::OnAndOn = self.act {
             text.push(text[0]);
         }
@@ -372,7 +395,14 @@ impl Play {
             }
             Act::SkipAt(n) if reached(n) => {
                 let index = u32::try_from(at).unwrap() + 1;
-                return Some(Ok(Answer::Tokens { index, ids: vec![text[0]], drafted: vec![false] }.into()));
+                let logprobs = self.logprobs(at + 1, &text[..1]);
+                return Some(Ok(Answer::Tokens {
+                    index,
+                    ids: vec![text[0]],
+                    drafted: vec![false],
+                    logprobs,
+                }
+                .into()));
             }
             Act::FinishAt(n, finish, more) if reached(n) => {
                 self.over = true;
@@ -404,13 +434,19 @@ impl Play {
         let until = (at + 2).min(most).min(stop_at).min(if endless { usize::MAX } else { text.len() });
         let ids: Vec<_> = (at..until).map(|i| text[i % text.len()]).collect();
         let drafted = (0..ids.len()).map(|i| i == 1).collect();
+        let logprobs = self.logprobs(at, &ids);
         self.next = until;
         self.open.0.sent.fetch_add(2, Ordering::SeqCst);
-        Some(Ok(Answer::Tokens { index: u32::try_from(at).unwrap(), ids, drafted }.into()))
+        Some(Ok(Answer::Tokens { index: u32::try_from(at).unwrap(), ids, drafted, logprobs }.into()))
     }
 }
 
 impl Play {
+    fn logprobs(&self, at: usize, ids: &[TokenId]) -> Vec<TokenLogprobs> {
+        let Some(alternatives) = self.placed.request.logprobs else { return Vec::new() };
+        ids.iter().enumerate().map(|(i, id)| logprobs_at(at + i, *id, alternatives)).collect()
+    }
+
     fn finish(&self, finish: Finish, more: u32) -> wire::GenerateResponse {
         let mut speculation = SpeculationStats::default();
         if !self.placed.drafters.is_empty() && !matches!(self.act, Act::IdleDrafter) {
@@ -420,6 +456,9 @@ impl Play {
         let usage = Usage {
             prompt_tokens: u32::try_from(self.placed.request.prompt.len()).unwrap(),
             completion_tokens: u32::try_from(self.next).unwrap() + more,
+            cached_tokens: 3 + self.placed.request.sampling.choice,
+            accepted_prediction_tokens: u32::from(!self.placed.request.prediction.is_empty()),
+            rejected_prediction_tokens: 0,
         };
         Answer::Finish { finish, usage, speculation }.into()
     }

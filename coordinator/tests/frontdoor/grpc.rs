@@ -8,17 +8,18 @@ use proto::v1;
 use proto::v1::generate_request::Prompt;
 use proto::v1::generate_response::Event;
 use proto::v1::inference_client::InferenceClient;
+use request::{Constraint, Finish, TokenId};
 use tonic::transport::Channel;
 use tonic::{IntoRequest, Request, Status};
 
-use crate::cluster::{Act, Front, TEXT, front, output};
+use crate::cluster::{Act, Front, TEXT, front, logprobs_at, output};
 use crate::model_file::tokens;
 
-async fn client(front: &Front) -> InferenceClient<Channel> {
+pub(crate) async fn client(front: &Front) -> InferenceClient<Channel> {
     InferenceClient::connect(format!("http://{}", front.grpc)).await.unwrap()
 }
 
-fn chat() -> v1::GenerateRequest {
+pub(crate) fn chat() -> v1::GenerateRequest {
     let message = v1::ChatMessage { role: v1::ChatRole::User.into(), content: "hi".into() };
     v1::GenerateRequest {
         request_id: "r-1".into(),
@@ -30,7 +31,7 @@ fn chat() -> v1::GenerateRequest {
     }
 }
 
-async fn events(front: &Front, request: impl IntoRequest<v1::GenerateRequest>) -> Result<Vec<Event>, Status> {
+pub(crate) async fn events(front: &Front, request: impl IntoRequest<v1::GenerateRequest>) -> Result<Vec<Event>, Status> {
     let mut stream = client(front).await.generate(request.into_request()).await?.into_inner();
     let mut events = Vec::new();
     while let Some(message) = stream.message().await? {
@@ -39,7 +40,7 @@ async fn events(front: &Front, request: impl IntoRequest<v1::GenerateRequest>) -
     Ok(events)
 }
 
-fn text(events: &[Event]) -> String {
+pub(crate) fn text(events: &[Event]) -> String {
     events
         .iter()
         .filter_map(|e| if let Event::Tokens(t) = e { Some(t.text.as_str()) } else { None })
@@ -147,7 +148,22 @@ async fn failures_carry_their_reason_and_field() {
             Reason::ContextLengthExceeded,
             "max_tokens",
         ),
-        (v1::GenerateRequest { n: Some(2), ..chat() }, Reason::NotBuilt, "n"),
+        (v1::GenerateRequest { n: Some(129), ..chat() }, Reason::InvalidField, "n"),
+        (v1::GenerateRequest { n: Some(2), committed: vec![1], ..chat() }, Reason::InvalidField, "committed"),
+        (v1::GenerateRequest { stop: vec![String::new()], ..chat() }, Reason::InvalidField, "stop"),
+        (v1::GenerateRequest { stop_token_ids: vec![999], ..chat() }, Reason::InvalidField, "stop_token_ids"),
+        (v1::GenerateRequest { min_tokens: 101, ..chat() }, Reason::InvalidField, "min_tokens"),
+        (
+            v1::GenerateRequest {
+                sampling: Some(v1::SamplingParams {
+                    logit_bias: [(999, 1.0)].into(),
+                    ..v1::SamplingParams::default()
+                }),
+                ..chat()
+            },
+            Reason::InvalidField,
+            "logit_bias",
+        ),
     ] {
         let status = events(&front, request).await.unwrap_err();
         assert_eq!(status.metadata().get("x-request-id").unwrap(), "r-1");
@@ -221,4 +237,98 @@ async fn models_are_listed_with_who_serves_them() {
         fingerprints: vec!["fp_1".into()],
     };
     assert_eq!(models, [expected]);
+}
+
+#[tokio::test]
+async fn everything_asked_for_reaches_the_worker() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", []).await;
+    let guess = v1::prediction::Content::Text("Grü<|im_end|>".into());
+    let request = v1::GenerateRequest {
+        sampling: Some(v1::SamplingParams {
+            temperature: Some(0.5),
+            typical_p: Some(0.9),
+            presence_penalty: Some(1.0),
+            frequency_penalty: Some(-1.0),
+            repetition_penalty: Some(1.5),
+            logit_bias: [(65, 2.0)].into(),
+            ..v1::SamplingParams::default()
+        }),
+        constraint: Some(v1::generate_request::Constraint::Regex("[a-z]+".into())),
+        priority: -3,
+        cache_salt: "tenant".into(),
+        top_logprobs: Some(2),
+        min_tokens: 4,
+        stop_token_ids: vec![b'!'.into()],
+        prediction: Some(v1::Prediction { content: Some(guess) }),
+        ..chat()
+    };
+    let events = events(&front, request).await.unwrap();
+    let placed = &worker.seen()[0].request;
+    assert_eq!((placed.sampling.params.temperature, placed.sampling.params.typical_p), (0.5, 0.9));
+    let penalties = placed.adjust.penalties;
+    assert_eq!((penalties.presence, penalties.frequency, penalties.repetition), (1.0, -1.0, 1.5));
+    assert_eq!(placed.adjust.logit_bias, [(TokenId(65), 2.0)]);
+    assert_eq!(placed.constraint, Some(Constraint::Regex("[a-z]+".into())));
+    assert_eq!((placed.priority, placed.cache_salt.as_str()), (-3, "tenant"));
+    assert_eq!((placed.logprobs, placed.limits.min_tokens), (Some(2), 4));
+    assert!(placed.limits.stop_ids.contains(&TokenId(b'!'.into())));
+    // What a caller guesses spells no control token.
+    assert_eq!(placed.prediction, tokens("Grü<|im_end|>"));
+    let Some(Event::Finish(finish)) = events.last() else { panic!("{events:?}") };
+    assert_eq!(finish.stopped_by, Some(v1::finish::StoppedBy::StopTokenId(b'!'.into())));
+    let usage = finish.usage.unwrap();
+    assert_eq!((usage.cached_tokens, usage.accepted_prediction_tokens), (3, 1));
+    assert_eq!(text(&events), "Grüße, 世界");
+}
+
+#[tokio::test]
+async fn log_probabilities_go_on_over_a_replay() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w0", [Act::EndAt(5)]).await;
+    let events = events(&front, v1::GenerateRequest { top_logprobs: Some(2), ..chat() }).await.unwrap();
+    assert_eq!(worker.seen().len(), 2);
+    let said: Vec<v1::TokenLogprob> = events
+        .iter()
+        .filter_map(|e| if let Event::Tokens(t) = e { Some(t.logprobs.clone()) } else { None })
+        .flatten()
+        .collect();
+    let expected: Vec<v1::TokenLogprob> =
+        output().iter().enumerate().map(|(i, id)| logprobs_at(i, *id, 2).into()).collect();
+    assert_eq!(said, expected);
+}
+
+#[tokio::test]
+async fn the_gate_is_before_the_message() {
+    let front = front(|c| c.max_in_flight = 1).await;
+    let worker = front.worker("w0", [Act::HangAt(4)]).await;
+    let running = client(&front).await.generate(chat()).await.unwrap();
+    // A call whose message never comes: only what is before the message can answer it.
+    let channel = Channel::from_shared(format!("http://{}", front.grpc)).unwrap().connect().await.unwrap();
+    let call = async |channel: Channel| {
+        let mut call = tonic::client::Grpc::new(channel);
+        call.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<v1::GenerateRequest, v1::GenerateResponse>::default();
+        let path = "/paceline.v1.Inference/Generate".parse().unwrap();
+        let never = Request::new(futures::stream::pending());
+        let answer = call.streaming(never, path, codec).await;
+        answer.map(|_| ())
+    };
+    let refused = call(channel).await.unwrap_err();
+    assert_eq!(parse(&refused).reason, Reason::Overloaded);
+    assert!(refused.metadata().contains_key("x-request-id"));
+    drop(running);
+    worker.until_idle().await;
+    events(&front, chat()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_workers_own_deadline_is_the_callers() {
+    for at in [0, 4] {
+        let front = front(|_| {}).await;
+        let worker = front.worker("w0", [Act::FinishAt(at, Finish::Deadline, 0)]).await;
+        let status = events(&front, chat()).await.unwrap_err();
+        assert_eq!(parse(&status).reason, Reason::Deadline);
+        assert_eq!(worker.seen().len(), 1, "it is over everywhere");
+    }
 }

@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod answers;
+mod choices;
 mod cluster;
 mod errors;
 mod grpc;
 mod leaving;
 mod model_file;
 mod replays;
+mod stops;

@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use proto::Asked;
 use request::RequestId;
 use tokio::time::{Instant, timeout_at};
 
@@ -16,11 +15,17 @@ use super::request::ChatRequest;
 use super::response::{Completion, Head};
 use super::{Api, error, stream};
 use crate::failure::{self, Failure, Reason};
-use crate::frontdoor::{Spelling, request_id};
-use crate::generate::{Answer, Event};
+use crate::frontdoor::request_id;
+use crate::generate::{Answers, Event};
+use crate::question::{Question, Spelling};
 use crate::text::append;
 
-const SPELLING: Spelling = Spelling { prompt: "messages", max_tokens: "max_tokens" };
+const SPELLING: Spelling = Spelling {
+    prompt: "messages",
+    max_tokens: "max_tokens",
+    stop_ids: "stop_token_ids",
+    prediction: "prediction",
+};
 
 const SEED: HeaderName = HeaderName::from_static("x-paceline-seed");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -53,10 +58,10 @@ async fn answer(api: Api, headers: &HeaderMap, body: Body, id: RequestId) -> Res
     let permit = api.door.admit()?;
     json_only(headers)?;
     let body = read(headers, body, api.max_body_bytes, deadline).await?;
-    let ChatRequest { asked, stream, include_usage } = ChatRequest::parse(&body)?;
+    let ChatRequest { question, stream, include_usage } = ChatRequest::parse(&body)?;
     drop(body);
-    let asked = Asked { id: Some(id.clone()), ..asked };
-    let prepared = api.door.prepare(asked, SPELLING, deadline).await?;
+    let question = Question { id: Some(id.clone()), ..question };
+    let prepared = api.door.prepare(question, SPELLING, deadline).await?;
     let model = prepared.model.name.clone();
     let answer = api.door.generate(prepared, permit).await?;
     let seed = answer.seed();
@@ -71,10 +76,10 @@ async fn answer(api: Api, headers: &HeaderMap, body: Body, id: RequestId) -> Res
     Ok(response)
 }
 
-async fn whole(mut answer: Answer, mut head: Head, flags: bool) -> Result<Completion, Failure> {
+async fn whole(mut answer: Answers, mut head: Head, flags: bool) -> Result<Completion, Failure> {
     let mut pieces = Vec::new();
     while let Some(event) = answer.next().await {
-        match event? {
+        match event?.1 {
             Event::Crossed { fingerprint } => head.system_fingerprint = fingerprint,
             Event::Tokens(tokens) => {
                 for piece in tokens.pieces {

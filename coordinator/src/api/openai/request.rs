@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use proto::bounds::MAX_CHAT_MESSAGES;
-use proto::{Asked, Prompt};
-use request::{Quality, SamplingParams, Speculation, Strategy};
+use request::{SamplingParams, Speculation, Strategy};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::fields::{HONOURED, NO_EFFECT, NOT_BUILT};
 use super::messages::RawMessage;
 use crate::failure::{self, Failure, from_field, invalid, not_built};
+use crate::question::{Prompt, Question};
 
 /// How long one lockstep wait lasts at most when the request does not say.
 const LOCKSTEP_DEADLINE: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const LOCKSTEP_DEADLINE: Duration = Duration::from_secs(1);
 /// The honoured fields, checked.
 #[derive(Debug)]
 pub(crate) struct ChatRequest {
-    pub(crate) asked: Asked,
+    pub(crate) question: Question,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
 }
@@ -106,7 +106,11 @@ impl Raw {
             let why = format!("messages: has {}; at most {MAX_CHAT_MESSAGES} are taken", messages.len());
             return Err(invalid("messages", why));
         }
-        let messages = messages.into_iter().enumerate().map(|(i, m)| m.check(i)).collect::<Result<_, _>>()?;
+        let messages: Vec<_> =
+            messages.into_iter().enumerate().map(|(i, m)| m.check(i)).collect::<Result<_, _>>()?;
+        let messages: Vec<_> =
+            messages.into_iter().map(|(role, content)| text::Message::new(role, content)).collect();
+        let messages = messages.into();
         match self.n {
             None | Some(1) => {}
             Some(0) => return Err(invalid("n", "n: must be 1")),
@@ -131,22 +135,17 @@ impl Raw {
             Some(options) => options.include_usage.unwrap_or(false),
             None => false,
         };
-        let asked = Asked {
-            id: None,
-            attempt: 0,
-            model,
-            prompt: Prompt::Chat(messages),
-            committed: Vec::new(),
+        let question = Question {
             params: params(self.temperature, self.top_p, self.top_k, self.min_p)?,
             seed: self.seed.map(|s| match s {
                 Seed::Unsigned(s) => s,
                 Seed::Signed(s) => s.cast_unsigned(),
             }),
             max_tokens: max_tokens(self.max_completion_tokens, self.max_tokens)?,
-            quality: Quality::Exact,
             speculation: self.speculation.map(RawSpeculation::check).transpose()?.unwrap_or_default(),
+            ..Question::new(model, Prompt::Chat(messages))
         };
-        Ok(ChatRequest { asked, stream, include_usage })
+        Ok(ChatRequest { question, stream, include_usage })
     }
 }
 
@@ -180,7 +179,7 @@ impl RawSpeculation {
             }
         };
         let speculation = Speculation { strategy, max_draft: self.max_draft, ..Speculation::default() };
-        speculation.validate().map_err(|e| {
+        speculation.validate(&SamplingParams::GREEDY).map_err(|e| {
             let field = match e.field {
                 "speculation.lockstep.k" => "speculation.k",
                 "speculation.lockstep.deadline" => "speculation.deadline_ms",
@@ -251,6 +250,7 @@ fn params(
         top_k,
         top_p: top_p.unwrap_or(1.0),
         min_p: min_p.unwrap_or(0.0),
+        typical_p: 1.0,
     };
     params.validate().map_err(|e| from_field(&e))?;
     Ok(params)

@@ -159,7 +159,7 @@ struct Usage {
 
 impl Usage {
     fn of(ended: &Ended) -> Self {
-        let request::Usage { prompt_tokens, completion_tokens } = ended.usage;
+        let request::Usage { prompt_tokens, completion_tokens, .. } = ended.usage;
         Self {
             prompt_tokens,
             completion_tokens,

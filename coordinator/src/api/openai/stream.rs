@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::error::Body;
 use super::response::{Chunk, Head};
 use crate::failure::{self, Failure, Reason};
-use crate::generate::{Answer, Event, Pump};
+use crate::generate::{Answers, Event, Pump};
 
 /// Proxies close a silent connection after a minute or less; prefill or a replay can take as long.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -22,7 +22,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) fn respond(
-    answer: Answer,
+    answer: Answers,
     slow_client: Duration,
     head: Head,
     with_usage: bool,
@@ -58,7 +58,7 @@ impl Chunks {
                 return Some(event);
             }
             match self.answer.as_mut()?.next().await {
-                Some(Ok(event)) => self.say(event),
+                Some(Ok((_, event))) => self.say(event),
                 Some(Err(failure)) => self.fail(failure),
                 None => self.fail(failure::new(Reason::Internal, "the answer ended without saying why")),
             }

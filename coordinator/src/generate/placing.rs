@@ -1,0 +1,130 @@
+//! Who answers: the first worker that admits a choice, and after a loss the next one.
+
+use std::time::Duration;
+
+use request::Request;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::Event;
+use super::attempt::{Attempt, Broken};
+use super::choice::Choice;
+use crate::failure::{self, Failure, Reason};
+use crate::random;
+use crate::router::Need;
+
+/// Pauses while a broken answer has nowhere to go; each doubles the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+impl Choice {
+    /// Asks candidates until one admits the request or the time is up. The error is the most telling
+    /// refusal, and the deadline's once that has passed.
+    pub(super) async fn place(&mut self, by: Instant) -> Result<(), Failure> {
+        let mut refused: Option<Failure> = None;
+        loop {
+            // Refusals near the deadline are mostly its own doing.
+            if Instant::now() >= self.deadline {
+                return Err(self.too_late());
+            }
+            if let Some(refused) = refused.take_if(|_| Instant::now() >= by) {
+                return Err(refused);
+            }
+            let need = Need {
+                model: &self.model.name,
+                vocab_hash: self.model.text.vocab_hash(),
+                positions: positions(&self.request),
+                tried: &self.tried,
+                prefer: Some(self.fingerprint.as_str()).filter(|f| !f.is_empty()),
+                // Who lost its worker in mid-answer asks them all.
+                new: (self.admitted == 0).then_some(self.request.priority),
+            };
+            let placed = match self.router.place(&need, random::draw()?) {
+                Ok(placed) => placed,
+                Err(nowhere) => return Err(most_telling(refused, nowhere)),
+            };
+            let worker = placed.worker.clone();
+            let asked = Instant::now();
+            let until = by.min(self.deadline).min(asked + self.patience.accept);
+            let failure = match timeout_at(until, Attempt::open(placed, &self.request, self.deadline)).await {
+                Ok(Ok(attempt)) => {
+                    self.admit(attempt);
+                    return Ok(());
+                }
+                Ok(Err(Broken::Final(failure))) => return Err(failure),
+                Ok(Err(Broken::Refused(failure))) => failure,
+                Ok(Err(Broken::Lost(why))) => {
+                    failure::new(Reason::NoWorker, format!("worker {} {why}", worker.id))
+                }
+                Err(_) => failure::new(
+                    Reason::NoWorker,
+                    format!(
+                        "worker {} did not answer within {:?}",
+                        worker.id,
+                        until.saturating_duration_since(asked)
+                    ),
+                ),
+            };
+            tracing::debug!(
+                request = %self.request.id, worker = %worker.id, reason = %failure.reason, why = %failure,
+                "refused"
+            );
+            self.router.refused(&worker, &failure, self.request.priority);
+            self.tried.push(worker.id.clone());
+            refused = Some(most_telling(refused, failure));
+        }
+    }
+
+    fn admit(&mut self, attempt: Attempt) {
+        self.admitted += 1;
+        attempt.fingerprint().clone_into(&mut self.fingerprint);
+        if let Some(told) = self.told.take_if(|told| *told != self.fingerprint) {
+            tracing::warn!(
+                request = %self.request.id, choice = self.index(), from = told, to = self.fingerprint,
+                "answer crosses to other numerics"
+            );
+            self.ready.push_back(Event::Crossed { fingerprint: self.fingerprint.clone() });
+            self.told = Some(self.fingerprint.clone());
+        }
+        self.drafter = attempt.drafter().map(|id| self.router.count_drafter(id));
+        self.attempt = Some(attempt);
+    }
+
+    /// Finds a place for the rest of a broken answer: another worker, else the same one if it is back.
+    pub(super) async fn place_again(&mut self) -> Result<(), Failure> {
+        let until = self.deadline.min(Instant::now() + self.patience.replay);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let failure = match self.place(until).await {
+                Ok(()) => return Ok(()),
+                Err(failure) => failure,
+            };
+            let passing = matches!(failure.reason, Reason::NoWorker | Reason::Overloaded | Reason::Draining);
+            if !passing || Instant::now() + pause >= until {
+                return Err(failure);
+            }
+            self.tried.clear();
+            // Jitter: the answers of a lost worker must not come back in step.
+            sleep(pause / 2 + (pause / 2).mul_f64(random::share()?)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// A full worker says when to come back, the one that says it soonest is right; one that is not there
+/// says nothing.
+fn most_telling(before: Option<Failure>, now: Failure) -> Failure {
+    match before {
+        Some(before) if before.reason == Reason::Overloaded => {
+            let sooner = now.reason == Reason::Overloaded && now.retry_after < before.retry_after;
+            if sooner { now } else { before }
+        }
+        // After a refusal, that nobody else is left says less.
+        Some(before) if now.reason == Reason::NoWorker => before,
+        _ => now,
+    }
+}
+
+fn positions(request: &Request) -> u32 {
+    let prompt = request.prompt.len().try_into().unwrap_or(u32::MAX);
+    request.limits.max_tokens.saturating_add(prompt)
+}
