@@ -83,7 +83,7 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    pub fn config(&self, command: &Command) -> telemetry::Config {
+    pub fn config(&self, command: &Command) -> telemetry::Log {
         let format = if self.json { telemetry::Format::Json } else { telemetry::Format::Human };
         // What `up` starts shares its terminal with `up`'s own words.
         let serves = match command {
@@ -92,7 +92,7 @@ impl LogArgs {
             _ => false,
         };
         let default = if serves { "info" } else { "warn" };
-        telemetry::Config { format, filter: self.filter.clone().unwrap_or_else(|| default.to_owned()) }
+        telemetry::Log { format, filter: self.filter.clone().unwrap_or_else(|| default.to_owned()) }
     }
 }
 

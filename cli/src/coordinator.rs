@@ -8,6 +8,7 @@ use clap::Args;
 use coordinator::{Config, Coordinator};
 use daemon::Shutdown;
 use serde_json::{Map, Value, json};
+use telemetry::{Log, Service};
 
 use crate::args::StoreArgs;
 use crate::rank::{Announcement, ended, load, served_name, supervised};
@@ -27,6 +28,9 @@ pub struct CoordinatorArgs {
     /// Address of the gRPC API and of the nodes that join
     #[arg(long, value_name = "ADDRESS")]
     pub grpc_listen: Option<SocketAddr>,
+    /// Address of /metrics and of the health probes [default: none]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
     /// Bind more than loopback although there is no TLS yet
     #[arg(long)]
     pub insecure: bool,
@@ -36,8 +40,11 @@ pub struct CoordinatorArgs {
 }
 
 /// Serves until a signal, then drains.
-pub async fn run(args: CoordinatorArgs, store: &StoreArgs) -> Result<()> {
+pub async fn run(args: CoordinatorArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let config = load::<Config>(args.config.as_deref(), &flags(&args, store).await?)?;
+    let instance = format!("coordinator-{}", std::process::id());
+    let _telemetry =
+        telemetry::init(log, Some((&Service { role: "coordinator", instance }, &config.telemetry)))?;
     let shutdown = Shutdown::default();
     let signals = shutdown.signals()?;
     let mut running = Coordinator::start(config, shutdown).await?;
@@ -47,6 +54,7 @@ pub async fn run(args: CoordinatorArgs, store: &StoreArgs) -> Result<()> {
             node: "coordinator".into(),
             grpc: format!("http://{}", running.grpc_addr()),
             http: Some(format!("http://{}", running.http_addr())),
+            admin: running.admin_addr().map(|address| format!("http://{address}")),
         };
         supervised(&announcement, running.tasks())?;
     }
@@ -61,6 +69,9 @@ async fn flags(args: &CoordinatorArgs, store: &StoreArgs) -> Result<Value> {
     }
     if let Some(listen) = args.grpc_listen {
         set("grpc_listen", json!(listen));
+    }
+    if let Some(admin) = args.admin {
+        set("admin", json!(admin));
     }
     if args.insecure {
         set("insecure", json!(true));

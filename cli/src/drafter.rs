@@ -3,18 +3,21 @@
 use anyhow::Result;
 use cluster::Role;
 use daemon::Readiness;
+use telemetry::{Log, Service};
 
 use crate::args::StoreArgs;
 use crate::rank::{NodeArgs, load, prepare, serve, tasks};
 
 /// Serves until a signal, then drains.
-pub async fn run(args: NodeArgs, store: &StoreArgs) -> Result<()> {
+pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let config = load::<drafter::Config>(args.config.as_deref(), &args.settings()?)?;
     let mut tasks = tasks()?;
     let prepared = prepare(&config.rank, Role::Drafter, store).await?;
+    let instance = prepared.identity.id.to_string();
+    let _telemetry = telemetry::init(log, Some((&Service { role: "drafter", instance }, &config.telemetry)))?;
     let readiness = Readiness::default();
     let make = prepared.make();
     let running = drafter::start(&config, prepared.identity, make, &readiness, &mut tasks).await?;
-    let record = running.record.clone();
-    serve(&args, &config.rank, &record, running.idle(), tasks).await
+    let (record, admin) = (running.record.clone(), running.admin);
+    serve(&args, &config.rank, &record, admin, running.idle(), tasks).await
 }

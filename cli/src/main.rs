@@ -23,13 +23,16 @@ fn main() -> ExitCode {
 }
 
 async fn run(Cli { store, log, command }: Cli) -> anyhow::Result<()> {
-    let _telemetry = telemetry::init(&log.config(&command))?;
+    let log = log.config(&command);
+    // A process that serves reads its configuration first, which says where spans and metrics go.
+    let serves = matches!(command, Command::Coordinator(_) | Command::Worker(_) | Command::Drafter(_));
+    let _telemetry = if serves { None } else { Some(telemetry::init(&log, None)?) };
     match command {
         Command::Up(args) => cli::up::run(args, &store).await,
         Command::Demo(args) => cli::demo::run(args, &store).await,
-        Command::Coordinator(args) => cli::coordinator::run(args, &store).await,
-        Command::Worker(args) => cli::worker::run(args, &store).await,
-        Command::Drafter(args) => cli::drafter::run(args, &store).await,
+        Command::Coordinator(args) => cli::coordinator::run(args, &store, &log).await,
+        Command::Worker(args) => cli::worker::run(args, &store, &log).await,
+        Command::Drafter(args) => cli::drafter::run(args, &store, &log).await,
         Command::Chat(args) => cli::chat::run(args).await,
         Command::Generate(args) => cli::generate::run(args, &store).await,
         Command::Status(args) => cli::status::run(args).await,

@@ -37,6 +37,9 @@ pub struct NodeArgs {
     /// Address under which others reach this node [default: the one it listens on]
     #[arg(long, value_name = "http://HOST:PORT")]
     pub advertise: Option<String>,
+    /// Address of /metrics and of the health probes [default: none]
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
     /// Bind more than loopback although there is no TLS yet
     #[arg(long)]
     pub insecure: bool,
@@ -63,6 +66,9 @@ impl NodeArgs {
         }
         if let Some(advertise) = &self.advertise {
             set("advertise", json!(advertise));
+        }
+        if let Some(admin) = self.admin {
+            set("admin", json!(admin));
         }
         if self.insecure {
             set("insecure", json!(true));
@@ -175,13 +181,16 @@ pub async fn serve(
     args: &NodeArgs,
     config: &rank::Config,
     record: &NodeRecord,
+    admin: Option<SocketAddr>,
     idle: impl Future<Output = ()>,
     mut tasks: Tasks,
 ) -> Result<()> {
     let NodeRecord { id, role, endpoint, model, .. } = record;
     tracing::info!(node = %id, %endpoint, model, "{role} serves");
     if args.supervised {
-        let announcement = Announcement { node: id.to_string(), grpc: endpoint.to_string(), http: None };
+        let admin = admin.map(|address| format!("http://{address}"));
+        let announcement =
+            Announcement { node: id.to_string(), grpc: endpoint.to_string(), http: None, admin };
         supervised(&announcement, &mut tasks)?;
     }
     let deadlines = Deadlines { drain: config.drain, ..Deadlines::default() };
@@ -210,6 +219,9 @@ pub struct Announcement {
     pub grpc: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
+    /// Where `/metrics` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
 }
 
 /// Announces the process and drains it when its standard input ends: a child never outlives the
@@ -266,7 +278,7 @@ mod tests {
     #[test]
     fn settings_of_other_processes_are_left_to_them() {
         let worker = sections::<worker::Config>().unwrap();
-        assert_eq!(worker, ["engine", "rank"]);
+        assert_eq!(worker, ["engine", "rank", "telemetry"]);
         let given = |name: &str| vec![(name.into(), "1".into())];
         for (name, taken) in [
             ("PACELINE_RANK__SLOTS", false),

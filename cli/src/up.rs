@@ -138,7 +138,7 @@ impl Cluster {
         let role = words[0].to_owned();
         let mut child = Command::new(program)
             .args(words)
-            .arg("--supervised")
+            .args(["--supervised", "--admin", "127.0.0.1:0"])
             // One file is one process's; the children take flags and the rest of the environment.
             .env_remove("PACELINE_CONFIG")
             .stdin(Stdio::piped())
@@ -200,10 +200,11 @@ impl Cluster {
     pub fn describe(&self) -> String {
         let width = self.parts.iter().map(|p| p.announcement.node.len()).max().unwrap_or(0);
         let line = |part: &Part| {
-            let Announcement { node, grpc, http } = &part.announcement;
+            let Announcement { node, grpc, http, admin } = &part.announcement;
             let pid = part.child.id().unwrap_or_default();
             let http = http.as_ref().map(|h| format!("   http {h}")).unwrap_or_default();
-            format!("{node:width$}   pid {pid:<7}   grpc {grpc}{http}")
+            let metrics = admin.as_ref().map(|a| format!("   metrics {a}/metrics")).unwrap_or_default();
+            format!("{node:width$}   pid {pid:<7}   grpc {grpc}{metrics}{http}")
         };
         self.parts.iter().map(line).collect::<Vec<_>>().join("\n")
     }

@@ -9,13 +9,15 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::registry;
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// OpenAI API; port 0 takes a free one.
     pub listen: SocketAddr,
     /// `paceline.v1.Inference` and the Join streams of nodes; port 0 takes a free one.
     pub grpc_listen: SocketAddr,
+    /// Admin port (`/metrics`, `/health/live`, `/health/ready`); none when it is left out.
+    pub admin: Option<SocketAddr>,
     /// Allows addresses other than loopback, in plain text and without authentication.
     pub insecure: bool,
     /// What is served, in the order of `/v1/models`.
@@ -44,6 +46,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How nodes are watched.
     pub registry: registry::Config,
+    /// Where spans and metrics go.
+    pub telemetry: telemetry::Config,
 }
 
 /// A model that is served: its name, and the file that says how its text is tokenized.
@@ -64,6 +68,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             grpc_listen: SocketAddr::from(([127, 0, 0, 1], 8081)),
+            admin: None,
             insecure: false,
             models: Vec::new(),
             max_body_bytes: ByteSize::mib(4),
@@ -75,6 +80,7 @@ impl Default for Config {
             slow_client_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
             registry: registry::Config::default(),
+            telemetry: telemetry::Config::default(),
         }
     }
 }
@@ -115,6 +121,7 @@ impl Check for Config {
                 return Err(Wrong::new(key, format!("{time:?} is not between 10ms and 24h")));
             }
         }
+        Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         self.registry.check().map_err(|w| w.within("registry"))
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use daemon::config::Valid;
 use daemon::listen::{self, ListenError};
 use daemon::registry::Registry;
-use daemon::{Deadlines, Ended, Gate, Readiness, Shutdown, Tasks, grpc};
+use daemon::{Deadlines, Ended, Gate, Readiness, Shutdown, Tasks, admin, grpc};
 
 use crate::Config;
 use crate::api;
@@ -45,6 +45,7 @@ pub enum StartError {
 pub struct Running {
     http: SocketAddr,
     grpc: SocketAddr,
+    admin: Option<SocketAddr>,
     door: Arc<FrontDoor>,
     readiness: Readiness,
     tasks: Tasks,
@@ -64,6 +65,10 @@ impl Coordinator {
         let grpc_config = grpc::Config { listen: config.grpc_listen, ..grpc::Config::default() };
         let server = grpc::Server::bind(&grpc_config, config.insecure).await?;
         let grpc = server.address();
+        let admin = match config.admin {
+            Some(address) => Some(admin::Server::bind(address, config.insecure).await?),
+            None => None,
+        };
 
         let mut tasks = Tasks::new(shutdown.clone());
         let (registry, owner) = Registry::new(&config.registry, &shutdown);
@@ -78,6 +83,11 @@ impl Coordinator {
         let gate = readiness.gate("workers", "no worker has joined");
         tasks.spawn("readiness", watch_workers(Arc::clone(&door), gate, shutdown.clone()));
         tasks.spawn("grpc", server.serve(readiness.clone(), shutdown.clone()));
+        let admin = admin.map(|server| {
+            let address = server.address();
+            tasks.spawn("admin", server.serve(readiness.clone(), shutdown.clone()));
+            address
+        });
 
         let app = api::openai::routes(api::openai::Api {
             door: Arc::clone(&door),
@@ -89,7 +99,7 @@ impl Coordinator {
         tasks.spawn("http", crate::serve::serve(listener, app, connections, slow_client, shutdown));
 
         tracing::info!(%http, %grpc, models = config.models.len(), "coordinator serves");
-        Ok(Running { http, grpc, door, readiness, tasks, drain: config.drain_timeout })
+        Ok(Running { http, grpc, admin, door, readiness, tasks, drain: config.drain_timeout })
     }
 }
 
@@ -102,6 +112,11 @@ impl Running {
     /// Where gRPC listens and nodes join, with the actual port.
     pub fn grpc_addr(&self) -> SocketAddr {
         self.grpc
+    }
+
+    /// Where `/metrics` is, with the actual port.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// Ready while every served model has a worker; for the admin port.

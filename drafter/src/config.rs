@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub rank: rank::Config,
+    pub telemetry: telemetry::Config,
     pub sessions: SessionsConfig,
 }
 
@@ -40,6 +41,7 @@ impl SessionsConfig {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
+        Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         if !(1..=65_536).contains(&self.sessions.token_budget) {
             return Err(Wrong::new("sessions.token_budget", "must be 1 to 65536"));
         }

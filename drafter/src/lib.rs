@@ -37,6 +37,8 @@ pub struct Running {
     pub record: NodeRecord,
     /// Where its gRPC port is bound; `record.endpoint` may advertise another address.
     pub address: SocketAddr,
+    /// Where `/metrics` is, if an admin port was asked for.
+    pub admin: Option<SocketAddr>,
     slots: Arc<Semaphore>,
 }
 
@@ -92,7 +94,12 @@ where
         streams,
         next_sequence: AtomicU64::new(1),
     }));
-    let running = Running { record: rank.record.clone(), address: server.address(), slots };
+    let running = Running {
+        record: rank.record.clone(),
+        address: server.address(),
+        admin: rank.admin_address(),
+        slots,
+    };
     let server = server.add(DraftServer::new(service).max_decoding_message_size(MAX_FRAME_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub rank: rank::Config,
+    pub telemetry: telemetry::Config,
     pub engine: EngineConfig,
 }
 
@@ -50,6 +51,7 @@ impl EngineConfig {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
+        Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         self.engine.check().map_err(|w| w.within("engine"))
     }
 }

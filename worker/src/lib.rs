@@ -37,6 +37,8 @@ pub struct Running {
     pub record: NodeRecord,
     /// Where its gRPC port is bound; `record.endpoint` may advertise another address.
     pub address: SocketAddr,
+    /// Where `/metrics` is, if an admin port was asked for.
+    pub admin: Option<SocketAddr>,
     answers: TaskTracker,
 }
 
@@ -94,7 +96,12 @@ where
         next_sequence: AtomicU64::new(1),
         answers: answers.clone(),
     };
-    let running = Running { record: rank.record.clone(), address: server.address(), answers };
+    let running = Running {
+        record: rank.record.clone(),
+        address: server.address(),
+        admin: rank.admin_address(),
+        answers,
+    };
     let server = server.add(WorkerServer::new(service).max_decoding_message_size(MAX_REQUEST_BYTES));
     rank.serve(server, readiness, tasks);
     Ok(running)

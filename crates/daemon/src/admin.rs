@@ -1,15 +1,15 @@
-//! The admin port: is this process alive, should it get work, and if not, why not.
+//! The admin port: is this process alive, should it get work, and if not, why not; and its metrics.
 //!
 //! `GET /health/live` answers 200 as long as the runtime turns; `GET /health/ready` answers 200, or 503
-//! with the gates that are closed. Metrics come with issue 3.
+//! with the gates that are closed. `GET /metrics` is Prometheus text (`docs/metrics.md`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::IntoResponse;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
@@ -69,6 +69,7 @@ fn routes(readiness: Readiness, shutdown: Shutdown) -> Router {
     Router::new()
         .route("/health/live", get(|| async { Json(serde_json::json!({ "live": true })) }))
         .route("/health/ready", get(ready))
+        .route("/metrics", get(metrics))
         .fallback(unknown)
         .with_state((readiness, shutdown))
 }
@@ -83,8 +84,20 @@ async fn ready(State((readiness, shutdown)): State<(Readiness, Shutdown)>) -> im
     (status, Json(Ready { ready, waiting_for }))
 }
 
+/// Rendering reads sums in memory: it takes about a millisecond, and nothing waits for it.
+async fn metrics() -> Response {
+    match telemetry::meters().render() {
+        Ok((media, text)) => ([(header::CONTENT_TYPE, media)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be rendered");
+            (StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be rendered; the log says why\n")
+                .into_response()
+        }
+    }
+}
+
 async fn unknown() -> impl IntoResponse {
-    (StatusCode::NOT_FOUND, "not served here; this port has /health/live and /health/ready\n")
+    (StatusCode::NOT_FOUND, "not served here; this port has /health/live, /health/ready and /metrics\n")
 }
 
 #[cfg(test)]
@@ -115,7 +128,10 @@ mod tests {
         assert_eq!(ask(address, "/health/ready").await, (503, closed.into()));
         model.open();
         assert_eq!(ask(address, "/health/ready").await, (200, r#"{"ready":true,"waiting_for":{}}"#.into()));
-        assert_eq!(ask(address, "/metrics").await.0, 404);
+        telemetry::meters().snapshot_age.record(1.5, &[]);
+        let (status, text) = ask(address, "/metrics").await;
+        assert!(status == 200 && text.contains("\npaceline_snapshot_age_seconds 1.5\n"), "{status} {text}");
+        assert_eq!(ask(address, "/").await.0, 404);
         shutdown.drain();
         let draining = r#"{"ready":false,"waiting_for":{"drain":"the process is leaving"}}"#;
         assert_eq!(ask(address, "/health/ready").await, (503, draining.into()));

@@ -41,6 +41,13 @@ pub trait Check {
     fn check(&self) -> Result<(), Wrong>;
 }
 
+/// The section of a process's configuration that `telemetry` reads.
+impl Check for telemetry::Config {
+    fn check(&self) -> Result<(), Wrong> {
+        Self::check(self).map_err(|telemetry::Invalid { key, why }| Wrong { key, why })
+    }
+}
+
 /// A key whose value cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {why}")]

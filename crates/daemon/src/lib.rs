@@ -6,7 +6,7 @@
 //!
 //! Not here: what a request is and where it goes (`coordinator`), tokens (`worker`, `drafter`), who is
 //! there as a rule (`cluster`: this crate only brings it messages and time). No TLS yet: listeners
-//! stay on loopback unless told otherwise ([`listen`]). No metrics yet (issue 3).
+//! stay on loopback unless told otherwise ([`listen`]).
 #![forbid(unsafe_code)]
 
 pub mod admin;

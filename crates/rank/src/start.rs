@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -117,6 +118,11 @@ impl Rank {
         let rank =
             Self { record, spec, inbox, load, step_time, config: config.clone(), admin, thread, ended };
         Ok((rank, server))
+    }
+
+    /// Where the admin port is bound, if there is one.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(admin::Server::address)
     }
 
     /// Serves `server`, joins the coordinators and watches the
