@@ -7,6 +7,7 @@ use engine::Model;
 use kvcache::{ClassId, PAGE_POSITIONS, PageId};
 use model::{CpuModel, Options, PageBudget};
 use request::{Sampling, TokenId};
+use sampling::Draw;
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
 
 fn main() -> anyhow::Result<()> {
@@ -67,12 +68,14 @@ fn run(model: &mut CpuModel, first: u32, rows: u32) -> anyhow::Result<f64> {
             position,
             parent: Parent::Previous,
             layers: Layers::All,
-            output: if last { Output::Pick(Sampling::GREEDY) } else { Output::None },
+            output: if last { Output::Pick } else { Output::None },
             adapter: None,
         });
     }
+    let picks = step.rows.iter().filter(|row| row.output == Output::Pick).count();
+    let draws = vec![Draw::new(Sampling::GREEDY); picks];
     let start = Instant::now();
     let ticket = model.submit(&step)?;
-    model.collect(ticket)?;
+    model.collect(ticket, &draws)?;
     Ok(start.elapsed().as_secs_f64())
 }

@@ -8,6 +8,8 @@ mod tables;
 
 pub(crate) use tables::{Tables, bound};
 
+use std::ops::Range;
+
 use half::f16;
 use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
 use memmap2::MmapMut;
@@ -91,5 +93,35 @@ impl Storage {
     /// Bytes of a page's keys (or values) of one unit.
     fn half(&self) -> usize {
         POSITIONS * self.head_dim * size_of::<f16>()
+    }
+}
+
+/// The keys that a query at `position` sees, in order: [`HeadClass::sees`] as ranges, either of which
+/// may be empty.
+pub(crate) fn visible(class: HeadClass, position: u32) -> [Range<u32>; 2] {
+    let keys = position + 1;
+    match class {
+        HeadClass::Full => [0..keys, keys..keys],
+        HeadClass::Window { sink, recent } => {
+            let sink = sink.min(keys);
+            [0..sink, keys.saturating_sub(recent).max(sink)..keys]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ranges_are_what_the_class_sees(sink in 0u32..40, recent in 0u32..40, full: bool, position in 0u32..100) {
+            let class = if full { HeadClass::Full } else { HeadClass::Window { sink, recent } };
+            let found: Vec<u32> = visible(class, position).into_iter().flatten().collect();
+            let expected: Vec<u32> = (0..200).filter(|key| class.sees(position, *key)).collect();
+            prop_assert_eq!(found, expected);
+        }
     }
 }

@@ -12,19 +12,21 @@ use std::path::Path;
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
 use gguf::Header;
 use kvcache::HeadClass;
-use request::Sampling;
-use scheduler::{Output, Step};
+use rayon::prelude::*;
+use sampling::Draw;
+use scheduler::Step;
 
 use crate::arch::{Architecture, Decoder, Parameters, RopeStyle};
 use crate::cache::{Storage, Tables};
 use crate::simd::Level;
 use crate::weights::Weights;
 use crate::{LoadError, Options, PageBudget};
-use forward::Scratch;
+use forward::{Forward, Picking, Scratch};
 
 /// A model on the CPU.
 ///
-/// `submit` computes the whole step before it returns; `collect` hands out what it found.
+/// `submit` computes the layers before it returns; `collect` the head, and draws, a few rows at a time:
+/// the logits of a long step are never all in memory.
 pub struct CpuModel {
     spec: ModelSpec,
     parameters: Parameters,
@@ -36,8 +38,10 @@ pub struct CpuModel {
     pool: rayon::ThreadPool,
     scratch: Scratch,
     tickets: u64,
-    /// The step that was submitted and not collected yet.
-    ready: Option<(u64, Picks)>,
+    /// Of the step that was submitted last.
+    picking: Picking,
+    /// Its number, while it is not collected.
+    submitted: Option<u64>,
 }
 
 impl CpuModel {
@@ -90,14 +94,15 @@ impl CpuModel {
             },
             rope: architecture.rope,
             decoder,
-            tables: Tables::new(options.slots, vec![pages], context),
+            tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
             storage,
             level,
             pool,
             scratch: Scratch::new(&parameters),
             parameters,
             tickets: 0,
-            ready: None,
+            picking: Picking::default(),
+            submitted: None,
         })
     }
 
@@ -113,22 +118,18 @@ impl CpuModel {
     /// Executes a step and gives back the logits of its `Output::Pick` rows, by row index, instead
     /// of picks: the way out for tests and perplexity.
     pub fn logits(&mut self, step: &Step) -> Result<Vec<(u32, Vec<f32>)>, ModelError> {
+        self.layers(step)?;
         let mut all = Vec::new();
-        self.execute(step, |found| {
+        self.head(|found| {
             all.extend(found.iter().map(|f| (f.row, f.logits.to_vec())));
             Ok(())
         })?;
         Ok(all)
     }
 
-    /// Checks a step, computes it and hands the logits of its picking rows, a few rows at a time and
-    /// in row order, to `each` (which runs on the pool).
-    fn execute(
-        &mut self,
-        step: &Step,
-        mut each: impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError> + Send,
-    ) -> Result<(), ModelError> {
-        if self.ready.is_some() {
+    /// Checks a step and computes its layers.
+    fn layers(&mut self, step: &Step) -> Result<(), ModelError> {
+        if self.submitted.is_some() {
             return Err(ModelError::Unsupported { what: "a step before the last one is collected" });
         }
         let rows = check::rows(step, &self.spec)?;
@@ -137,17 +138,37 @@ impl CpuModel {
             self.tables.covers(&changed, row.slot, row.position)?;
         }
         self.tables.apply(changed);
-        let forward = forward::Forward {
-            parameters: &self.parameters,
-            rope: self.rope,
-            decoder: &self.decoder,
-            drawn: self.spec.vocab_size as usize,
-            tables: &self.tables,
-            level: self.level,
-        };
-        let (storage, scratch) = (&mut self.storage, &mut self.scratch);
-        self.pool.install(|| forward.run(&rows, storage, scratch, &mut each))
+        self.picking.clear();
+        let forward =
+            forward(&self.spec, &self.parameters, self.rope, &self.decoder, &self.tables, self.level);
+        let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
+        self.pool.install(|| forward.layers(&rows, storage, scratch, picking));
+        Ok(())
     }
+
+    /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
+    /// time and in row order, to `each` (which runs on the pool).
+    fn head(
+        &mut self,
+        mut each: impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError> + Send,
+    ) -> Result<(), ModelError> {
+        let forward =
+            forward(&self.spec, &self.parameters, self.rope, &self.decoder, &self.tables, self.level);
+        let (scratch, picking) = (&mut self.scratch, &self.picking);
+        self.pool.install(|| forward.head(picking, scratch, &mut each))
+    }
+}
+
+/// A free function, so that what a pass writes can be borrowed beside it.
+fn forward<'a>(
+    spec: &ModelSpec,
+    parameters: &'a Parameters,
+    rope: RopeStyle,
+    decoder: &'a Decoder,
+    tables: &'a Tables,
+    level: Level,
+) -> Forward<'a> {
+    Forward { parameters, rope, decoder, drawn: spec.vocab_size as usize, tables, level }
 }
 
 /// Logits of one picking row.
@@ -155,7 +176,6 @@ struct RowLogits<'a> {
     /// Index in the step.
     row: u32,
     position: u32,
-    sampling: Sampling,
     logits: &'a [f32],
 }
 
@@ -165,35 +185,42 @@ impl Model for CpuModel {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
-        use rayon::prelude::*;
-        let mut picks =
-            Vec::with_capacity(step.rows.iter().filter(|r| matches!(r.output, Output::Pick(_))).count());
-        self.execute(step, |found| {
-            let found: Result<Vec<Pick>, ModelError> = found
-                .par_iter()
-                .map(|f| {
-                    // The position cannot overflow: it is below the context.
-                    let token = sampling::pick(f.logits, &f.sampling, f.position + 1)
-                        .ok_or(ModelError::NotFinite { row: f.row })?;
-                    Ok(Pick { row: f.row, token })
-                })
-                .collect();
-            picks.extend(found?);
-            Ok(())
-        })?;
+        self.layers(step)?;
         self.tickets += 1;
-        self.ready = Some((self.tickets, Picks(picks)));
+        self.submitted = Some(self.tickets);
         Ok(Ticket(self.tickets))
     }
 
-    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
-        match self.ready.take() {
-            Some((number, picks)) if number == ticket.0 => Ok(picks),
-            other => {
-                self.ready = other;
-                Err(ModelError::Device(format!("ticket {} does not name the submitted step", ticket.0)))
-            }
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        if self.submitted != Some(ticket.0) {
+            let why = format!("ticket {} does not name the submitted step", ticket.0);
+            return Err(ModelError::Device(why));
         }
+        let rows = self.picking.rows.len();
+        if draws.len() != rows {
+            return Err(ModelError::Draws { draws: draws.len(), rows });
+        }
+        // Whatever comes of it: the next step may be submitted.
+        self.submitted = None;
+        let mut picks = Vec::with_capacity(rows);
+        let mut left = draws;
+        self.head(|found| {
+            let (now, later) = left.split_at(found.len());
+            left = later;
+            let drawn: Result<Vec<Pick>, ModelError> = found
+                .par_iter()
+                .zip(now)
+                .map(|(f, draw)| {
+                    // The position cannot overflow: it is below the context.
+                    let drawn = sampling::draw(f.logits, draw, f.position + 1)
+                        .ok_or(ModelError::NotFinite { row: f.row })?;
+                    Ok(Pick { row: f.row, drawn })
+                })
+                .collect();
+            picks.extend(drawn?);
+            Ok(())
+        })?;
+        Ok(Picks(picks))
     }
 }
 

@@ -1,20 +1,22 @@
 use std::collections::BTreeMap;
 
 use engine::ModelError;
-use kvcache::{PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
 use scheduler::{Slot, TableChange, TableDelta};
+
+use super::visible;
 
 /// Page tables of all slots; they change only by a step's deltas.
 pub(crate) struct Tables {
     /// By slot, then by class.
     slots: Vec<Vec<Table>>,
-    /// Pages that each class has.
-    pages: Vec<u32>,
+    /// What each class looks back on, and the pages it has.
+    classes: Vec<(HeadClass, u32)>,
     /// Most entries of a table.
     longest: usize,
 }
 
-/// Page index (position / 16) to page; `None` where a window has moved on.
+/// Page index (position / 16) to page; `None` where a window has moved on, or never was.
 pub(crate) type Table = Vec<Option<PageId>>;
 
 /// Tables as they will be after a step's deltas, not in force yet: a step that turns out to be
@@ -22,11 +24,11 @@ pub(crate) type Table = Vec<Option<PageId>>;
 pub(crate) struct Changed(BTreeMap<(usize, usize), Table>);
 
 impl Tables {
-    /// Empty tables for `slots` slots; `pages[c]` is the number of pages of class c.
-    pub(crate) fn new(slots: u32, pages: Vec<u32>, context: u32) -> Self {
+    /// Empty tables for `slots` slots.
+    pub(crate) fn new(slots: u32, classes: Vec<(HeadClass, u32)>, context: u32) -> Self {
         Self {
-            slots: (0..slots).map(|_| vec![Table::new(); pages.len()]).collect(),
-            pages,
+            slots: (0..slots).map(|_| vec![Table::new(); classes.len()]).collect(),
+            classes,
             longest: kvcache::pages_for(context) as usize,
         }
     }
@@ -37,13 +39,19 @@ impl Tables {
         for delta in deltas {
             let (slot, class) = (delta.slot.0 as usize, usize::from(delta.class.0));
             bound("slot", slot, self.slots.len())?;
-            bound("head class", class, self.pages.len())?;
+            bound("head class", class, self.classes.len())?;
             let table = changed.0.entry((slot, class)).or_insert_with(|| self.get(slot, class).to_vec());
             match delta.change {
-                TableChange::Append(page) => {
-                    bound("page", page.0 as usize, self.pages[class] as usize)?;
+                // A page that is shared holds its keys and values already: nothing to do for a rank
+                // that keeps all its pages in one place.
+                TableChange::Append(page) | TableChange::Share(page) => {
+                    bound("page", page.0 as usize, self.classes[class].1 as usize)?;
                     bound("page index", table.len(), self.longest)?;
                     table.push(Some(page));
+                }
+                TableChange::Hole => {
+                    bound("page index", table.len(), self.longest)?;
+                    table.push(None);
                 }
                 TableChange::Truncate(from) => {
                     bound("page index", from as usize, table.len() + 1)?;
@@ -76,18 +84,17 @@ impl Tables {
     /// Checks that every class of `slot` has the pages that a query at `position` reads and writes,
     /// with `changed` in force.
     pub(crate) fn covers(&self, changed: &Changed, slot: Slot, position: u32) -> Result<(), ModelError> {
-        let index = (position / PAGE_POSITIONS) as usize;
         bound("slot", slot.0 as usize, self.slots.len())?;
-        for class in 0..self.pages.len() {
-            let key = (slot.0 as usize, class);
-            let table = changed.0.get(&key).map_or_else(|| self.get(key.0, class), Vec::as_slice);
-            let missing = match table.get(..=index) {
-                // Only the class Full is built, which reads every page up to its own.
-                Some(entries) => entries.iter().position(Option::is_none),
-                None => Some(table.len()),
-            };
-            if let Some(missing) = missing {
-                return Err(ModelError::NoPage { slot: slot.0, position: missing as u32 * PAGE_POSITIONS });
+        for (index, (class, _)) in self.classes.iter().enumerate() {
+            let key = (slot.0 as usize, index);
+            let table = changed.0.get(&key).map_or_else(|| self.get(key.0, index), Vec::as_slice);
+            for seen in visible(*class, position) {
+                let mut pages = seen.start / PAGE_POSITIONS..seen.end.div_ceil(PAGE_POSITIONS);
+                let there = |page: u32| table.get(page as usize).is_some_and(Option::is_some);
+                if let Some(missing) = pages.find(|page| !there(*page)) {
+                    let position = missing * PAGE_POSITIONS;
+                    return Err(ModelError::NoPage { slot: slot.0, position });
+                }
             }
         }
         Ok(())

@@ -1,16 +1,18 @@
 //! Attention over pages.
 //!
-//! Contract: a query's keys are taken in absolute spans of 512 positions. Within a span the scores
-//! are `dot(q, k) * (1 / sqrt(head_dim))`; with m the largest, `p_j = exp(score_j - m)`; the sum of the p_j in 16
+//! Contract: a query's keys are taken in absolute spans of 512 positions; keys that its class does not
+//! see, and spans without one that it sees, take no part. Within a span the scores are `dot(q, k) * (1 / sqrt(head_dim))`; with m the largest, `p_j = exp(score_j - m)`; the sum of the p_j in 16
 //! accumulators by j mod 16 and the tree of `quant`; each output element `o = fma(p_j, v_j, o)` in key
 //! order. Spans are merged in order: `m' = max(m, m_s)`, `a = exp(m - m')`, `b = exp(m_s - m')`,
 //! `l = fma(l, a, l_s * b)`, `o = fma(o, a, o_s * b)`; the result is `o / l`. Nothing depends on other rows.
+
+use std::ops::Range;
 
 use kvcache::{PAGE_POSITIONS, PageId};
 use rayon::prelude::*;
 
 use super::exp::exp;
-use crate::cache::{Storage, Unit};
+use crate::cache::{Storage, Unit, visible};
 use crate::quant::FloatWeight;
 use crate::quant::float::{SPLIT, dot, tree};
 use crate::simd::{Kernel, Lanes, Level};
@@ -94,40 +96,62 @@ impl Kernel for Attend<'_> {
         let Self { query, storage, unit, head_dim, q, out, scratch } = self;
         let heads = q.len() / head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let keys = query.position as usize + 1;
+        let visible = visible(storage.class, query.position);
         scratch.scores.resize(heads * SPAN, 0.0);
         scratch.span.resize(heads * head_dim, 0.0);
-        for start in (0..keys).step_by(SPAN) {
-            let count = (keys - start).min(SPAN);
-            let pages = &query.table[start / POSITIONS..(start + count).div_ceil(POSITIONS)];
-            let in_page = |i: usize| (count - i * POSITIONS).min(POSITIONS);
+        scratch.total.clear();
+        for start in (0..=query.position as usize).step_by(SPAN) {
+            let count = (query.position as usize + 1 - start).min(SPAN);
+            // Within the span.
+            let mut seen = [0..0, 0..0];
+            for (seen, visible) in seen.iter_mut().zip(&visible) {
+                let from = (visible.start as usize).saturating_sub(start).min(count);
+                *seen = from..(visible.end as usize).saturating_sub(start).clamp(from, count);
+            }
+            if seen.iter().all(Range::is_empty) {
+                continue;
+            }
 
-            for (i, page) in pages.iter().flatten().enumerate() {
-                let keys = storage.keys(*page, unit).chunks_exact(head_dim);
-                for (j, key) in keys.take(in_page(i)).enumerate() {
-                    for (h, q) in q.chunks_exact(head_dim).enumerate() {
-                        scratch.scores[h * SPAN + i * POSITIONS + j] = dot(l, key, q) * scale;
+            for seen in &seen {
+                let mut j = seen.start;
+                while j < seen.end {
+                    let (offset, many) = in_page(start + j, seen.end - j);
+                    if let Some(Some(page)) = query.table.get((start + j) / POSITIONS) {
+                        let keys = storage.keys(*page, unit).chunks_exact(head_dim);
+                        for (i, key) in keys.skip(offset).take(many).enumerate() {
+                            for (h, q) in q.chunks_exact(head_dim).enumerate() {
+                                scratch.scores[h * SPAN + j + i] = dot(l, key, q) * scale;
+                            }
+                        }
                     }
+                    j += many;
                 }
             }
 
             scratch.span.fill(0.0);
             scratch.part.clear();
             for h in 0..heads {
-                let softmax = softmax(&mut scratch.scores[h * SPAN..h * SPAN + count]);
+                let softmax = softmax(&mut scratch.scores[h * SPAN..h * SPAN + count], &seen);
                 scratch.part.push(softmax);
             }
 
-            for (i, page) in pages.iter().flatten().enumerate() {
-                let values = storage.values(*page, unit).chunks_exact(head_dim);
-                for (j, value) in values.take(in_page(i)).enumerate() {
-                    for (h, span) in scratch.span.chunks_exact_mut(head_dim).enumerate() {
-                        add_scaled(l, scratch.scores[h * SPAN + i * POSITIONS + j], value, span);
+            for seen in &seen {
+                let mut j = seen.start;
+                while j < seen.end {
+                    let (offset, many) = in_page(start + j, seen.end - j);
+                    if let Some(Some(page)) = query.table.get((start + j) / POSITIONS) {
+                        let values = storage.values(*page, unit).chunks_exact(head_dim);
+                        for (i, value) in values.skip(offset).take(many).enumerate() {
+                            for (h, span) in scratch.span.chunks_exact_mut(head_dim).enumerate() {
+                                add_scaled(l, scratch.scores[h * SPAN + j + i], value, span);
+                            }
+                        }
                     }
+                    j += many;
                 }
             }
 
-            if start == 0 {
+            if scratch.total.is_empty() {
                 out.copy_from_slice(&scratch.span);
                 scratch.total.clone_from(&scratch.part);
                 continue;
@@ -145,14 +169,31 @@ impl Kernel for Attend<'_> {
     }
 }
 
-/// Scores to `exp(score - largest)`, in place.
+/// Where in its page a position lies, and how many of the next `left` lie in the same one.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) -> Softmax {
-    // A NaN is passed over here and comes back through exp.
-    let largest = scores.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
-    for s in &mut *scores {
-        *s = exp(*s - largest);
+fn in_page(position: usize, left: usize) -> (usize, usize) {
+    let offset = position % POSITIONS;
+    (offset, left.min(POSITIONS - offset))
+}
+
+/// Scores to `exp(score - largest)` where they are seen and 0 elsewhere, in place.
+#[inline(always)]
+fn softmax(scores: &mut [f32], seen: &[Range<usize>; 2]) -> Softmax {
+    let mut largest = f32::NEG_INFINITY;
+    for seen in seen {
+        // A NaN is passed over here and comes back through exp.
+        largest = scores[seen.clone()].iter().fold(largest, |m, s| if *s > m { *s } else { m });
     }
+    let [first, second] = seen;
+    scores[..first.start].fill(0.0);
+    scores[first.end..second.start].fill(0.0);
+    scores[second.end..].fill(0.0);
+    for seen in seen {
+        for s in &mut scores[seen.clone()] {
+            *s = exp(*s - largest);
+        }
+    }
+    // Adding a 0 changes no sum: they start at 0 and never fall.
     let mut sums = [0.0; SPLIT];
     for chunk in scores.chunks(SPLIT) {
         for (sum, p) in sums.iter_mut().zip(chunk) {

@@ -1,5 +1,5 @@
 use engine::{ModelError, ModelSpec};
-use request::{Sampling, TokenId};
+use request::TokenId;
 use scheduler::{Layers, Output, Parent, RowToken, Slot, Step};
 
 use crate::cache::bound;
@@ -12,8 +12,8 @@ pub(super) struct CheckedRow {
     pub(super) slot: Slot,
     pub(super) token: TokenId,
     pub(super) position: u32,
-    /// `None`: only its keys and values are wanted.
-    pub(super) pick: Option<Sampling>,
+    /// Otherwise only its keys and values are wanted.
+    pub(super) pick: bool,
 }
 
 /// Checks every row without changing anything.
@@ -36,8 +36,8 @@ pub(super) fn rows(step: &Step, spec: &ModelSpec) -> Result<Vec<CheckedRow>, Mod
             return refuse("adapters");
         }
         let pick = match row.output {
-            Output::None => None,
-            Output::Pick(sampling) => Some(sampling),
+            Output::None => false,
+            Output::Pick => true,
             Output::Hidden(_) => return refuse("hidden states"),
             Output::Pooled => return refuse("pooled embeddings"),
         };

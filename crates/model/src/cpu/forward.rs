@@ -48,6 +48,22 @@ pub(super) struct Scratch {
     up: Outputs,
 }
 
+/// The picking rows of a step between its layers and its head.
+#[derive(Default)]
+pub(super) struct Picking {
+    /// Index in the step, and position.
+    pub(super) rows: Vec<(u32, u32)>,
+    /// The residual stream after the last layer, before the final norm; row after row.
+    hidden: Vec<f32>,
+}
+
+impl Picking {
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.hidden.clear();
+    }
+}
+
 impl Scratch {
     pub(super) fn new(p: &Parameters) -> Self {
         Self {
@@ -67,23 +83,52 @@ impl Scratch {
 }
 
 impl Forward<'_> {
-    /// Computes checked rows; hands the logits of the picking ones to `each`, in order.
-    pub(super) fn run(
+    /// Computes checked rows; keeps what the head needs of the picking ones in `picking`, which is
+    /// empty, in order.
+    pub(super) fn layers(
         &self,
         rows: &[CheckedRow],
         storage: &mut Storage,
         scratch: &mut Scratch,
+        picking: &mut Picking,
+    ) {
+        for piece in rows.chunks(PIECE) {
+            self.piece(piece, storage, scratch);
+            for (row, x) in piece.iter().zip(scratch.x.chunks_exact(self.parameters.hidden)) {
+                if row.pick {
+                    picking.rows.push((row.row, row.position));
+                    picking.hidden.extend_from_slice(x);
+                }
+            }
+        }
+    }
+
+    /// Final norm and head; hands the logits of the rows, a few at a time and in order, to `each`.
+    pub(super) fn head(
+        &self,
+        picking: &Picking,
+        s: &mut Scratch,
         each: &mut impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        for piece in rows.chunks(PIECE) {
-            self.layers(piece, storage, scratch);
-            self.head(piece, scratch, each)?;
+        let (p, level) = (self.parameters, self.level);
+        let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
+        for (rows, x) in pieces {
+            s.normed.resize(x.len(), 0.0);
+            rms_norm(level, x, &self.decoder.norm, p.epsilon, &mut s.normed);
+            s.inputs.set(level, &s.normed, rows.len(), &[&self.decoder.head]);
+            s.out.multiply(level, &self.decoder.head, &s.inputs);
+            let logits: Vec<RowLogits<'_>> = rows
+                .iter()
+                .zip(s.out.values().chunks_exact(p.vocab))
+                .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
+                .collect();
+            each(&logits)?;
         }
         Ok(())
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn layers(&self, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
+    fn piece(&self, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
         scratch.angles.set(rows.iter().map(|r| r.position));
         scratch.x.resize(rows.len() * hidden, 0.0);
@@ -154,40 +199,6 @@ impl Forward<'_> {
         s.inputs.set(level, s.gate.values(), rows, &[&layer.down]);
         s.out.multiply(level, &layer.down, &s.inputs);
         add(&mut s.x, s.out.values());
-    }
-
-    /// Final norm and head, for the rows that pick.
-    fn head(
-        &self,
-        rows: &[CheckedRow],
-        s: &mut Scratch,
-        each: &mut impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
-        let (p, level) = (self.parameters, self.level);
-        let picking: Vec<_> = rows
-            .iter()
-            .zip(s.x.chunks_exact(p.hidden))
-            .filter_map(|(row, x)| Some((row, row.pick?, x)))
-            .collect();
-        for some in picking.chunks(HEAD_PIECE) {
-            let x: Vec<f32> = some.iter().flat_map(|(_, _, x)| x.iter().copied()).collect();
-            s.normed.resize(x.len(), 0.0);
-            rms_norm(level, &x, &self.decoder.norm, p.epsilon, &mut s.normed);
-            s.inputs.set(level, &s.normed, some.len(), &[&self.decoder.head]);
-            s.out.multiply(level, &self.decoder.head, &s.inputs);
-            let logits: Vec<RowLogits<'_>> = some
-                .iter()
-                .zip(s.out.values().chunks_exact(p.vocab))
-                .map(|((row, sampling, _), logits)| RowLogits {
-                    row: row.row,
-                    position: row.position,
-                    sampling: *sampling,
-                    logits: &logits[..self.drawn],
-                })
-                .collect();
-            each(&logits)?;
-        }
-        Ok(())
     }
 }
 

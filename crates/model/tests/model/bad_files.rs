@@ -105,7 +105,11 @@ fn broken_weights_end_a_step_with_an_error() {
     up.bytes[..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
     let mut model = tiny.load(1).unwrap();
     let step = crate::steps::Sequences::new(1, 64).step(&[(0, 0, &[1, 2])]);
-    assert_eq!(model.submit(&step).unwrap_err(), engine::ModelError::NotFinite { row: 0 });
+    let ticket = model.submit(&step).unwrap();
+    let draws = vec![sampling::Draw::new(request::Sampling::GREEDY); 2];
+    assert_eq!(model.collect(ticket, &draws), Err(engine::ModelError::NotFinite { row: 0 }));
+    // And the model serves the next one.
+    assert!(model.submit(&step).is_ok());
 }
 
 proptest! {

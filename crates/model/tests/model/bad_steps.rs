@@ -3,7 +3,8 @@
 use engine::{Model, ModelError};
 use gguf::TensorKind;
 use kvcache::{ClassId, PageId};
-use request::TokenId;
+use request::{Sampling, SamplingParams, TokenId};
+use sampling::{Draw, How};
 use scheduler::{AdapterId, Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
 
 use crate::steps::{Sequences, append, logits, row};
@@ -49,6 +50,7 @@ fn wrong_steps_are_refused_by_name_and_leave_no_trace() {
             ModelError::NoPage { slot: 1, position: 16 },
         ),
         (delta(TableChange::Append(PageId(256))), outside("page", 256, 256)),
+        (delta(TableChange::Share(PageId(256))), outside("page", 256, 256)),
         (delta(TableChange::Truncate(2)), outside("page index", 2, 2)),
         (delta(TableChange::Drop(1)), outside("page index", 1, 1)),
         (delta(TableChange::Drop(0)), ModelError::NoPage { slot: 0, position: 0 }),
@@ -60,6 +62,13 @@ fn wrong_steps_are_refused_by_name_and_leave_no_trace() {
         (
             Step { deltas: vec![TableDelta { slot: Slot(9), ..append(0, 0) }], rows: vec![] },
             outside("slot", 9, 4),
+        ),
+        (
+            Step {
+                deltas: vec![TableDelta { change: TableChange::Hole, ..append(1, 0) }],
+                rows: vec![row(1, 0, 1)],
+            },
+            ModelError::NoPage { slot: 1, position: 0 },
         ),
         (
             Step { deltas: (0..129).map(|_| append(2, 0)).collect(), rows: vec![] },
@@ -79,27 +88,47 @@ fn a_step_is_collected_once_before_the_next() {
     let ticket = model.submit(&sequences.step(&[(0, 0, &[1, 2])])).unwrap();
     let next = sequences.step(&[(0, 2, &[3])]);
     assert!(matches!(model.submit(&next), Err(ModelError::Unsupported { .. })));
-    assert!(matches!(model.collect(engine::Ticket(ticket.0 + 1)), Err(ModelError::Device(_))));
-    assert_eq!(model.collect(ticket).unwrap().0.len(), 2);
+    let draws = [greedy(), greedy()];
+    let wrong = engine::Ticket(ticket.0 + 1);
+    assert!(matches!(model.collect(wrong, &draws), Err(ModelError::Device(_))));
+    let few = model.collect(engine::Ticket(ticket.0), &draws[..1]);
+    assert_eq!(few, Err(ModelError::Draws { draws: 1, rows: 2 }));
+    assert_eq!(model.collect(ticket, &draws).unwrap().0.len(), 2);
     let ticket = model.submit(&next).unwrap();
-    assert_eq!(model.collect(ticket).unwrap().0.len(), 1);
+    assert_eq!(model.collect(ticket, &draws[..1]).unwrap().0.len(), 1);
 }
 
-/// Picks are what `sampling` draws from the logits, for the position after the row's.
+fn greedy() -> Draw {
+    Draw::new(Sampling::GREEDY)
+}
+
+/// Picks are what `sampling` draws from the logits, for the position after the row's, each row with the
+/// draw that was given for it.
 #[test]
 fn picks_are_drawn_from_the_rows_logits() {
     let tiny = Tiny::new(Shape::of("qwen2", TensorKind::Q5_0));
     let (mut model, mut twin) = (tiny.load(2).unwrap(), tiny.load(1).unwrap());
-    let sampling = request::Sampling { params: request::SamplingParams::at(1.0), seed: 5, choice: 2 };
     let mut step = Sequences::new(1, 64).step(&[(0, 0, &tokens(60))]);
     for row in &mut step.rows {
-        row.output = if row.position % 3 == 0 { Output::None } else { Output::Pick(sampling) };
+        row.output = if row.position % 3 == 0 { Output::None } else { Output::Pick };
     }
+    let draws: Vec<Draw> = (0..40)
+        .map(|i| {
+            let mut draw =
+                Draw::new(Sampling { params: SamplingParams::at(1.0), seed: i / 7, choice: i as u32 % 3 });
+            draw.logprobs = (i % 4 == 0).then_some(i as u8 / 4);
+            draw.edit.banned = (0..i as u32).map(TokenId).collect();
+            if i % 5 == 0 {
+                draw.how = How::Top;
+            }
+            draw
+        })
+        .collect();
     let ticket = model.submit(&step).unwrap();
-    let picks = model.collect(ticket).unwrap().0;
+    let picks = model.collect(ticket, &draws).unwrap().0;
     assert_eq!(picks.len(), 40);
-    for (pick, (row, logits)) in picks.iter().zip(twin.logits(&step).unwrap()) {
+    for ((pick, draw), (row, logits)) in picks.into_iter().zip(&draws).zip(twin.logits(&step).unwrap()) {
         assert_eq!(pick.row, row);
-        assert_eq!(Some(pick.token), sampling::pick(&logits, &sampling, row + 1));
+        assert_eq!(Some(pick.drawn), sampling::draw(&logits, draw, row + 1));
     }
 }

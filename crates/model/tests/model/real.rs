@@ -53,8 +53,9 @@ pub(crate) fn continue_greedily(model: &mut CpuModel, prompt: &[u32], count: usi
     while known.len() < prompt.len() + count {
         let step = sequences.step(&[(0, computed as u32, &known[computed..])]);
         computed = known.len();
+        let draws = vec![sampling::Draw::new(request::Sampling::GREEDY); step.rows.len()];
         let ticket = model.submit(&step).unwrap();
-        known.push(model.collect(ticket).unwrap().0.last().unwrap().token.0);
+        known.push(model.collect(ticket, &draws).unwrap().0.last().unwrap().drawn.token.0);
     }
     known.split_off(prompt.len())
 }

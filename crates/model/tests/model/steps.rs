@@ -3,7 +3,7 @@
 use engine::ModelError;
 use kvcache::{ClassId, PageId, pages_for};
 use model::CpuModel;
-use request::{Sampling, TokenId};
+use request::TokenId;
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
 
 /// The sequences of a model under test; slot s uses pages `s * per_slot ..`.
@@ -50,7 +50,7 @@ pub(crate) fn row(slot: u32, position: u32, token: u32) -> Row {
         position,
         parent: Parent::Previous,
         layers: Layers::All,
-        output: Output::Pick(Sampling::GREEDY),
+        output: Output::Pick,
         adapter: None,
     }
 }
