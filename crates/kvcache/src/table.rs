@@ -49,24 +49,26 @@ impl PageTable {
         Self::default()
     }
 
-    /// A table that goes on after the pages of `chain`; `None` when the pool lacks one that is needed
-    /// ([`crate::longest_hit`] says how many it has).
-    pub fn resume(chain: &[PageHash], pool: &mut PagePool) -> Option<Self> {
-        let line = chain.len() as u32 * PAGE_POSITIONS;
-        let mut table = Self { sealed: chain.len(), ..Self::new() };
-        table.swept = (pool.class().reach(line) as usize).min(chain.len());
-        for (hash, index) in chain.iter().zip(0..) {
-            if !pool.class().needs(line, index) {
-                table.entries.push(Entry::Hole);
-            } else if let Some(page) = pool.share(hash) {
-                table.entries.push(Entry::Shared(page));
-                table.held += 1;
-            } else {
-                table.truncate(0, pool);
-                return None;
+    /// A table that goes on after the pages of `chain`, which the pool has as far as they are needed
+    /// ([`crate::longest_hit`]).
+    pub fn resume(chain: &[PageHash], pool: &mut PagePool) -> Self {
+        let (class, line) = (pool.class(), chain.len() as u32 * PAGE_POSITIONS);
+        let mut entry = |hash, index| match class.needs(line, index).then(|| pool.share(hash)) {
+            None => Entry::Hole,
+            Some(Some(page)) => Entry::Shared(page),
+            Some(None) => {
+                // A model that reads it says so; it never reads something else.
+                debug_assert!(false, "page {index} of a hit is not there");
+                Entry::Hole
             }
+        };
+        let entries: Vec<Entry> = chain.iter().zip(0..).map(|(hash, index)| entry(hash, index)).collect();
+        Self {
+            held: entries.iter().filter_map(Entry::page).count() as u32,
+            sealed: entries.len(),
+            swept: (class.reach(line) as usize).min(entries.len()),
+            entries,
         }
-        Some(table)
     }
 
     /// Most pages a sequence of at most `positions` positions holds at once in this class, when no
@@ -145,23 +147,22 @@ impl PageTable {
 
     /// Seals the pages of `chain`: all their positions are computed and never written again.
     pub fn seal(&mut self, chain: &[PageHash], pool: &mut PagePool) {
-        let end = chain.len().min(self.entries.len());
-        for index in self.sealed..end {
-            self.entries[index] = match std::mem::replace(&mut self.entries[index], Entry::Hole) {
-                Entry::Owned(page) => Entry::Shared(pool.seal(page, chain[index])),
+        for (entry, hash) in self.entries.iter_mut().zip(chain).skip(self.sealed) {
+            *entry = match std::mem::replace(entry, Entry::Hole) {
+                Entry::Owned(page) => Entry::Shared(pool.seal(page, *hash)),
                 other => other,
             };
         }
-        self.sealed = self.sealed.max(end);
+        self.sealed = self.sealed.max(chain.len().min(self.entries.len()));
     }
 
-    /// Gives back the pages that no query at `line` or later sees; returns their page indices. Only
-    /// this frees window pages: positions before `line` are never rolled back.
+    /// Gives back the pages that no query at `line` or later sees, the deepest first; returns their page
+    /// indices. Only this frees window pages: positions before `line` are never rolled back.
     pub fn commit(&mut self, line: u32, pool: &mut PagePool) -> Vec<u32> {
         let class = pool.class();
         let end = (class.reach(line) as usize).min(self.entries.len());
         let mut dropped = Vec::new();
-        for index in self.swept..end {
+        for index in (self.swept..end).rev() {
             if !class.needs(line, index as u32)
                 && std::mem::replace(&mut self.entries[index], Entry::Hole).give_back(pool)
             {

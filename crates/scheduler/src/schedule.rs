@@ -1,71 +1,47 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use kvcache::{ClassId, HeadClass, PagePool, PageTable};
+use kvcache::{ClassId, PagePool};
 use request::TokenId;
 
-use crate::sequence::{Running, Sequence, pages_needed};
+use crate::budget::{Ready, Share, share_out};
+use crate::sequence::{Order, Sequence};
 use crate::{
-    Ahead, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Row, RowToken, SequenceId, Slice,
-    Slot, Step, TableChange, TableDelta,
+    Ahead, Config, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Refused, Row, RowToken,
+    SequenceId, Slice, Slot, TableChange, TableDelta,
 };
 
-/// Bounds of the scheduler.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Most rows of one step. Draft rows count; a decode's own row, and one row of a prompt, are planned
-    /// even beyond it.
-    pub token_budget: u32,
-    /// Sequences that wait for a slot or for pages; one more is refused.
-    pub max_waiting: usize,
-    /// Most positions of one sequence.
-    pub context: u32,
-    /// Sequences that run at once.
-    pub slots: u32,
-    /// Head classes and the pages of each.
-    pub classes: Vec<(HeadClass, u32)>,
-    /// Keep pages of finished work for sequences that start with the same tokens.
-    pub prefix_cache: bool,
-}
-
-/// Why a sequence was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("a sequence needs at least one token")]
-    Empty,
-    #[error("{longest} tokens are asked for and the context holds {context}")]
-    TooLong { longest: u32, context: u32 },
-    #[error("{needed} pages are needed for {longest} tokens and this rank has {capacity} in all")]
-    NeverFits { longest: u32, needed: u32, capacity: u32 },
-    #[error("{waiting} sequences wait already")]
-    QueueFull { waiting: usize },
-    #[error("sequence {} is already here", .0.0)]
-    Doubled(SequenceId),
-}
-
 /// Owns sequences, slots and pages of one rank.
+///
+/// The same calls give the same plans.
 #[derive(Debug)]
 pub struct Scheduler {
-    config: Config,
-    sequences: BTreeMap<SequenceId, Sequence>,
-    /// First come first served.
-    waiting: VecDeque<SequenceId>,
-    /// In the order of admission.
-    running: Vec<SequenceId>,
-    free_slots: Vec<Slot>,
-    pools: Vec<PagePool>,
-    /// Table changes since the last plan; they travel with the next step.
-    deltas: Vec<TableDelta>,
+    pub(crate) config: Config,
+    pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
+    pub(crate) waiting: BTreeMap<Order, SequenceId>,
+    pub(crate) running: BTreeMap<Order, SequenceId>,
+    pub(crate) free_slots: Vec<Slot>,
+    /// One per head class.
+    pub(crate) pools: Vec<PagePool>,
+    /// Table changes since the last step, in the order they happened; they travel with the next one.
+    pub(crate) deltas: Vec<TableDelta>,
+    /// Who gave way since the last plan.
+    pub(crate) preempted: Vec<SequenceId>,
+    pub(crate) counters: Counters,
+    arrivals: u64,
 }
 
 impl Scheduler {
     pub fn new(config: Config) -> Self {
         Self {
             sequences: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            running: Vec::new(),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
             free_slots: (0..config.slots).rev().map(Slot).collect(),
-            pools: config.classes.iter().map(|(_, pages)| PagePool::new(*pages)).collect(),
+            pools: config.classes.iter().map(|(class, pages)| PagePool::new(*class, *pages)).collect(),
             deltas: Vec::new(),
+            preempted: Vec::new(),
+            counters: Counters::default(),
+            arrivals: 0,
             config,
         }
     }
@@ -82,18 +58,25 @@ impl Scheduler {
         self.running.len()
     }
 
-    /// Free pages of the scarcest class.
+    /// Pages of the scarcest class that a sequence could take: free ones and cached ones.
     pub fn free_pages(&self) -> u32 {
         self.pools.iter().map(PagePool::available).min().unwrap_or(0)
     }
 
+    /// Pages of the class that has the smallest share of its pages left.
     pub fn pages(&self) -> PagesFacts {
-        let free = self.free_pages();
-        PagesFacts { total: self.pools.iter().map(PagePool::capacity).min().unwrap_or(0), free, cached: 0 }
+        let left =
+            |pool: &&PagePool| u64::from(pool.available()) * 1_000_000 / u64::from(pool.capacity().max(1));
+        let scarcest = self.pools.iter().min_by_key(left);
+        scarcest.map_or_else(PagesFacts::default, |pool| PagesFacts {
+            total: pool.capacity(),
+            free: pool.free(),
+            cached: pool.cached(),
+        })
     }
 
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        Counters { evictions: self.pools.iter().map(PagePool::evictions).sum(), ..self.counters }
     }
 
     /// Tokens of a sequence: prompt, then what was committed.
@@ -118,8 +101,11 @@ impl Scheduler {
         if longest > self.config.context {
             return Err(Refused::TooLong { longest, context: self.config.context });
         }
-        let needed = pages_needed(&self.config.classes, longest, self.chunk());
-        for (needed, (_, capacity)) in needed.into_iter().zip(&self.config.classes) {
+        // Window pages are left behind as tokens settle. Of a sequence that is rewritten nobody says
+        // how far behind that is, so it must fit as if it kept them all.
+        let stride = if new.settled == u32::MAX { self.config.token_budget } else { longest };
+        for (class, capacity) in &self.config.classes {
+            let needed = kvcache::PageTable::worst_case(*class, longest, stride);
             if needed > *capacity {
                 return Err(Refused::NeverFits { longest, needed, capacity: *capacity });
             }
@@ -127,60 +113,29 @@ impl Scheduler {
         if self.waiting.len() >= self.config.max_waiting {
             return Err(Refused::QueueFull { waiting: self.waiting.len() });
         }
-        self.waiting.push_back(new.id);
-        self.sequences.insert(new.id, Sequence::new(NewSequence { longest, ..new }));
+        let id = new.id;
+        let sequence = Sequence::new(NewSequence { longest, ..new }, self.arrivals, stride);
+        self.arrivals += 1;
+        self.waiting.insert(sequence.order, id);
+        self.sequences.insert(id, sequence);
         Ok(())
     }
 
-    /// Plans the next step; an empty plan means that nothing can move now.
+    /// Plans the next step. A plan without rows means that nothing can move before the next call that
+    /// changes something; it may still name preemptions and admissions.
     pub fn plan<'a>(&mut self, ahead: impl Fn(SequenceId) -> Ahead<'a>) -> Plan {
-        self.admit();
-        let mut budget = self.config.token_budget;
-        let mut chosen: Vec<(SequenceId, u32, &'a [TokenId])> = Vec::new();
-        let ready: Vec<(SequenceId, u32, &'a [TokenId])> = self
-            .running
-            .iter()
-            .filter_map(|id| match ahead(*id) {
-                Ahead::Hold => None,
-                Ahead::Go(drafts) => Some((*id, self.sequences.get(id)?.behind(), drafts)),
-            })
-            .collect();
-        // Decodes first; their own rows are never refused (running is bounded by the slots).
-        let decodes = ready.iter().filter(|(_, behind, _)| *behind == 1);
-        chosen.extend(decodes.map(|(id, _, drafts)| (*id, 1, *drafts)));
-        budget = budget.saturating_sub(chosen.len() as u32);
-        // Then their drafts, in equal shares; while a prompt is behind, half of what is left is its.
-        let prompts = ready.iter().any(|(_, behind, _)| *behind > 1);
-        let mut for_drafts = if prompts { budget / 2 } else { budget };
-        let mut drafting = chosen.iter().filter(|(_, _, drafts)| !drafts.is_empty()).count() as u32;
-        for (id, _, drafts) in chosen.iter_mut().filter(|(_, _, drafts)| !drafts.is_empty()) {
-            let share = for_drafts.div_ceil(drafting);
-            let room = self.sequences.get(id).map_or(0, |s| s.limit.saturating_sub(s.len() + 1));
-            let take = (drafts.len() as u32).min(room).min(share);
-            *drafts = &drafts[..take as usize];
-            (for_drafts, budget, drafting) = (for_drafts - take, budget - take, drafting - 1);
-        }
-        // However many decode, a prompt moves: at least one row a step.
-        budget = budget.max(u32::from(prompts));
-        for (id, behind, _) in ready.iter().filter(|(_, behind, _)| *behind > 1) {
-            let rows = (*behind).min(budget);
-            if rows > 0 {
-                chosen.push((*id, rows, &[]));
-                budget -= rows;
+        let mut plan = Plan::default();
+        // When all gave way, what they gave back may be enough for who waits: look once more.
+        for _ in 0..2 {
+            self.admit(&ahead, &mut plan.admitted);
+            let before = self.preempted.len();
+            let shares = self.choose(&ahead);
+            self.rows(&shares, &mut plan);
+            if !shares.is_empty() || self.preempted.len() == before {
+                break;
             }
         }
-        let mut plan = Plan {
-            step: Step { deltas: std::mem::take(&mut self.deltas), rows: Vec::new() },
-            ..Plan::default()
-        };
-        for (id, known, drafts) in chosen {
-            self.slice(&mut plan, id, known, drafts);
-        }
-        if plan.slices.is_empty() {
-            // Nothing runs: the deltas wait for the next step.
-            self.deltas = plan.step.deltas;
-            return Plan::default();
-        }
+        plan.preempted = std::mem::take(&mut self.preempted);
         plan
     }
 
@@ -190,159 +145,147 @@ impl Scheduler {
     pub fn commit(&mut self, slice: &Slice, accepted: u32, tokens: &[TokenId]) {
         let Some(sequence) = self.sequences.get_mut(&slice.sequence) else { return };
         sequence.tokens.extend_from_slice(tokens);
-        sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
-        self.give_back(slice.sequence);
-    }
-
-    /// Replaces everything from `at` on by `ids` (the drafter's tail was wrong).
-    pub fn rewrite(&mut self, id: SequenceId, at: u32, ids: &[TokenId]) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        debug_assert!(at >= 1 && at <= sequence.len(), "a rewrite keeps at least one token");
-        sequence.tokens.truncate(at as usize);
-        sequence.tokens.extend_from_slice(ids);
-        sequence.computed = sequence.computed.min(at);
-        self.give_back(id);
-    }
-
-    /// Says that tokens before `settled` will not be rewritten any more. After a rewrite, not before it.
-    pub fn settle(&mut self, id: SequenceId, settled: u32) {
-        if let Some(sequence) = self.sequences.get_mut(&id) {
-            sequence.settled = sequence.settled.max(settled);
+        if sequence.running.is_some() {
+            sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
+            self.tidy(slice.sequence);
         }
     }
 
-    /// Moves the length up to which a sequence may grow, at most to what it reserved.
+    /// Replaces everything from `at` on by `ids` (the drafter's tail was wrong). What is settled is
+    /// not rewritten; should it be, the sequence starts over from there.
+    pub fn rewrite(&mut self, id: SequenceId, at: u32, ids: &[TokenId]) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        debug_assert!(at >= 1 && at <= sequence.len(), "a rewrite keeps at least one token");
+        let unsettled = at < sequence.settled.min(sequence.len());
+        sequence.tokens.truncate(at as usize);
+        sequence.tokens.extend_from_slice(ids);
+        sequence.computed = sequence.computed.min(at);
+        if unsettled {
+            // Its pages may be sealed: they must not be written.
+            sequence.settled = at;
+            sequence.chain.truncate(at);
+            self.preempt(id);
+        } else {
+            self.tidy(id);
+        }
+    }
+
+    /// Says that tokens before `settled` will not be rewritten any more. To be called after a rewrite.
+    pub fn settle(&mut self, id: SequenceId, settled: u32) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        if settled > sequence.settled {
+            sequence.settled = settled;
+            self.tidy(id);
+        }
+    }
+
+    /// Moves the length up to which a sequence may grow, at most to its `longest`.
     pub fn set_limit(&mut self, id: SequenceId, limit: u32) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.limit = limit.min(sequence.longest);
         }
     }
 
-    /// Ends a sequence and gives back its slot and pages.
+    /// Ends a sequence and gives back its slot and pages. What it computed and settled stays in the
+    /// prefix cache.
     pub fn remove(&mut self, id: SequenceId) {
         let Some(sequence) = self.sequences.remove(&id) else { return };
-        self.waiting.retain(|other| *other != id);
-        self.running.retain(|other| *other != id);
-        let Some(running) = sequence.running else { return };
-        for (class, (mut table, mut reservation)) in running.tables.into_iter().enumerate() {
-            table.truncate(0, &mut self.pools[class], &mut reservation);
-            self.pools[class].release(reservation);
-            self.deltas.push(TableDelta {
-                slot: running.slot,
-                class: ClassId(class as u8),
-                change: TableChange::Clear,
-            });
+        self.waiting.remove(&sequence.order);
+        self.running.remove(&sequence.order);
+        if let Some(running) = sequence.running {
+            self.give_up(running);
         }
-        self.free_slots.push(running.slot);
     }
 
-    /// Empties every table of the model with the next step: after a failure nobody knows what they hold.
+    /// Empties every table of the model with the next step, and the prefix cache: after a failure
+    /// nobody knows what they hold.
     pub fn clear_tables(&mut self) {
         debug_assert!(self.sequences.is_empty(), "sequences go first");
         self.deltas.clear();
-        for slot in 0..self.config.slots {
-            let class = |class| ClassId(class as u8);
-            self.deltas.extend((0..self.pools.len()).map(|c| TableDelta {
-                slot: Slot(slot),
-                class: class(c),
-                change: TableChange::Clear,
-            }));
+        self.pools.iter_mut().for_each(PagePool::forget);
+        for slot in (0..self.config.slots).map(Slot) {
+            self.deltas.extend((0..self.pools.len()).map(|class| change(slot, class, TableChange::Clear)));
         }
     }
 
-    /// Most positions of one sequence that a step computes.
-    fn chunk(&self) -> u32 {
-        self.config.token_budget
-    }
-
-    /// Moves waiting sequences to slots while slots and pages last.
-    fn admit(&mut self) {
-        while let Some(id) = self.waiting.front().copied() {
-            let Some(sequence) = self.sequences.get_mut(&id) else {
-                self.waiting.pop_front();
-                continue;
+    /// Who has rows in the next step, and how many.
+    fn choose<'a>(&mut self, ahead: &impl Fn(SequenceId) -> Ahead<'a>) -> Vec<Share<'a>> {
+        let ready = |(order, id): (&Order, &SequenceId)| {
+            let (Ahead::Go(drafts), Some(sequence)) = (ahead(*id), self.sequences.get(id)) else {
+                return None;
             };
-            let Some(slot) = self.free_slots.pop() else { return };
-            let needed = pages_needed(&self.config.classes, sequence.longest, self.config.token_budget);
-            let mut tables = Vec::with_capacity(needed.len());
-            for ((pool, pages), (class, _)) in self.pools.iter_mut().zip(needed).zip(&self.config.classes) {
-                match pool.reserve(pages) {
-                    Ok(reservation) => tables.push((PageTable::new(*class), reservation)),
-                    Err(_) => {
-                        for ((_, reservation), pool) in tables.into_iter().zip(&mut self.pools) {
-                            pool.release(reservation);
-                        }
-                        self.free_slots.push(slot);
-                        return;
-                    }
-                }
-            }
-            sequence.running = Some(Running { slot, tables });
-            self.waiting.pop_front();
-            self.running.push(id);
-        }
+            let running = sequence.running.as_ref()?;
+            Some(Ready {
+                id: *id,
+                order: *order,
+                behind: Some(sequence.behind()).filter(|behind| *behind > 0)?,
+                started: running.started,
+                drafts,
+                room: sequence.limit.saturating_sub(sequence.len() + 1),
+            })
+        };
+        let ready: Vec<Ready<'a>> = self.running.iter().filter_map(ready).collect();
+        let ids: BTreeSet<SequenceId> = ready.iter().map(|ready| ready.id).collect();
+        self.place(share_out(self.config.token_budget, &ready), &ids)
     }
 
-    fn slice(&mut self, plan: &mut Plan, id: SequenceId, known: u32, drafts: &[TokenId]) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let Some(running) = &mut sequence.running else { return };
-        let position = sequence.computed;
-        let end = position + known + drafts.len() as u32;
-        for (class, (table, reservation)) in running.tables.iter_mut().enumerate() {
-            let added = table.cover(end, &mut self.pools[class], reservation);
-            debug_assert!(added.is_some(), "a plan stays within what its sequence reserved");
-            plan.step.deltas.extend(added.unwrap_or_default().into_iter().map(|page| TableDelta {
-                slot: running.slot,
-                class: ClassId(class as u8),
-                change: TableChange::Append(page),
-            }));
+    /// Writes the rows of the step.
+    fn rows(&mut self, shares: &[Share<'_>], plan: &mut Plan) {
+        if shares.is_empty() {
+            // Nothing runs: the deltas wait for the next step.
+            return;
         }
-        let picks = position + known == sequence.tokens.len() as u32
-            && sequence.tokens.len() < sequence.limit as usize;
-        let first_row = plan.step.rows.len() as u32;
-        let tokens = sequence.tokens[position as usize..(position + known) as usize].iter().chain(drafts);
-        for (i, token) in tokens.enumerate() {
-            let i = i as u32;
-            plan.step.rows.push(Row {
+        plan.step.deltas = std::mem::take(&mut self.deltas);
+        for share in shares {
+            let Some(sequence) = self.sequences.get_mut(&share.id) else { continue };
+            let Some(running) = &mut sequence.running else { continue };
+            running.started = true;
+            let (position, end) = (sequence.computed, sequence.computed + share.known);
+            let picks =
+                end as usize == sequence.tokens.len() && sequence.tokens.len() < sequence.limit as usize;
+            plan.slices.push(Slice {
+                sequence: share.id,
+                slot: running.slot,
+                first_row: plan.step.rows.len() as u32,
+                position,
+                known: share.known,
+                drafts: share.drafts.len() as u32,
+                picks,
+            });
+            let known = &sequence.tokens[position as usize..end as usize];
+            plan.step.rows.extend(known.iter().chain(share.drafts).zip(position..).map(|(token, at)| Row {
                 slot: running.slot,
                 token: RowToken::Known(*token),
-                position: position + i,
+                position: at,
                 parent: Parent::Previous,
                 layers: Layers::All,
-                output: if picks && i + 1 >= known { Output::Pick } else { Output::None },
+                output: if picks && at + 1 >= end { Output::Pick } else { Output::None },
                 adapter: None,
-            });
-        }
-        let slot = running.slot;
-        plan.slices.push(Slice {
-            sequence: id,
-            slot,
-            first_row,
-            position,
-            known,
-            drafts: drafts.len() as u32,
-            picks,
-        });
-    }
-
-    /// Gives back pages beyond what is computed, and pages no later query sees.
-    fn give_back(&mut self, id: SequenceId) {
-        let Some(sequence) = self.sequences.get_mut(&id) else { return };
-        let computed = sequence.computed;
-        let Some(running) = &mut sequence.running else { return };
-        for (class, (table, reservation)) in running.tables.iter_mut().enumerate() {
-            let pool = &mut self.pools[class];
-            let cut = table.truncate(computed, pool, reservation).map(TableChange::Truncate);
-            // A drafter may be told to go back behind `computed`: the engine takes drafts only on
-            // models whose classes are all full.
-            let left = table.commit(computed, pool, reservation).into_iter().map(TableChange::Drop);
-            self.deltas.extend(cut.into_iter().chain(left).map(|change| TableDelta {
-                slot: running.slot,
-                class: ClassId(class as u8),
-                change,
             }));
         }
     }
+
+    /// Gives back pages beyond what is computed, seals what is full and settled, and gives back what
+    /// no later query sees.
+    fn tidy(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let (computed, line) = (sequence.computed, sequence.line());
+        let Some(running) = &mut sequence.running else { return };
+        let chain = match self.config.prefix_cache {
+            true => sequence.chain.reach(&sequence.tokens[..line as usize]),
+            false => &[],
+        };
+        for (class, (table, pool)) in running.tables.iter_mut().zip(&mut self.pools).enumerate() {
+            let cut = table.truncate(computed, pool).map(TableChange::Truncate);
+            table.seal(chain, pool);
+            let left = table.commit(line, pool).into_iter().map(TableChange::Drop);
+            self.deltas.extend(cut.into_iter().chain(left).map(|table| change(running.slot, class, table)));
+        }
+    }
+}
+
+pub(crate) fn change(slot: Slot, class: usize, change: TableChange) -> TableDelta {
+    TableDelta { slot, class: ClassId(class as u8), change }
 }
 
 #[cfg(test)]

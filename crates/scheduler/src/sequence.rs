@@ -1,4 +1,6 @@
-use kvcache::{HeadClass, PageTable, PrefixRoot, Reservation};
+use std::cmp::Reverse;
+
+use kvcache::{PageTable, PrefixChain, PrefixRoot};
 use request::TokenId;
 
 use crate::Slot;
@@ -26,15 +28,28 @@ pub struct NewSequence {
     pub settled: u32,
 }
 
+/// Who goes first: the higher priority, then the earlier arrival. The smaller value is the earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Order {
+    pub(crate) priority: Reverse<i32>,
+    pub(crate) arrival: u64,
+}
+
 /// A sequence while it waits or runs.
 #[derive(Debug)]
 pub(crate) struct Sequence {
+    pub(crate) order: Order,
     pub(crate) tokens: Vec<TokenId>,
+    /// Hashes of its settled full pages.
+    pub(crate) chain: PrefixChain,
     /// Positions whose keys and values are in the cache.
     pub(crate) computed: u32,
+    pub(crate) settled: u32,
     pub(crate) limit: u32,
     pub(crate) longest: u32,
-    pub(crate) settled: u32,
+    /// Most positions by which what is computed may move in a step, or lie beyond what is settled.
+    pub(crate) stride: u32,
+    pub(crate) preempted: bool,
     pub(crate) running: Option<Running>,
 }
 
@@ -43,17 +58,23 @@ pub(crate) struct Sequence {
 pub(crate) struct Running {
     pub(crate) slot: Slot,
     /// One per head class.
-    pub(crate) tables: Vec<(PageTable, Reservation)>,
+    pub(crate) tables: Vec<PageTable>,
+    /// It had rows since it got its slot.
+    pub(crate) started: bool,
 }
 
 impl Sequence {
-    pub(crate) fn new(new: NewSequence) -> Self {
+    pub(crate) fn new(new: NewSequence, arrival: u64, stride: u32) -> Self {
         Self {
+            order: Order { priority: Reverse(new.priority), arrival },
             tokens: new.tokens,
+            chain: PrefixChain::new(new.root),
             computed: 0,
-            limit: new.limit,
-            longest: new.longest,
             settled: new.settled,
+            limit: new.limit.min(new.longest),
+            longest: new.longest,
+            stride,
+            preempted: false,
             running: None,
         }
     }
@@ -73,9 +94,15 @@ impl Sequence {
         let target = if self.grows() { self.len() } else { self.len() - 1 };
         target.saturating_sub(self.computed)
     }
-}
 
-/// Pages of each class that a sequence must reserve.
-pub(crate) fn pages_needed(classes: &[(HeadClass, u32)], longest: u32, chunk: u32) -> Vec<u32> {
-    classes.iter().map(|(class, _)| PageTable::worst_case(*class, longest, chunk)).collect()
+    /// Positions to have pages for when it is admitted: all known ones and the next token's.
+    pub(crate) fn known_and_next(&self) -> u32 {
+        (self.len() + 1).min(self.longest)
+    }
+
+    /// Positions before this are computed and never written again: full pages may be sealed, window
+    /// pages left behind.
+    pub(crate) fn line(&self) -> u32 {
+        self.computed.min(self.settled)
+    }
 }
