@@ -23,7 +23,7 @@ use engine::Model;
 use proto::bounds::MAX_FRAME_BYTES;
 use proto::draft::draft_server::DraftServer;
 use proto::frame::Hello;
-use rank::{Identity, Rank, StartError};
+use rank::{Constraints, Identity, Rank, StartError};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -50,13 +50,15 @@ impl Running {
     }
 }
 
-/// Starts a drafter: `make` builds the model on the engine's thread.
+/// Starts a drafter: `make` builds the model on the engine's thread; `constraints` compiles what targets
+/// are held to.
 ///
 /// # Errors
 /// A port that cannot be bound, a model that cannot be loaded, a record that is not valid.
 pub async fn start<M, E>(
     config: &Config,
     identity: Identity,
+    constraints: Constraints,
     make: impl FnOnce() -> Result<M, E> + Send + 'static,
     readiness: &Readiness,
     tasks: &mut Tasks,
@@ -89,6 +91,7 @@ where
         slots: slots.clone(),
         step_time: rank.step_time.clone(),
         lease: config.sessions.lease,
+        constraints,
         shutdown: tasks.shutdown().clone(),
         stop,
         streams,

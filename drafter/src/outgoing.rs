@@ -37,8 +37,9 @@ impl Outgoing {
         if let Some(have) = self.resync {
             frames.push(FromDrafter::Resync { session, have });
         }
-        if let Some(Drafts { at, prefix_hash, ids }) = self.drafts {
-            frames.push(FromDrafter::Drafts { session, at, prefix_hash, ids, draft_time });
+        if let Some(Drafts { at, prefix_hash, ids, q }) = self.drafts {
+            let q = q.iter().map(|q| q.entries().to_vec()).collect();
+            frames.push(FromDrafter::Drafts { session, at, prefix_hash, ids, q, draft_time });
         }
         if let Some((reason, message)) = self.closed {
             frames.push(FromDrafter::Closed { session, reason, message });

@@ -11,7 +11,7 @@ use proto::draft::draft_server::Draft;
 use proto::draft::{DrafterFrame, WorkerFrame};
 use proto::frame::{Addressed, FromDrafter, FromWorker, Hello};
 use proto::reason::{Reason, status};
-use rank::Pace;
+use rank::{Constraints, Pace};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     /// Of one draft step.
     pub(crate) step_time: Arc<Pace>,
     pub(crate) lease: Duration,
+    pub(crate) constraints: Constraints,
     pub(crate) shutdown: Shutdown,
     pub(crate) stop: CancellationToken,
     pub(crate) streams: TaskTracker,

@@ -11,6 +11,7 @@ use proto::WireError;
 use proto::draft::{DrafterFrame, WorkerFrame};
 use proto::frame::{Addressed, BadFrame, ClosedReason, FromWorker, Open, Opening, RefusedReason};
 use proto::reason::Reason;
+use request::Limits;
 use scheduler::{Refused, SequenceId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,6 +26,7 @@ use crate::slot::Slot;
 const MAX_OPENING: usize = 64;
 
 /// One worker's stream.
+#[derive(Clone)]
 pub(crate) struct Stream {
     pub(crate) shared: Arc<Shared>,
     pub(crate) worker: NodeId,
@@ -204,13 +206,18 @@ impl Stream {
         let sequence = SequenceId(self.shared.next_sequence.fetch_add(1, Ordering::Relaxed));
         let gone = self.shared.stop.child_token();
         let queue = self.queue.clone();
-        let command = Command::Draft(Box::new(DraftOpen {
+        let mut opened = Box::new(DraftOpen {
             sequence,
-            tokens: [open.prompt, open.committed].concat(),
+            prompt: open.prompt,
+            committed: open.committed,
             longest: open.longest.min(self.shared.context),
             sampling: open.sampling,
-            stop_ids: open.stop_ids,
+            adjust: open.adjust,
+            constraint: None,
+            rule: open.rule,
+            limits: Limits { min_tokens: open.min_tokens, ..Limits::new(u32::MAX, open.stop_ids) },
             window: open.window,
+            cache_salt: open.cache_salt,
             outlet: Box::new(SessionOutlet {
                 queue: queue.clone(),
                 session,
@@ -223,11 +230,28 @@ impl Stream {
                     Err(refusal) => out.refused = Some((reason(&refusal), refusal.to_string())),
                 });
             }),
-        }));
-        if self.shared.inbox.send(command).is_err() {
-            return self.refuse(session, RefusedReason::NoSlot, "the drafter's inbox is full".into());
+        });
+        match open.constraint {
+            None => self.draft(session, opened),
+            Some(wanted) => {
+                // Commits that come meanwhile find no sequence; the first one after asks for them again.
+                let this = self.clone();
+                self.shared.streams.spawn(async move {
+                    match this.shared.constraints.compile(&wanted).await {
+                        Ok(constraint) => opened.constraint = Some(constraint),
+                        Err(why) => tracing::debug!(%why, "drafting without the constraint"),
+                    }
+                    this.draft(session, opened);
+                });
+            }
         }
         sessions.open.insert(session, Session { sequence, heard: Instant::now(), gone, slot });
+    }
+
+    fn draft(&self, session: u64, open: Box<DraftOpen>) {
+        if self.shared.inbox.send(Command::Draft(open)).is_err() {
+            self.refuse(session, RefusedReason::NoSlot, "the drafter's inbox is full".into());
+        }
     }
 
     fn expire(&self, sessions: &mut Sessions) {
@@ -276,6 +300,6 @@ fn reason(refusal: &Refusal) -> RefusedReason {
             RefusedReason::Invalid
         }
         Refusal::Scheduler(Refused::TooLong { .. } | Refused::NeverFits { .. }) => RefusedReason::TooLong,
-        Refusal::Scheduler(Refused::QueueFull { .. }) => RefusedReason::NoSlot,
+        Refusal::Scheduler(Refused::QueueFull { .. }) | Refusal::Wait { .. } => RefusedReason::NoSlot,
     }
 }

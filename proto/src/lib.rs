@@ -14,9 +14,11 @@ pub mod convert;
 mod error;
 pub mod frame;
 pub mod reason;
+mod timeout;
 
 pub use convert::{Answer, Asked, Candidate, Listed, Placed, Prediction, Prompt};
 pub use error::WireError;
+pub use timeout::timeout;
 
 /// What tonic-prost-build wrote, in the nesting that its cross-package paths expect.
 #[allow(missing_debug_implementations, unreachable_pub, unused_qualifications, clippy::all)]

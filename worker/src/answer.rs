@@ -42,18 +42,19 @@ impl Outlet<TargetEvent> for AnswerOutlet {
 
     fn deliver(&mut self, event: TargetEvent) {
         let answer = match event {
-            TargetEvent::Committed { frame, drafted } => {
-                let answer =
-                    Answer::Tokens { index: frame.at - self.prompt_len, ids: frame.ids.clone(), drafted };
-                self.port.commit(frame);
+            TargetEvent::Committed { frame, drafted, logprobs, verified } => {
+                let accepted = drafted.iter().filter(|d| **d).count();
+                let index = frame.at - self.prompt_len;
+                let answer = Answer::Tokens { index, ids: frame.ids.clone(), drafted, logprobs };
+                self.port.commit(frame, verified as usize, accepted);
                 answer
             }
-            TargetEvent::Started => {
+            TargetEvent::Started { .. } => {
                 self.started.cancel();
                 return;
             }
             TargetEvent::Again(frame) => {
-                self.port.commit(frame);
+                self.port.commit(frame, 0, 0);
                 return;
             }
             TargetEvent::Ended(ended) => {

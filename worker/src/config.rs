@@ -21,6 +21,9 @@ pub struct EngineConfig {
     pub token_budget: u32,
     /// Requests that wait for a slot or for pages; one more is refused.
     pub max_waiting: usize,
+    /// Longest predicted wait for a slot; a request that would wait longer is refused, and told how long.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
     /// Most draft tokens verified in one step for one sequence.
     pub max_draft: u32,
     /// A client that reads nothing for this long loses its answer.
@@ -28,12 +31,15 @@ pub struct EngineConfig {
     pub slow_client_timeout: Duration,
     /// Messages of one answer that wait for its reader; when full the sequence is not planned.
     pub outbox: usize,
+    /// Keep the keys and values of finished requests for others that begin alike.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let Settings { token_budget, max_waiting, max_draft, slow_client_timeout } = Settings::default();
-        Self { token_budget, max_waiting, max_draft, slow_client_timeout, outbox: 64 }
+        let Settings { token_budget, max_waiting, max_wait, max_draft, slow_client_timeout, prefix_cache } =
+            Settings::default();
+        Self { token_budget, max_waiting, max_wait, max_draft, slow_client_timeout, outbox: 64, prefix_cache }
     }
 }
 
@@ -42,8 +48,10 @@ impl EngineConfig {
         Settings {
             token_budget: self.token_budget,
             max_waiting: self.max_waiting,
+            max_wait: self.max_wait,
             max_draft: self.max_draft,
             slow_client_timeout: self.slow_client_timeout,
+            prefix_cache: self.prefix_cache,
         }
     }
 }
@@ -63,6 +71,9 @@ impl Check for EngineConfig {
         }
         if !(1..=65_536).contains(&self.max_waiting) {
             return Err(Wrong::new("max_waiting", "must be 1 to 65536"));
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(3600)).contains(&self.max_wait) {
+            return Err(Wrong::new("max_wait", "must be 1ms to 1h"));
         }
         if !(1..=request::Speculation::MAX_DRAFT).contains(&self.max_draft) {
             return Err(Wrong::new("max_draft", "must be 1 to 64"));

@@ -23,7 +23,7 @@ use engine::Model;
 use proto::bounds::MAX_REQUEST_BYTES;
 use proto::frame::Hello;
 use proto::worker::worker_server::WorkerServer;
-use rank::{Identity, Rank, StartError};
+use rank::{Constraints, Identity, Rank, StartError};
 use tokio_util::task::TaskTracker;
 
 pub use config::{Config, EngineConfig};
@@ -50,13 +50,15 @@ impl Running {
     }
 }
 
-/// Starts a worker: `make` builds the model on the engine's thread.
+/// Starts a worker: `make` builds the model on the engine's thread; `constraints` compiles what requests
+/// are held to.
 ///
 /// # Errors
 /// A port that cannot be bound, a model that cannot be loaded, a record that is not valid.
 pub async fn start<M, E>(
     config: &Config,
     identity: Identity,
+    constraints: Constraints,
     make: impl FnOnce() -> Result<M, E> + Send + 'static,
     readiness: &Readiness,
     tasks: &mut Tasks,
@@ -93,6 +95,8 @@ where
         load: rank.load.clone(),
         shutdown: tasks.shutdown().clone(),
         outbox: config.engine.outbox,
+        constraints,
+        clock: rank.clock,
         next_sequence: AtomicU64::new(1),
         answers: answers.clone(),
     };

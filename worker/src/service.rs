@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use cluster::{Load, NodeRecord, NodeState};
 use daemon::Shutdown;
-use engine::{Command, Inbox, Refusal, TargetOpen};
+use engine::{Command, Constraint, Inbox, Refusal, TargetOpen};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use proto::reason::{Reason, status};
 use proto::worker::worker_server::Worker;
 use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
-use proto::{Answer, Placed};
-use request::{Quality, Strategy};
+use proto::{Answer, Placed, timeout};
+use rank::Constraints;
+use request::{InvalidField, Quality, Strategy};
 use scheduler::{Refused, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +39,9 @@ pub(crate) struct Service {
     pub(crate) load: watch::Receiver<Load>,
     pub(crate) shutdown: Shutdown,
     pub(crate) outbox: usize,
+    pub(crate) constraints: Constraints,
+    /// Zero of the engine's clock.
+    pub(crate) clock: Instant,
     pub(crate) next_sequence: AtomicU64,
     /// One token an answer, from before the draining check to the engine's last word.
     pub(crate) answers: TaskTracker,
@@ -55,6 +59,7 @@ impl Worker for Service {
         if self.shutdown.is_draining() {
             return Err(status(Reason::Draining, "this worker is draining; ask another", None, Some(RETRY)));
         }
+        let deadline = timeout(request.metadata())?.map(|left| self.clock.elapsed() + left);
         let Placed { model, request, drafters } = Placed::try_from(request.into_inner())?;
         if model != self.record.model {
             let why = format!("this worker serves {}, not {model}", self.record.model);
@@ -64,6 +69,10 @@ impl Worker for Service {
             let why = "no approximate mode is built yet; ask for exact";
             return Err(status(Reason::NotBuilt, why, Some("quality"), None));
         }
+        let constraint = match &request.constraint {
+            Some(constraint) => Some(self.constraints.compile(constraint).await.map_err(|e| invalid(&e))?),
+            None => None,
+        };
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
         let (reader, answer) = mpsc::channel(self.outbox);
         let candidates = if request.speculation.strategy == Strategy::None { Vec::new() } else { drafters };
@@ -93,7 +102,7 @@ impl Worker for Service {
             _answer: under_way,
             _attending: done.drop_guard(),
         };
-        self.admit(sequence, request, outlet).await?;
+        self.admit(sequence, request, constraint, deadline, outlet).await?;
         if !attendance.candidates.is_empty() {
             self.links.me().tasks.spawn(attend(self.links.clone(), attendance));
         }
@@ -116,6 +125,8 @@ impl Service {
         &self,
         sequence: SequenceId,
         request: request::Request,
+        constraint: Option<Box<dyn Constraint>>,
+        deadline: Option<Duration>,
         outlet: AnswerOutlet,
     ) -> Result<(), Status> {
         let (answer, admitted) = oneshot::channel();
@@ -123,6 +134,8 @@ impl Service {
             sequence,
             outlet: Box::new(outlet),
             request,
+            constraint,
+            deadline,
             admitted: Box::new(move |admission| {
                 // The caller may have left meanwhile; then its closed stream ends the sequence.
                 let _ = answer.send(admission);
@@ -131,7 +144,7 @@ impl Service {
         if self.inbox.send(Command::Target(Box::new(open))).is_err() {
             return Err(status(Reason::Overloaded, "this worker's inbox is full", None, Some(RETRY)));
         }
-        match timeout(ADMISSION, admitted).await {
+        match tokio::time::timeout(ADMISSION, admitted).await {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(refusal))) => Err(refused(&refusal)),
             Ok(Err(_)) => Err(status(Reason::Internal, "the engine ended", None, None)),
@@ -143,10 +156,17 @@ impl Service {
     }
 }
 
+fn invalid(field: &InvalidField) -> Status {
+    let reason = if field.not_built { Reason::NotBuilt } else { Reason::InvalidField };
+    status(reason, &field.to_string(), Some(field.field), None)
+}
+
 fn refused(refusal: &Refusal) -> Status {
     let (reason, field, retry) = match refusal {
-        Refusal::Invalid(field) if field.not_built => (Reason::NotBuilt, Some(field.field), None),
-        Refusal::Invalid(field) => (Reason::InvalidField, Some(field.field), None),
+        Refusal::Invalid(field) => return invalid(field),
+        Refusal::Wait { predicted, most } => {
+            (Reason::Overloaded, None, Some(predicted.saturating_sub(*most).max(RETRY)))
+        }
         Refusal::Scheduler(refused) => match refused {
             Refused::Empty => (Reason::InvalidField, Some("prompt"), None),
             Refused::TooLong { .. } | Refused::NeverFits { .. } => {

@@ -26,6 +26,8 @@ pub enum TargetEvent {
         drafted: Vec<bool>,
         /// One per token when they were asked for, else empty.
         logprobs: Vec<TokenLogprobs>,
+        /// Drafts of the drafter that were verified in the step.
+        verified: u32,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -313,7 +315,8 @@ impl TargetLane {
         }
         let drafted = (0..tokens.len()).map(|i| i < verdict.accepted).collect();
         let logprobs = drawn.into_iter().take(tokens.len()).filter_map(|d| d.logprobs.map(|l| *l)).collect();
-        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs });
+        let verified = if self.source == Source::Drafter { drafts as u32 } else { 0 };
+        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified });
         Judged { accepted: verdict.accepted as u32, tokens, finish }
     }
 

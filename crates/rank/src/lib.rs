@@ -7,9 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod constraints;
+mod observe;
 mod pace;
 mod start;
 
 pub use config::Config;
+pub use constraints::Constraints;
 pub use pace::Pace;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

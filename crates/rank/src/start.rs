@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 use cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
-use engine::{EngineThread, Inbox, Model, ModelSpec, Observed, Settings};
+use engine::{EngineThread, Inbox, Model, ModelSpec, Settings};
 use request::InvalidField;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::observe::{Numbers, observe};
 use crate::{Config, Pace};
 
 /// Commands that wait for the engine between two of its steps.
@@ -57,6 +58,8 @@ pub struct Rank {
     pub load: watch::Receiver<Load>,
     /// Of steps without prompt chunks: what a drafter must keep up with.
     pub step_time: Arc<Pace>,
+    /// Zero of the engine's clock.
+    pub clock: Instant,
     config: Config,
     admin: Option<admin::Server>,
     thread: EngineThread,
@@ -92,7 +95,8 @@ impl Rank {
 
         let (publish, load) = watch::channel(Load::default());
         let (step_time, ended) = (Arc::new(Pace::default()), CancellationToken::new());
-        let observer = observe(publish, step_time.clone(), config.slots, ended.clone());
+        let numbers = Numbers::new(telemetry::meters(), identity.role, &identity.model);
+        let observer = observe(publish, step_time.clone(), config.slots, ended.clone(), numbers);
         let clock = Instant::now();
         let started = tokio::task::spawn_blocking(move || {
             EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
@@ -115,8 +119,18 @@ impl Rank {
             state: NodeState::Ready,
         };
         record.validate()?;
-        let rank =
-            Self { record, spec, inbox, load, step_time, config: config.clone(), admin, thread, ended };
+        let rank = Self {
+            record,
+            spec,
+            inbox,
+            load,
+            step_time,
+            clock,
+            config: config.clone(),
+            admin,
+            thread,
+            ended,
+        };
         Ok((rank, server))
     }
 
@@ -153,39 +167,6 @@ impl Rank {
             }
         });
     }
-}
-
-/// What the engine's thread tells: load for the heartbeats, and how long steps take.
-fn observe(
-    publish: watch::Sender<Load>,
-    step_time: Arc<Pace>,
-    slots: u32,
-    ended: CancellationToken,
-) -> engine::Observer {
-    publish.send_replace(Load { free_slots: slots, ..Load::default() });
-    // Dropped with the thread, whether it returns or panics.
-    let guard = ended.drop_guard();
-    Box::new(move |seen: &Observed| {
-        let _ = &guard;
-        if let Some((facts, time)) = seen.step {
-            // A step with a prompt chunk says nothing about decoding: there, each has one known row.
-            if facts.known_rows == facts.decodes {
-                step_time.record(time);
-            }
-            if facts.failed > 0 {
-                tracing::error!(sequences = facts.failed, "the model failed in a step; their answers end");
-            }
-        }
-        let running = u32::try_from(seen.running).unwrap_or(u32::MAX);
-        let load = Load {
-            running,
-            waiting: u32::try_from(seen.waiting).unwrap_or(u32::MAX),
-            free_slots: slots.saturating_sub(running),
-            free_pages: seen.free_pages,
-            step_time: step_time.mean(),
-        };
-        publish.send_if_modified(|old| std::mem::replace(old, load) != load);
-    })
 }
 
 /// What a panic said.

@@ -100,9 +100,14 @@ fn open(request: &Request) -> Open {
         prompt: request.prompt.clone(),
         committed: request.committed.clone(),
         sampling: request.sampling,
+        adjust: request.adjust.clone(),
+        constraint: request.constraint.clone(),
         rule: request.speculation.rule,
         window: 1,
         stop_ids: request.limits.stop_ids.clone(),
+        min_tokens: request.limits.min_tokens,
+        cache_salt: request.cache_salt.clone(),
+        traceparent: String::new(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }
 }

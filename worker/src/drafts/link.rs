@@ -1,7 +1,7 @@
 //! One standing stream to one drafter.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +11,9 @@ use engine::{Command, CommitFrame, Inbox};
 use proto::Candidate;
 use proto::draft::{DrafterFrame, WorkerFrame, draft_client::DraftClient};
 use proto::frame::{Addressed, ClosedReason, FromDrafter, FromWorker, Hello, Open, RefusedReason};
+use sampling::Distribution;
 use scheduler::SequenceId;
-use speculation::{Drafts, Timing, window};
+use speculation::{Acceptance, Drafts, Timing, window};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -95,8 +96,11 @@ struct Session {
     granted: Option<oneshot::Sender<Result<(), (RefusedReason, String)>>>,
     detached: CancellationToken,
     closed: Arc<OnceLock<ClosedReason>>,
-    /// `None`: the window follows the measured times.
+    /// `None`: the window follows what is measured.
     fixed_window: Option<u32>,
+    /// The window that the drafter was told last.
+    window: u32,
+    acceptance: Acceptance,
 }
 
 #[derive(Debug)]
@@ -107,7 +111,6 @@ pub(crate) struct Link {
     next_session: AtomicU64,
     round_trip: Duration,
     draft_time: Pace,
-    window: AtomicU32,
     /// Cancelled when the stream is over.
     ended: CancellationToken,
 }
@@ -177,7 +180,6 @@ impl Link {
             next_session: AtomicU64::new(1),
             round_trip: said.elapsed(),
             draft_time: Pace::default(),
-            window: AtomicU32::new(FIRST_WINDOW),
             ended: me.stop.child_token(),
         });
         tracing::info!(drafter = %peer.id, round_trip = ?link.round_trip, "paired");
@@ -202,14 +204,24 @@ impl Link {
         open: Open,
     ) -> Result<Lease, LinkError> {
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let window = fixed_window.unwrap_or_else(|| self.window.load(Ordering::Relaxed));
+        let window = fixed_window.unwrap_or(FIRST_WINDOW);
         let (grant, granted) = oneshot::channel();
         let (detached, closed) = (self.ended.child_token(), Arc::default());
         // From here on: who stops waiting for the grant gives the slot back.
         let lease =
             Lease { link: self.clone(), session, detached: detached.clone(), closed: Arc::clone(&closed) };
-        self.lock()
-            .insert(session, Session { sequence, granted: Some(grant), detached, closed, fixed_window });
+        self.lock().insert(
+            session,
+            Session {
+                sequence,
+                granted: Some(grant),
+                detached,
+                closed,
+                fixed_window,
+                window,
+                acceptance: Acceptance::default(),
+            },
+        );
         self.queue.update(session, |out| out.open = Some(Open { session, window, ..open }));
         let drafter = || self.peer.id.to_string();
         match timeout(GRANT, granted).await {
@@ -221,7 +233,11 @@ impl Link {
     }
 
     /// Tells the drafter what the target committed; what it has not been sent yet is merged.
-    pub(crate) fn commit(&self, session: u64, frame: CommitFrame) {
+    /// `verified` drafts were judged, `accepted` of them stood.
+    pub(crate) fn commit(&self, session: u64, frame: CommitFrame, verified: usize, accepted: usize) {
+        if let Some(session) = self.lock().get_mut(&session) {
+            session.acceptance.record(verified, accepted);
+        }
         self.queue.update(session, |out| merge(&mut out.commit, frame));
     }
 
@@ -295,12 +311,17 @@ impl Link {
             FromDrafter::Hello(_) => return Err("a second hello".into()),
             FromDrafter::Granted { session, .. } => self.answer(session, Ok(())),
             FromDrafter::Refused { session, reason, message } => self.answer(session, Err((reason, message))),
-            FromDrafter::Drafts { session, at, prefix_hash, ids, draft_time } => {
+            FromDrafter::Drafts { session, at, prefix_hash, ids, q, draft_time } => {
                 let Some(sequence) = self.sequence(session) else { return Ok(()) };
+                let Ok(q) = q.into_iter().map(Distribution::new).collect::<Result<_, _>>() else {
+                    tracing::warn!(drafter = %self.peer.id, "drafts.q is no distribution; closing its session");
+                    self.close(session);
+                    return Ok(());
+                };
                 // A full inbox drops the frame; the next one repeats it.
-                let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids }));
+                let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids, q }));
                 self.draft_time.record(draft_time);
-                self.widen(me.step_time.mean());
+                self.widen(session, me.step_time.mean());
             }
             FromDrafter::Resync { session, have } => {
                 let Some(sequence) = self.sequence(session) else { return Ok(()) };
@@ -329,21 +350,19 @@ impl Link {
         self.lock().get(&session).map(|s| s.sequence)
     }
 
-    /// Applies the window rule to what is measured and tells sessions when it changed.
-    fn widen(&self, target_step: Duration) {
+    /// Applies the window rule to what is measured and tells the session when it changed.
+    fn widen(&self, session: u64, target_step: Duration) {
         if target_step.is_zero() {
             return;
         }
         let timing = Timing { target_step, draft_step: self.draft_time.mean(), round_trip: self.round_trip };
-        let new = window(timing, MAX_WINDOW);
-        let old = self.window.load(Ordering::Relaxed);
+        let mut sessions = self.lock();
+        let Some(open) = sessions.get_mut(&session).filter(|s| s.fixed_window.is_none()) else { return };
+        let new = window(timing, &open.acceptance, MAX_WINDOW);
         // One token more or less is noise of the measurement.
-        if new.abs_diff(old) < 2 {
-            return;
-        }
-        self.window.store(new, Ordering::Relaxed);
-        for (session, _) in self.lock().iter().filter(|(_, s)| s.fixed_window.is_none()) {
-            self.queue.update(*session, |out| out.credit = Some(new));
+        if new.abs_diff(open.window) >= 2 {
+            open.window = new;
+            self.queue.update(session, |out| out.credit = Some(new));
         }
     }
 

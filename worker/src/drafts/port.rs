@@ -12,9 +12,10 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn commit(&self, frame: CommitFrame) {
+    /// `verified` drafts were judged in that step, `accepted` of them stood.
+    pub(crate) fn commit(&self, frame: CommitFrame, verified: usize, accepted: usize) {
         if let Some((link, session)) = &*self.lock() {
-            link.commit(*session, frame);
+            link.commit(*session, frame, verified, accepted);
         }
     }
 

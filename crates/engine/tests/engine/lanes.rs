@@ -8,11 +8,12 @@ use engine::{
     Command, Engine, Model, ModelError, ModelSpec, Outcome, Picks, Refusal, Room, Settings, TargetEvent,
     TargetOpen, Ticket, ToyModel,
 };
-use request::{Finish, Request, Sampling, Speculation, TokenId};
-use scheduler::{Refused, SequenceId, Step};
+use request::{Finish, Request, Sampling, Speculation, TokenId, Usage};
+use sampling::Draw;
+use scheduler::{Output, Refused, SequenceId, Step};
 use speculation::{Drafts, PrefixHashes};
 
-fn open<M: Model>(
+pub fn open<M: Model>(
     engine: &mut Engine<M>,
     id: u64,
     request: Request,
@@ -20,12 +21,17 @@ fn open<M: Model>(
     let outlet = Kept::new();
     let admitted = Arc::new(Mutex::new(None));
     let answer = admitted.clone();
-    engine.command(Command::Target(Box::new(TargetOpen {
-        sequence: SequenceId(id),
-        request,
-        outlet: Box::new(outlet.share()),
-        admitted: Box::new(move |a| *answer.lock().unwrap() = Some(a)),
-    })));
+    engine.command(
+        Duration::ZERO,
+        Command::Target(Box::new(TargetOpen {
+            sequence: SequenceId(id),
+            request,
+            constraint: None,
+            deadline: None,
+            outlet: Box::new(outlet.share()),
+            admitted: Box::new(move |a| *answer.lock().unwrap() = Some(a)),
+        })),
+    );
     let admitted = admitted.lock().unwrap().take().expect("every open is answered at once");
     (outlet, admitted)
 }
@@ -106,15 +112,16 @@ impl Model for Broken {
         if self.steps == self.fails_at {
             if matches!(self.error, ModelError::NotFinite { .. }) {
                 let ticket = self.toy.submit(step)?;
-                self.toy.collect(ticket)?;
+                let rows = step.rows.iter().filter(|r| r.output == Output::Pick).count();
+                self.toy.collect(ticket, &vec![Draw::new(Sampling::GREEDY); rows])?;
             }
             return Err(self.error.clone());
         }
         self.toy.submit(step)
     }
 
-    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
-        self.toy.collect(ticket)
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        self.toy.collect(ticket, draws)
     }
 }
 
@@ -129,10 +136,23 @@ fn text(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Option<Finish>) {
         match event {
             TargetEvent::Committed { frame, .. } => ids.extend(frame.ids),
             TargetEvent::Ended(ended) => finish = Some(ended.finish),
-            TargetEvent::Started | TargetEvent::Again(_) => {}
+            TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
         }
     }
     (ids, finish)
+}
+
+/// What was said, and the usage at the end.
+pub fn answer(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Usage) {
+    let (mut ids, mut usage) = (Vec::new(), Usage::default());
+    for event in outlet.take() {
+        match event {
+            TargetEvent::Committed { frame, .. } => ids.extend(frame.ids),
+            TargetEvent::Ended(ended) => usage = ended.usage,
+            TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
+        }
+    }
+    (ids, usage)
 }
 
 fn finish_all<M: Model>(engine: &mut Engine<M>) {
@@ -172,8 +192,9 @@ fn broken_logits_of_a_draft_cost_the_draft_only() {
         at: known.len() as u32,
         prefix_hash: PrefixHashes::new(known).last(),
         ids: vec![TokenId(5), TokenId(6)],
+        q: Vec::new(),
     };
-    engine.command(Command::Drafts(SequenceId(1), drafts));
+    engine.command(Duration::ZERO, Command::Drafts(SequenceId(1), drafts));
     // Row 0 is the decode, row 1 the first draft.
     finish_all(&mut engine);
     assert_eq!(text(&outlet), (alone()[0].clone(), Some(Finish::Length)));

@@ -2,7 +2,7 @@
 
 use crate::link::{Dice, Faults, MODEL_SEED, VOCAB, drafter, request, run, sampled};
 use engine::toy_logits;
-use request::{SamplingParams, Speculation, Strategy, TokenId};
+use request::{Rule, SamplingParams, Speculation, Strategy, TokenId};
 use sampling::probabilities;
 use std::time::Duration;
 
@@ -52,11 +52,11 @@ fn excess(draws: &[[u32; 3]], exact: &[([u32; 3], f64)]) -> f64 {
     (chi - cells) / (2.0 * cells).sqrt()
 }
 
-fn draws(strategy: Strategy) -> (Vec<[u32; 3]>, u64, u64) {
+fn draws(strategy: Strategy, rule: Rule) -> (Vec<[u32; 3]>, u64, u64) {
     let (mut triples, mut accepted, mut drafted) = (Vec::new(), 0, 0);
     let requests: Vec<_> = (0..DRAWS)
         .map(|seed| {
-            let speculation = Speculation { strategy, ..Speculation::default() };
+            let speculation = Speculation { strategy, rule, max_draft: None };
             let mut request = request(&PROMPT, 3, sampled(seed, TEMPERATURE), speculation);
             request.limits.stop_ids.clear();
             request
@@ -75,16 +75,29 @@ fn draws(strategy: Strategy) -> (Vec<[u32; 3]>, u64, u64) {
 #[test]
 fn the_first_three_tokens_follow_the_exact_law() {
     let exact = exact();
-    let (plain, ..) = draws(Strategy::None);
+    let (plain, ..) = draws(Strategy::None, Rule::Coupled);
     assert!(excess(&plain, &exact) < 4.0, "plain: {}", excess(&plain, &exact));
-    let strategy = Strategy::Lockstep { k: 2, deadline: Duration::from_secs(1) };
-    let (coupled, accepted, drafted) = draws(strategy);
-    assert!(
-        accepted > DRAWS / 10 && drafted - accepted > DRAWS / 10,
-        "{accepted} of {drafted} drafts accepted"
-    );
-    assert_eq!(plain, coupled, "under the coupled rule a seed has one text");
-    assert!(excess(&coupled, &exact) < 4.0, "coupled: {}", excess(&coupled, &exact));
+    let lockstep = Strategy::Lockstep { k: 2, deadline: Duration::from_secs(1) };
+    let mut acceptance = Vec::new();
+    for (rule, strategy) in [
+        (Rule::Coupled, lockstep),
+        (Rule::Strict, lockstep),
+        (Rule::Rejection, lockstep),
+        (Rule::Rejection, Strategy::Draft),
+    ] {
+        let (triples, accepted, drafted) = draws(strategy, rule);
+        assert!(
+            accepted > DRAWS / 20 && drafted - accepted > DRAWS / 20,
+            "{rule:?} {strategy:?}: {accepted} of {drafted} drafts accepted"
+        );
+        // Under all but rejection the tokens are the target's own draws, whoever drafted.
+        assert_eq!(plain == triples, rule != Rule::Rejection, "{rule:?}: a seed has one text");
+        let excess = excess(&triples, &exact);
+        assert!(excess < 4.0, "{rule:?} {strategy:?}: {excess}");
+        acceptance.push(accepted as f64 / drafted as f64);
+    }
+    // The overlap of p and q is the most that any rule can accept.
+    assert!(acceptance[2] > acceptance[1], "{acceptance:?}");
 }
 
 /// The twin that must fail: a verifier that, after a rejection, draws again *without* the rejected

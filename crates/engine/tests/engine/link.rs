@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Command, DraftEvent, DraftOpen, Ended, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen,
-    ToyModel,
+    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Outcome, Outlet, Room, Settings, TargetEvent,
+    TargetOpen, ToyModel,
 };
 use request::{
-    Finish, Limits, Quality, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
-    TokenId,
+    Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, TokenId,
+    TokenLogprobs, Usage,
 };
 use scheduler::SequenceId;
 use speculation::Drafts;
@@ -84,21 +84,16 @@ pub struct Answer {
     pub finish: Option<Finish>,
     pub stats: SpeculationStats,
     pub drafted: usize,
+    pub usage: Usage,
+    pub logprobs: Vec<TokenLogprobs>,
     /// Of a run of one request: steps whose first rejected draft was the n-th.
     pub rejected_at: Vec<u64>,
 }
 
 pub fn request(prompt: &[u32], max_tokens: u32, sampling: Sampling, speculation: Speculation) -> Request {
-    Request {
-        id: RequestId::new("test").unwrap(),
-        attempt: 0,
-        prompt: prompt.iter().copied().map(TokenId).collect(),
-        committed: Vec::new(),
-        sampling,
-        limits: Limits { max_tokens, stop_ids: vec![TokenId(0)] },
-        quality: Quality::Exact,
-        speculation,
-    }
+    let prompt = prompt.iter().copied().map(TokenId).collect();
+    let limits = Limits::new(max_tokens, vec![TokenId(0)]);
+    Request { speculation, ..Request::new(RequestId::new("test").unwrap(), prompt, sampling, limits) }
 }
 
 pub fn sampled(seed: u64, temperature: f32) -> Sampling {
@@ -120,6 +115,35 @@ enum Up {
     Resync(u32),
 }
 
+/// A target, the link to its drafter, and what goes wrong.
+pub struct Setup {
+    pub target: Engine<ToyModel>,
+    pub drafter: Option<Engine<ToyModel>>,
+    pub faults: Faults,
+    /// The drafter is gone once that many drafts were accepted.
+    pub kill_after: Option<u64>,
+    /// Compiles the constraint of every request, for target and drafter.
+    pub constraint: Option<Box<dyn Fn() -> Box<dyn Constraint>>>,
+}
+
+/// What a run of several requests came to.
+#[derive(Debug)]
+pub struct Ran {
+    pub answers: Vec<Answer>,
+    /// Virtual milliseconds: one a turn of the target.
+    pub time: u64,
+    pub preempted: u32,
+    pub prefix_hits: u32,
+}
+
+impl Setup {
+    /// A target with this token budget, no drafter.
+    pub fn plain(budget: u32) -> Self {
+        let (drafter, faults, kill_after, constraint) = (None, Faults::default(), None, None);
+        Self { target: target(budget), drafter, faults, kill_after, constraint }
+    }
+}
+
 /// Runs requests together on one target, each with a session on `drafter` (if there is one), over
 /// links with `faults`. `kill_after`: the drafter is gone once that many drafts were accepted.
 pub fn run(
@@ -130,10 +154,10 @@ pub fn run(
     dice: &mut Dice,
     kill_after: Option<u64>,
 ) -> Vec<Answer> {
-    drive(requests, budget, drafter, faults, dice, kill_after).0
+    drive(requests, Setup { drafter, faults, kill_after, ..Setup::plain(budget) }, dice).answers
 }
 
-/// As [`run`]; also the virtual time it took, in milliseconds: one a turn of the target.
+/// As [`run`]; also the virtual time it took.
 pub fn run_counting(
     requests: &[Request],
     budget: u32,
@@ -141,18 +165,12 @@ pub fn run_counting(
     faults: Faults,
     dice: &mut Dice,
 ) -> (Vec<Answer>, u64) {
-    drive(requests, budget, drafter, faults, dice, None)
+    let ran = drive(requests, Setup { drafter, faults, ..Setup::plain(budget) }, dice);
+    (ran.answers, ran.time)
 }
 
-fn drive(
-    requests: &[Request],
-    budget: u32,
-    mut drafter: Option<Engine<ToyModel>>,
-    faults: Faults,
-    dice: &mut Dice,
-    kill_after: Option<u64>,
-) -> (Vec<Answer>, u64) {
-    let mut target = target(budget);
+pub fn drive(requests: &[Request], setup: Setup, dice: &mut Dice) -> Ran {
+    let Setup { mut target, mut drafter, faults, kill_after, constraint } = setup;
     let mut answers: Vec<Answer> = Vec::new();
     let mut outlets = Vec::new();
     let mut sessions = Vec::new();
@@ -161,35 +179,49 @@ fn drive(
         let outlet = Kept::<TargetEvent>::new();
         outlets.push(outlet.share());
         answers.push(Answer::default());
-        target.command(Command::Target(Box::new(TargetOpen {
-            sequence: id,
-            request: request.clone(),
-            outlet: Box::new(outlet),
-            admitted: Box::new(|admitted| admitted.unwrap()),
-        })));
+        target.command(
+            Duration::ZERO,
+            Command::Target(Box::new(TargetOpen {
+                sequence: id,
+                request: request.clone(),
+                constraint: constraint.as_ref().map(|c| c()),
+                deadline: None,
+                outlet: Box::new(outlet),
+                admitted: Box::new(|admitted| admitted.unwrap()),
+            })),
+        );
         let session = Kept::<DraftEvent>::new();
         sessions.push(session.share());
         if let Some(drafter) = &mut drafter {
-            drafter.command(Command::Draft(Box::new(DraftOpen {
-                sequence: id,
-                tokens: request.known(),
-                longest: 256,
-                sampling: request.sampling,
-                stop_ids: request.limits.stop_ids.clone(),
-                window: 6,
-                outlet: Box::new(session),
-                admitted: Box::new(|admitted| admitted.unwrap()),
-            })));
-            target.command(Command::Drafter { sequence: id, attached: true });
+            drafter.command(
+                Duration::ZERO,
+                Command::Draft(Box::new(DraftOpen {
+                    sequence: id,
+                    prompt: request.prompt.clone(),
+                    committed: request.committed.clone(),
+                    longest: 256,
+                    sampling: request.sampling,
+                    adjust: request.adjust.clone(),
+                    constraint: constraint.as_ref().map(|c| c()),
+                    rule: request.speculation.rule,
+                    limits: request.limits.clone(),
+                    window: 6,
+                    cache_salt: request.cache_salt.clone(),
+                    outlet: Box::new(session),
+                    admitted: Box::new(|admitted| admitted.unwrap()),
+                })),
+            );
+            target.command(Duration::ZERO, Command::Drafter { sequence: id, attached: true });
         }
     }
     let mut up: Vec<(SequenceId, Up)> = Vec::new();
     let mut down = Vec::new();
     let (mut accepted, mut rejected_at) = (0, Vec::new());
+    let (mut preempted, mut prefix_hits) = (0, 0);
     for now in 0..20_000u64 {
         if answers.iter().all(|a| a.finish.is_some()) {
             answers[0].rejected_at = rejected_at;
-            return (answers, now);
+            return Ran { answers, time: now, preempted, prefix_hits };
         }
         // Frames that travel, each with its luck.
         let mut order: Vec<_> = std::mem::take(&mut up);
@@ -213,15 +245,19 @@ fn drive(
                     }
                     let copies = 1 + u32::from(dice.chance(faults.double));
                     for _ in 0..copies {
-                        target.command(Command::Drafts(id, drafts.clone()));
+                        target.command(Duration::ZERO, Command::Drafts(id, drafts.clone()));
                     }
                 }
-                Up::Resync(have) => target.command(Command::Resync { sequence: id, have }),
+                Up::Resync(have) => {
+                    target.command(Duration::ZERO, Command::Resync { sequence: id, have });
+                }
             }
         }
         let outcome = target.step(Duration::from_millis(now));
         if let Outcome::Worked(facts) = outcome {
             accepted += u64::from(facts.accepted);
+            preempted += facts.preempted;
+            prefix_hits += facts.prefix_hits;
             if facts.sequences == 1 && facts.accepted < facts.draft_rows {
                 let depth = facts.accepted as usize;
                 rejected_at.resize(rejected_at.len().max(depth + 1), 0);
@@ -232,7 +268,7 @@ fn drive(
             for event in outlet.take() {
                 let id = SequenceId(i as u64);
                 match event {
-                    TargetEvent::Committed { frame, drafted } => {
+                    TargetEvent::Committed { frame, drafted, logprobs, .. } => {
                         let at = frame.at as usize - requests[i].prompt.len();
                         assert_eq!(
                             at,
@@ -240,11 +276,14 @@ fn drive(
                             "no gap, no repeat"
                         );
                         assert_eq!(drafted.len(), frame.ids.len());
+                        answers[i].logprobs.extend(logprobs);
                         answers[i].output.extend(&frame.ids);
                         answers[i].drafted += drafted.iter().filter(|d| **d).count();
                         down.push((id, frame));
                     }
-                    TargetEvent::Started => assert!(answers[i].output.is_empty(), "started once, and first"),
+                    TargetEvent::Started { .. } => {
+                        assert!(answers[i].output.is_empty(), "started once, and first");
+                    }
                     TargetEvent::Again(frame) => down.push((id, frame)),
                     TargetEvent::Ended(Ended { finish, speculation, usage }) => {
                         assert_eq!(
@@ -253,6 +292,7 @@ fn drive(
                         );
                         answers[i].finish = Some(finish);
                         answers[i].stats = speculation;
+                        answers[i].usage = usage;
                     }
                 }
             }
@@ -261,7 +301,8 @@ fn drive(
         if kill_after.is_some_and(|n| accepted >= n) {
             drafter = None;
             for i in 0..requests.len() {
-                target.command(Command::Drafter { sequence: SequenceId(i as u64), attached: false });
+                let gone = Command::Drafter { sequence: SequenceId(i as u64), attached: false };
+                target.command(Duration::ZERO, gone);
             }
             continue;
         }
@@ -269,7 +310,7 @@ fn drive(
             if dice.chance(faults.delay) {
                 down.push((id, frame));
             } else if !dice.chance(faults.lose) {
-                engine.command(Command::Commit(id, frame));
+                engine.command(Duration::ZERO, Command::Commit(id, frame));
             }
         }
         for _ in 0..3 {

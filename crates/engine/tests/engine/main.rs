@@ -6,3 +6,4 @@ mod exactness;
 mod lanes;
 mod law;
 mod link;
+mod matrix;
