@@ -6,7 +6,7 @@ use daemon::Readiness;
 use telemetry::{Log, Service};
 
 use crate::args::StoreArgs;
-use crate::rank::{NodeArgs, load, prepare, serve, tasks};
+use crate::rank::{NodeArgs, Prepared, load, prepare, serve, tasks};
 
 /// Serves until a signal, then drains.
 pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
@@ -17,7 +17,8 @@ pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let _telemetry = telemetry::init(log, Some((&Service { role: "drafter", instance }, &config.telemetry)))?;
     let readiness = Readiness::default();
     let make = prepared.make();
-    let running = drafter::start(&config, prepared.identity, make, &readiness, &mut tasks).await?;
+    let Prepared { identity, constraints, .. } = prepared;
+    let running = drafter::start(&config, identity, constraints, make, &readiness, &mut tasks).await?;
     let (record, admin) = (running.record.clone(), running.admin);
     serve(&args, &config.rank, &record, admin, running.idle(), tasks).await
 }

@@ -10,6 +10,7 @@ use clap::Args;
 use cluster::{NodeId, NodeRecord, Role, VocabHash};
 use daemon::config::{Check, ENV_PREFIX, ENV_RESERVED, Valid};
 use daemon::{Deadlines, Shutdown, Tasks};
+use grammar::{Grammars, Vocabulary};
 use model::{CpuModel, LoadError, Options, PageBudget};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -81,6 +82,7 @@ impl NodeArgs {
 #[derive(Debug)]
 pub struct Prepared {
     pub identity: rank::Identity,
+    pub constraints: rank::Constraints,
     pub path: PathBuf,
     pub options: Options,
 }
@@ -142,7 +144,7 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
     let served_as = config.served_as.clone().unwrap_or_else(|| served_name(&path));
     let file = path.clone();
     let read = tokio::task::spawn_blocking(move || describe(&file));
-    let (fingerprint, vocab_hash, vocab) = read.await??;
+    let Described { fingerprint, vocab_hash, vocab, grammars } = read.await??;
     let incarnation = rank::fresh_incarnation();
     let id = match &config.node {
         Some(id) => id.clone(),
@@ -164,7 +166,7 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         pages: PageBudget::Bytes(config.kv_memory.as_u64()),
         threads: config.threads.unwrap_or(cores),
     };
-    Ok(Prepared { identity, path, options })
+    Ok(Prepared { identity, constraints: rank::Constraints::new(Some(grammars)), path, options })
 }
 
 /// The tasks of a process, with signals among them from now on.
@@ -202,13 +204,24 @@ pub fn served_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
 }
 
-fn describe(path: &Path) -> Result<(String, VocabHash, u32)> {
-    let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
-    model::refuse_split(&header.metadata).with_context(|| path.display().to_string())?;
-    let tokenizer = Tokenizer::from_gguf(&header)?;
-    let fingerprint = model::fingerprint(path).with_context(|| path.display().to_string())?;
-    let vocab_hash = VocabHash(tokenizer.vocab_hash());
-    Ok((fingerprint.as_str().to_owned(), vocab_hash, tokenizer.vocab_len()))
+/// What a model's files say besides the weights.
+struct Described {
+    fingerprint: String,
+    vocab_hash: VocabHash,
+    vocab: u32,
+    grammars: Grammars,
+}
+
+fn describe(path: &Path) -> Result<Described> {
+    let of = || path.display().to_string();
+    let tokenizer = Tokenizer::open(path).with_context(of)?;
+    let fingerprint = model::fingerprint(path).with_context(of)?;
+    Ok(Described {
+        fingerprint: fingerprint.as_str().to_owned(),
+        vocab_hash: VocabHash(tokenizer.vocab_hash()),
+        vocab: tokenizer.vocab_len(),
+        grammars: Grammars::new(&Vocabulary::of(&tokenizer).with_context(of)?).with_context(of)?,
+    })
 }
 
 /// What a supervised process says of itself: one JSON line on standard output, once it serves.

@@ -9,6 +9,8 @@ use engine::{Model, ModelError, ModelSpec, Picks, Ticket, ToyModel};
 use proto::Candidate;
 use proto::worker::StatusRequest;
 use proto::worker::worker_client::WorkerClient;
+use rank::Constraints;
+use sampling::Draw;
 use scheduler::Step;
 use tokio::time::timeout;
 use tonic::transport::Channel;
@@ -53,8 +55,8 @@ impl Model for Paced {
         self.toy.submit(step)
     }
 
-    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
-        self.toy.collect(ticket)
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        self.toy.collect(ticket, draws)
     }
 }
 
@@ -99,7 +101,8 @@ impl Target {
         config.rank.slots = toy.slots;
         let step = StepTime::new(toy.step);
         let make = toy.make(step.clone());
-        let node = start_worker(config, identity(Role::Worker, id, MODEL, toy.vocab), None, make).await;
+        let identity = identity(Role::Worker, id, MODEL, toy.vocab);
+        let node = start_worker(config, identity, Constraints::new(None), None, make).await;
         let dialled = daemon::grpc::dial(&node.record.endpoint, HANG).unwrap();
         let client = WorkerClient::new(dialled.connect().await.unwrap());
         Self { node, client, step }
@@ -153,7 +156,8 @@ pub(crate) async fn drafter(id: &str, toy: Toy) -> Node {
 pub(crate) async fn drafter_with(id: &str, toy: Toy, mut config: drafter::Config) -> Node {
     config.rank.slots = toy.slots;
     let make = toy.make(StepTime::new(toy.step));
-    start_drafter(config, identity(Role::Drafter, id, MODEL, toy.vocab), None, make).await
+    let identity = identity(Role::Drafter, id, MODEL, toy.vocab);
+    start_drafter(config, identity, Constraints::new(None), None, make).await
 }
 
 /// The drafter as a coordinator would name it.

@@ -6,8 +6,7 @@ use engine::toy_logits;
 use proto::worker::{GenerateRequest, GenerateResponse};
 use proto::{Answer, Candidate, Placed};
 use request::{
-    Finish, Limits, Quality, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
-    Strategy, TokenId, Usage,
+    Finish, Limits, Request, RequestId, Sampling, SamplingParams, SpeculationStats, Strategy, TokenId, Usage,
 };
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
@@ -23,16 +22,12 @@ impl Question {
     pub(crate) fn new(prompt: &[u32], max_tokens: u32) -> Self {
         Self(Placed {
             model: MODEL.into(),
-            request: Request {
-                id: RequestId::new("question").unwrap(),
-                attempt: 0,
-                prompt: prompt.iter().copied().map(TokenId).collect(),
-                committed: Vec::new(),
-                sampling: Sampling::GREEDY,
-                limits: Limits { max_tokens, stop_ids: Vec::new() },
-                quality: Quality::Exact,
-                speculation: Speculation::default(),
-            },
+            request: Request::new(
+                RequestId::new("question").unwrap(),
+                prompt.iter().copied().map(TokenId).collect(),
+                Sampling::GREEDY,
+                Limits::new(max_tokens, Vec::new()),
+            ),
             drafters: Vec::new(),
         })
     }
@@ -135,7 +130,7 @@ impl Reading {
                 let plain = self.question.0.request.speculation.strategy == Strategy::None;
                 assert_eq!(drafter, first.filter(|_| !plain));
             }
-            Answer::Tokens { index, ids, drafted } => {
+            Answer::Tokens { index, ids, drafted, .. } => {
                 assert_eq!(index as usize, self.text.len(), "no gap, no repeat");
                 self.text.extend(ids);
                 self.drafted.extend(drafted);

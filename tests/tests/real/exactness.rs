@@ -52,7 +52,9 @@ impl Cluster {
         let mut config = worker::Config::default();
         config.engine.token_budget = token_budget;
         let identity = weights.identity(Role::Worker, "worker-1");
-        let worker = start_worker(config, identity, Some(running.grpc_addr()), weights.make()).await;
+        let worker =
+            start_worker(config, identity, weights.constraints(), Some(running.grpc_addr()), weights.make())
+                .await;
         let client = Client::new(&format!("http://{}", running.http_addr())).unwrap();
         eventually("the worker joins", || async { client.ready().await.is_ok() }).await;
         Self { client, running, worker }
@@ -137,7 +139,8 @@ async fn text_does_not_depend_on_drafter_batch_or_chunks() {
     // The model as its own drafter: every draft is right.
     let twin = weights.identity(Role::Drafter, "drafter-twin");
     let grpc = Some(chunked.running.grpc_addr());
-    let drafter = start_drafter(drafter::Config::default(), twin, grpc, weights.make()).await;
+    let drafter =
+        start_drafter(drafter::Config::default(), twin, weights.constraints(), grpc, weights.make()).await;
     chunked.has_drafter().await;
     let answers = chunked.answers(8, &free()).await;
     assert_eq!(texts(&answers), reference, "its own drafter, free-running, batch 8, chunks of 7");
@@ -157,10 +160,8 @@ async fn text_does_not_depend_on_drafter_batch_or_chunks() {
     let (make, picks) = (weights.make(), Arc::default());
     let liar = weights.identity(Role::Drafter, "drafter-liar");
     let grpc = Some(cluster.running.grpc_addr());
-    let drafter = start_drafter(drafter::Config::default(), liar, grpc, move || Corrupted {
-        model: make(),
-        wrong: 30,
-        picks,
+    let drafter = start_drafter(drafter::Config::default(), liar, weights.constraints(), grpc, move || {
+        Corrupted { model: make(), wrong: 30, picks }
     })
     .await;
     cluster.has_drafter().await;
@@ -198,7 +199,7 @@ async fn text_does_not_depend_on_what_happens_to_the_drafter() {
         let identity = weights
             .identity(Role::Drafter, &format!("drafter-{fate}-{}", strategy["strategy"].as_str().unwrap()));
         let grpc = Some(cluster.running.grpc_addr());
-        let drafter = start_drafter(config, identity, grpc, weights.make()).await;
+        let drafter = start_drafter(config, identity, weights.constraints(), grpc, weights.make()).await;
         forward(drafter.address);
         cluster.has_drafter().await;
         if fate == "slowed" {

@@ -4,9 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cluster::{Role, VocabHash};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket};
+use grammar::{Grammars, Vocabulary};
 use model::{CpuModel, Options, PageBudget};
-use rank::Identity;
+use rank::{Constraints, Identity};
 use request::TokenId;
+use sampling::Draw;
 use scheduler::Step;
 use text::Tokenizer;
 
@@ -18,17 +20,24 @@ pub(crate) struct Weights {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     vocab_hash: VocabHash,
+    constraints: Constraints,
 }
 
 impl Weights {
     pub(crate) fn open(name: &str, path: &Path) -> Self {
-        let header = gguf::Header::open(path).unwrap();
-        let vocab_hash = VocabHash(Tokenizer::from_gguf(&header).unwrap().vocab_hash());
-        Self { name: name.into(), path: path.into(), vocab_hash }
+        let tokenizer = Tokenizer::open(path).unwrap();
+        let vocab_hash = VocabHash(tokenizer.vocab_hash());
+        let grammars = Grammars::new(&Vocabulary::of(&tokenizer).unwrap()).unwrap();
+        let constraints = Constraints::new(Some(grammars));
+        Self { name: name.into(), path: path.into(), vocab_hash, constraints }
     }
 
     pub(crate) fn identity(&self, role: Role, id: &str) -> Identity {
         Identity { vocab_hash: self.vocab_hash, ..identity(role, id, &self.name, 0) }
+    }
+
+    pub(crate) fn constraints(&self) -> Constraints {
+        self.constraints.clone()
     }
 
     /// Builds the model with one thread, so that target and drafter do not wait for each other's.
@@ -65,13 +74,13 @@ impl Model for Corrupted {
         self.model.submit(step)
     }
 
-    fn collect(&mut self, ticket: Ticket) -> Result<Picks, ModelError> {
-        let mut picks = self.model.collect(ticket)?;
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        let mut picks = self.model.collect(ticket, draws)?;
         for pick in &mut picks.0 {
             let n = self.picks.fetch_add(1, Ordering::Relaxed);
             // Steps of 61 through 100 look random to the text and hit `wrong` of 100.
             if n * 61 % 100 < self.wrong {
-                pick.token = TokenId((pick.token.0 + 1) % self.model.spec().vocab_size);
+                pick.drawn.token = TokenId((pick.drawn.token.0 + 1) % self.model.spec().vocab_size);
             }
         }
         Ok(picks)

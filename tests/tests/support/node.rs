@@ -8,7 +8,7 @@ use coordinator::{Coordinator, ModelConfig};
 use daemon::config::Valid;
 use daemon::{Deadlines, Ended, Readiness, Shutdown, Tasks, join, registry};
 use engine::Model;
-use rank::Identity;
+use rank::{Constraints, Identity};
 use tokio::task::JoinHandle;
 
 /// A worker or drafter whose parts run in this process.
@@ -66,6 +66,7 @@ const DEADLINES: Deadlines = Deadlines { drain: Duration::from_secs(30), stop: D
 pub(crate) async fn start_worker<M: Model + 'static>(
     mut config: worker::Config,
     identity: Identity,
+    constraints: Constraints,
     coordinator: Option<SocketAddr>,
     make: impl FnOnce() -> M + Send + 'static,
 ) -> Node {
@@ -73,7 +74,8 @@ pub(crate) async fn start_worker<M: Model + 'static>(
     let shutdown = Shutdown::default();
     let mut tasks = Tasks::new(shutdown.clone());
     let make = || Ok::<_, std::convert::Infallible>(make());
-    let running = worker::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
+    let readiness = Readiness::default();
+    let running = worker::start(&config, identity, constraints, make, &readiness, &mut tasks).await.unwrap();
     let (record, address) = (running.record.clone(), running.address);
     Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
@@ -81,6 +83,7 @@ pub(crate) async fn start_worker<M: Model + 'static>(
 pub(crate) async fn start_drafter<M: Model + 'static>(
     mut config: drafter::Config,
     identity: Identity,
+    constraints: Constraints,
     coordinator: Option<SocketAddr>,
     make: impl FnOnce() -> M + Send + 'static,
 ) -> Node {
@@ -88,7 +91,8 @@ pub(crate) async fn start_drafter<M: Model + 'static>(
     let shutdown = Shutdown::default();
     let mut tasks = Tasks::new(shutdown.clone());
     let make = || Ok::<_, std::convert::Infallible>(make());
-    let running = drafter::start(&config, identity, make, &Readiness::default(), &mut tasks).await.unwrap();
+    let readiness = Readiness::default();
+    let running = drafter::start(&config, identity, constraints, make, &readiness, &mut tasks).await.unwrap();
     let (record, address) = (running.record.clone(), running.address);
     Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
