@@ -13,12 +13,14 @@ use std::fmt::Write as _;
 use opentelemetry::metrics::Meter;
 
 use crate::instrument::{Instrument, Spec};
-use crate::{Counter, Gauge, Histogram};
+use crate::{Counter, Gauge, Histogram, UpDownCounter};
 
 /// How a metric's values are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Counter,
+    /// Prometheus shows it as a gauge.
+    UpDownCounter,
     Gauge,
     Histogram,
 }
@@ -58,7 +60,7 @@ pub fn table() -> String {
     for metric in CATALOGUE {
         let kind = match metric.kind {
             Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            Kind::Gauge | Kind::UpDownCounter => "gauge",
             Kind::Histogram => "histogram",
         };
         let unit = if metric.unit.is_empty() { String::new() } else { format!(", {}", metric.unit) };
@@ -154,7 +156,7 @@ catalogue! {
         "Between arrivals of output, once an arrival: what a reader of the stream waits";
     e2e_request_latency: Histogram("paceline.e2e_request_latency", "s", STAGE) MODEL, COORDINATOR,
         "From a request's arrival to its end; answered requests";
-    requests_in_flight: Gauge("paceline.requests_in_flight", "{request}", NONE) &[], COORDINATOR,
+    requests_in_flight: UpDownCounter("paceline.requests_in_flight", "{request}", NONE) &[], COORDINATOR,
         "Requests under way";
     request_success: Counter("paceline.request_success", "{request}", NONE) MODEL_REASON, COORDINATOR,
         "Answers that ended, by finish reason: `stop`, `length`";
@@ -212,7 +214,7 @@ catalogue! {
         &["model", "position"], WORKER,
         "Draft tokens accepted, by their place in the step from 0";
     spec_decode_num_plain_steps: Counter("paceline.spec_decode_num_plain_steps", "{step}", NONE) MODEL_REASON, WORKER,
-        "Decode steps of sequences that want drafts and had none: `absent` (no drafter attached), `late` (nothing had arrived)";
+        "Decode steps of sequences that want drafts and had none: `absent` (no drafter attached), `late` (nothing had arrived), `spent` (what was there was not worth its rows, or found no room)";
     spec_decode_num_dropped_tokens: Counter("paceline.spec_decode_num_dropped_tokens", "{token}", NONE) MODEL_REASON, WORKER,
         "Draft tokens that never reached a step: `gap`, `prefix`, `stale`, `late`, `vocabulary`";
     draft_round_trip: Histogram("paceline.draft_round_trip", "s", STEP) MODEL, WORKER,

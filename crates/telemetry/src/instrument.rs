@@ -84,6 +84,10 @@ instrument! {
     Counter(Counter<u64>).add
 }
 instrument! {
+    /// A number of things that come and go: add 1, add -1.
+    UpDownCounter(UpDownCounter<i64>).add
+}
+instrument! {
     /// The latest value counts.
     Gauge(Gauge<f64>).record
 }
@@ -125,6 +129,12 @@ pub(crate) trait Instrument {
 impl Instrument for Counter {
     fn new(meter: &Meter, Spec { name, unit, help, labels, .. }: Spec) -> Self {
         Self { inner: meter.u64_counter(name).with_unit(unit).with_description(help).build(), labels }
+    }
+}
+
+impl Instrument for UpDownCounter {
+    fn new(meter: &Meter, Spec { name, unit, help, labels, .. }: Spec) -> Self {
+        Self { inner: meter.i64_up_down_counter(name).with_unit(unit).with_description(help).build(), labels }
     }
 }
 

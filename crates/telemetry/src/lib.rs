@@ -26,7 +26,7 @@ pub mod trace;
 
 pub use catalogue::{CATALOGUE, Instruments, Kind, Metric, table};
 pub use config::{Config, Invalid};
-pub use instrument::{Counter, Gauge, Histogram, Label, Labels};
+pub use instrument::{Counter, Gauge, Histogram, Label, Labels, UpDownCounter};
 pub use log::{Format, Log};
 pub use meters::{Meters, meters};
 pub use start::{Guard, InitError, Service, init};

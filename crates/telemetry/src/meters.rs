@@ -118,6 +118,10 @@ mod tests {
                         .build()
                         .add(1, &[]);
                 }
+                Kind::UpDownCounter => {
+                    let counter = meter.i64_up_down_counter(metric.name).with_unit(metric.unit);
+                    counter.with_description(metric.help).build().add(1, &[]);
+                }
                 Kind::Gauge => {
                     meter
                         .f64_gauge(metric.name)

@@ -68,6 +68,11 @@ pub fn id(span: &Span) -> Option<String> {
     context.is_valid().then(|| context.trace_id().to_string())
 }
 
+/// Names `span` by what was learnt after it began.
+pub fn rename(span: &Span, name: String) {
+    span.context().span().update_name(name);
+}
+
 /// Marks `span` as failed, with a reason of `proto::reason`.
 pub fn fail(span: &Span, reason: &'static str) {
     span.set_attribute("error.type", reason);
