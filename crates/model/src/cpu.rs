@@ -10,16 +10,14 @@ mod product;
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use gguf::Header;
-use kvcache::HeadClass;
 use rayon::prelude::*;
 use sampling::Draw;
 use scheduler::Step;
 
-use crate::arch::{Architecture, Decoder, Parameters, RopeStyle};
+use crate::arch::{Decoder, Parameters};
 use crate::cache::{Storage, Tables};
+use crate::files::Opened;
 use crate::simd::Level;
-use crate::weights::Weights;
 use crate::{LoadError, Options, PageBudget};
 use forward::{Forward, Picking, Scratch};
 
@@ -30,7 +28,6 @@ use forward::{Forward, Picking, Scratch};
 pub struct CpuModel {
     spec: ModelSpec,
     parameters: Parameters,
-    rope: RopeStyle,
     decoder: Decoder,
     storage: Storage,
     tables: Tables,
@@ -45,25 +42,14 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Opens a GGUF file: weights are mapped, not read; the KV cache is reserved, not touched.
+    /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
+    /// touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
         options.validate()?;
-        let header = Header::open(path)?;
-        let (architecture, parameters) = Architecture::read(&header)?;
-        let context = match options.context {
-            None => parameters.context,
-            Some(asked) if asked <= parameters.context => asked,
-            Some(asked) => {
-                return Err(LoadError::BadOption {
-                    option: "context",
-                    why: format!("{asked} is more than the model's {}", parameters.context),
-                });
-            }
-        };
-        let mut weights = Weights::open(path, header, architecture.name)?;
-        weights.prefetch();
-        let decoder = Decoder::take(&mut weights, architecture, &parameters)?;
-        weights.finish()?;
+        let opened = Opened::open(path)?;
+        let context = context(options.context, &opened.parameters)?;
+        opened.weights.prefetch();
+        let (architecture, parameters, decoder) = opened.decoder()?;
 
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
         let width = parameters.vocab as u32;
@@ -74,7 +60,7 @@ impl CpuModel {
                 why: format!("{drawn} is not between 1 and the output layer's {width}"),
             });
         }
-        let storage = Storage::new(HeadClass::Full, &parameters, pages)?;
+        let storage = Storage::new(parameters.class(), &parameters, pages)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
             .thread_name(|i| format!("model-{i}"))
@@ -92,7 +78,6 @@ impl CpuModel {
                 classes: vec![(storage.class, storage.pages)],
                 slots: options.slots,
             },
-            rope: architecture.rope,
             decoder,
             tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
             storage,
@@ -139,8 +124,7 @@ impl CpuModel {
         }
         self.tables.apply(changed);
         self.picking.clear();
-        let forward =
-            forward(&self.spec, &self.parameters, self.rope, &self.decoder, &self.tables, self.level);
+        let forward = forward(&self.spec, &self.parameters, &self.decoder, &self.tables, self.level);
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
         self.pool.install(|| forward.layers(&rows, storage, scratch, picking));
         Ok(())
@@ -152,8 +136,7 @@ impl CpuModel {
         &mut self,
         mut each: impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError> + Send,
     ) -> Result<(), ModelError> {
-        let forward =
-            forward(&self.spec, &self.parameters, self.rope, &self.decoder, &self.tables, self.level);
+        let forward = forward(&self.spec, &self.parameters, &self.decoder, &self.tables, self.level);
         let (scratch, picking) = (&mut self.scratch, &self.picking);
         self.pool.install(|| forward.head(picking, scratch, &mut each))
     }
@@ -163,12 +146,11 @@ impl CpuModel {
 fn forward<'a>(
     spec: &ModelSpec,
     parameters: &'a Parameters,
-    rope: RopeStyle,
     decoder: &'a Decoder,
     tables: &'a Tables,
     level: Level,
 ) -> Forward<'a> {
-    Forward { parameters, rope, decoder, drawn: spec.vocab_size as usize, tables, level }
+    Forward { parameters, decoder, drawn: spec.vocab_size as usize, tables, level }
 }
 
 /// Logits of one picking row.
@@ -231,6 +213,26 @@ impl std::fmt::Debug for CpuModel {
             .field("parameters", &self.parameters)
             .field("level", &self.level)
             .finish_non_exhaustive()
+    }
+}
+
+/// Most positions of one sequence: what is asked for, if the model reaches so far.
+fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadError> {
+    match asked {
+        None => Ok(p.context),
+        Some(asked) if asked <= p.longest => Ok(asked),
+        Some(asked) => {
+            let (option, longest) = ("context", p.longest);
+            let why = if longest > p.context {
+                format!("{asked} is more than the {longest} that the model's RoPE scaling reaches")
+            } else {
+                format!(
+                    "{asked} is more than the model's {longest}, and its files have no RoPE scaling (such as \
+                     YaRN) that would reach further; ask for {longest} or less"
+                )
+            };
+            Err(LoadError::BadOption { option, why })
+        }
     }
 }
 

@@ -1,32 +1,36 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use gguf::{Header, Metadata};
+use kvcache::HeadClass;
 
 use crate::LoadError;
-use crate::arch::{Architecture, Decoder};
-use crate::weights::Weights;
+use crate::files::Opened;
 
-/// What a model file is, without computing with it; for `paceline models show`.
+/// What a model is, without computing with it; for `paceline models show`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
-    /// `general.name`, when the file has one.
+    /// `general.name` of a file that has one; a folder's own name.
     pub name: Option<String>,
     pub architecture: &'static str,
     pub layers: u32,
     pub hidden: u32,
+    pub feed_forward: u32,
     pub heads: u32,
     pub kv_heads: u32,
     pub vocab: u32,
-    /// Positions that the model was trained for.
+    /// Positions that the model is said to be for.
     pub context: u32,
+    /// Positions that `context` of [`crate::Options`] may ask for.
+    pub longest: u32,
+    /// Positions that a query sees; `None`: all.
+    pub window: Option<u32>,
     /// Elements of all tensors.
     pub parameters: u64,
+    /// Of all files with weights.
     pub file_bytes: u64,
     pub tensors: Vec<TensorType>,
 }
 
-/// How much of a file is stored in one type.
+/// How much of a model is stored in one type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorType {
     pub kind: &'static str,
@@ -36,37 +40,27 @@ pub struct TensorType {
 }
 
 impl Description {
-    /// Refuses every file that [`crate::CpuModel::load`] refuses. The matrices are mapped, not read.
+    /// Refuses every model that [`crate::CpuModel::load`] refuses. The matrices are mapped, not read.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        let header = Header::open(path)?;
-        let file_bytes = std::fs::metadata(path)
-            .map_err(|source| LoadError::Io { what: "asking for the file's size", source })?
-            .len();
-        let (architecture, p) = Architecture::read(&header)?;
-        let mut types = BTreeMap::new();
-        for tensor in &header.tensors {
-            let kind = tensor.kind.name();
-            let entry = types.entry(kind).or_insert(TensorType { kind, tensors: 0, elements: 0, bytes: 0 });
-            entry.tensors += 1;
-            entry.elements = entry.elements.saturating_add(tensor.elements());
-            entry.bytes = entry.bytes.saturating_add(tensor.bytes());
-        }
-        let mut tensors: Vec<TensorType> = types.into_values().collect();
-        tensors.sort_by_key(|t| std::cmp::Reverse(t.bytes));
-        let name = header.metadata.optional("general.name", Metadata::str)?.map(str::to_owned);
-        let mut weights = Weights::open(path, header, architecture.name)?;
-        Decoder::take(&mut weights, architecture, &p)?;
-        weights.finish()?;
+        let opened = Opened::open(path)?;
+        let (name, file_bytes, tensors) = (opened.name.clone(), opened.file_bytes, opened.weights.types());
+        let (architecture, p, _) = opened.decoder()?;
         // All of them are at most 2^24 (checked).
         Ok(Self {
             name,
             architecture: architecture.name,
             layers: p.layers as u32,
             hidden: p.hidden as u32,
+            feed_forward: p.feed_forward as u32,
             heads: p.heads as u32,
             kv_heads: p.kv_heads as u32,
             vocab: p.vocab as u32,
             context: p.context,
+            longest: p.longest,
+            window: match p.class() {
+                HeadClass::Full => None,
+                HeadClass::Window { recent, .. } => Some(recent),
+            },
             parameters: tensors.iter().fold(0, |n, t| n.saturating_add(t.elements)),
             file_bytes,
             tensors,

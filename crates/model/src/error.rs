@@ -4,22 +4,33 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{what}: {source}")]
-    Io { what: &'static str, source: io::Error },
+    Io { what: String, source: io::Error },
     #[error(transparent)]
     Header(#[from] gguf::Error),
     #[error("architecture {found:?} is not supported; supported: {supported}")]
     UnknownArchitecture { found: String, supported: String },
-    #[error("metadata key {key:?} is {found}: {why}")]
+    #[error(
+        "the folder has neither model.safetensors nor model.safetensors.index.json; give a folder with both \
+         config.json and weights, or the path of a .gguf file"
+    )]
+    NoWeights,
+    #[error("{file}: {why}; download the file again")]
+    Json { file: &'static str, why: String },
+    #[error("{file} {why}; download the file again")]
+    BadSafetensors { file: String, why: String },
+    #[error("key {key:?} is missing; the model cannot be computed without it")]
+    MissingKey { key: String },
+    #[error("key {key:?} is {found}: {why}")]
     BadParameter { key: String, found: String, why: String },
-    #[error("metadata key {key:?} is {found}: {what} is not built yet; use a model without it")]
+    #[error("key {key:?} is {found}: {what} is not built yet; use a model without it")]
     NotBuilt { key: String, found: String, what: &'static str },
     #[error(
         "it is one of the {files} files of a split GGUF; split GGUF files are not built yet: merge them, or use a model in one file"
     )]
     Split { files: u64 },
-    #[error("tensor {name:?} is missing; the file is not a complete {architecture} model")]
+    #[error("tensor {name:?} is missing; this is not a complete {architecture} model")]
     MissingTensor { name: String, architecture: &'static str },
-    #[error("tensor {name:?} has dimensions {found:?}, expected {expected:?} from the file's metadata")]
+    #[error("tensor {name:?} has dimensions {found:?}, expected {expected:?} from the model's metadata")]
     WrongShape { name: String, expected: Vec<u64>, found: Vec<u64> },
     #[error("tensor {name:?} has type {kind}, which has no kernel; supported: {supported}")]
     UnsupportedTensor { name: String, kind: &'static str, supported: &'static str },

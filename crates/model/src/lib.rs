@@ -1,8 +1,8 @@
-//! Weights and arithmetic: a GGUF file becomes an [`engine::Model`] on the CPU.
+//! Weights and arithmetic: a GGUF file or a Hugging Face folder becomes an [`engine::Model`] on the CPU.
 //!
-//! [`CpuModel::load`] maps the file, reads what its metadata means (`arch`), and executes steps: rows
+//! [`CpuModel::load`] maps the files, reads what their metadata means (`arch`), and executes steps: rows
 //! of any sequences flattened into one batch, keys and values in pages (`cache`). The kernels
-//! multiply the file's quantised blocks directly (`quant`) and obey the arithmetic contract written
+//! multiply the files' blocks directly (`quant`) and obey the arithmetic contract written
 //! there: the bits of a row's logits do not depend on batch, chunking, threads or processor.
 //!
 //! Not here: reading the GGUF header (`gguf`), which page is whose (`kvcache`), which rows run
@@ -17,6 +17,7 @@ mod cache;
 mod cpu;
 mod description;
 mod error;
+mod files;
 mod fingerprint;
 mod quant;
 mod simd;

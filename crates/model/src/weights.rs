@@ -1,26 +1,43 @@
-//! The tensors of a GGUF file, mapped into memory.
+//! The tensors of a model, mapped into memory: one table, whatever files they lie in.
 
-use std::collections::BTreeSet;
+mod gguf;
+mod safetensors;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use gguf::{Header, TensorInfo};
 use memmap2::{Advice, Mmap};
 
-use crate::LoadError;
+use crate::arch::{Names, Part};
 use crate::quant::Format;
+use crate::{LoadError, TensorType};
 
-/// An open model file. Tensors are taken by name; what nobody took is an error in the end.
+/// The tensors of an open model. They are taken by role; what nobody took is an error in the end.
 pub(crate) struct Weights {
-    pub(crate) header: Header,
     architecture: &'static str,
-    map: Arc<Mmap>,
+    names: Names,
+    tensors: BTreeMap<String, Stored>,
     taken: BTreeSet<String>,
 }
 
-/// A matrix in the file: `outputs` rows of `inputs` weights.
+/// Where one tensor lies and how it is stored.
+struct Stored {
+    /// Name of its type.
+    kind: &'static str,
+    /// `None`: no kernel.
+    format: Option<Format>,
+    /// The fastest first, as ggml has them: a matrix is `[inputs, outputs]`.
+    dims: Vec<u64>,
+    elements: u64,
+    map: Arc<Mmap>,
+    /// Inside the map (checked).
+    range: Range<usize>,
+}
+
+/// A matrix in a file: `outputs` rows of `inputs` weights.
 #[derive(Clone)]
 pub(crate) struct Matrix {
     pub(crate) format: Format,
@@ -31,87 +48,118 @@ pub(crate) struct Matrix {
 }
 
 impl Weights {
-    /// Maps the file that `header` was read from.
-    pub(crate) fn open(path: &Path, header: Header, architecture: &'static str) -> Result<Self, LoadError> {
-        let file = File::open(path).map_err(|source| LoadError::Io { what: "opening the file", source })?;
-        // SAFETY: the map is read-only and private to this process's use of the file. Another process
-        // that rewrites the file in place could change bytes under us; every bit pattern of every
-        // block format is a value, so that gives wrong numbers, never a wrong memory access. One that
-        // shortens it ends this process with SIGBUS: files are replaced by rename (`models pull`).
-        let map = unsafe { Mmap::map(&file) }
-            .map_err(|source| LoadError::Io { what: "mapping the file into memory", source })?;
-        Ok(Self { header, architecture, map: Arc::new(map), taken: BTreeSet::new() })
-    }
-
-    /// Has the whole file read ahead, for a model that will compute.
+    /// Has all files read ahead, for a model that will compute.
     pub(crate) fn prefetch(&self) {
-        // A hint only: the pages are read on first use if the kernel declines.
-        let _ = self.map.advise(Advice::WillNeed);
-    }
-
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.header.tensor(name).is_some()
-    }
-
-    /// A matrix that maps `inputs` values to `outputs`.
-    pub(crate) fn matrix(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<Matrix, LoadError> {
-        let (format, range) = self.take(name, &[inputs as u64, outputs as u64])?;
-        Ok(Matrix { format, outputs, inputs, map: Arc::clone(&self.map), range })
-    }
-
-    /// A vector of `len` values, as f32.
-    pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let (format, range) = self.take(name, &[len as u64])?;
-        let mut values = vec![0.0; len];
-        format.dequantise(self.map.get(range).unwrap_or_default(), &mut values);
-        if values.iter().any(|v| !v.is_finite()) {
-            return Err(LoadError::NotFinite { name: name.to_owned() });
-        }
-        Ok(values)
-    }
-
-    /// Refuses tensors that no one asked for: a model that is only partly understood is not run.
-    pub(crate) fn finish(self) -> Result<(), LoadError> {
-        match self.header.tensors.iter().find(|t| !self.taken.contains(&t.name)) {
-            None => Ok(()),
-            Some(t) => {
-                Err(LoadError::UnexpectedTensor { name: t.name.clone(), architecture: self.architecture })
+        let mut seen = BTreeSet::new();
+        for tensor in self.tensors.values() {
+            if seen.insert(tensor.map.as_ptr()) {
+                // A hint only: the pages are read on first use if the kernel declines.
+                let _ = tensor.map.advise(Advice::WillNeed);
             }
         }
     }
 
-    fn take(&mut self, name: &str, expected: &[u64]) -> Result<(Format, Range<usize>), LoadError> {
-        let Some(tensor) = self.header.tensor(name) else {
-            return Err(LoadError::MissingTensor { name: name.to_owned(), architecture: self.architecture });
-        };
-        // Trailing dimensions of 1 are written by some converters and mean nothing.
-        let dims = tensor.dims.as_slice();
-        let (head, tail) = dims.split_at(expected.len().min(dims.len()));
-        if head != expected || tail.iter().any(|d| *d != 1) {
-            return Err(LoadError::WrongShape {
-                name: name.to_owned(),
-                expected: expected.to_vec(),
-                found: tensor.dims.clone(),
-            });
-        }
-        let Some(format) = Format::of(tensor.kind) else {
-            return Err(LoadError::UnsupportedTensor {
-                name: name.to_owned(),
-                kind: tensor.kind.name(),
-                supported: Format::SUPPORTED,
-            });
-        };
-        let range = self.range(tensor).ok_or_else(|| LoadError::OutsideFile { name: name.to_owned() })?;
-        self.taken.insert(name.to_owned());
-        Ok((format, range))
+    pub(crate) fn names(&self) -> Names {
+        self.names
     }
 
-    /// Where the tensor lies in the map; `None` when the file is not the one the header was read from.
-    fn range(&self, tensor: &TensorInfo) -> Option<Range<usize>> {
-        let start = usize::try_from(self.header.data_offset.checked_add(tensor.offset)?).ok()?;
-        let end = start.checked_add(usize::try_from(tensor.bytes()).ok()?)?;
-        (end <= self.map.len()).then_some(start..end)
+    /// What the part is called in this model.
+    pub(crate) fn name(&self, part: Part) -> String {
+        self.names.of(part)
     }
+
+    pub(crate) fn has(&self, part: Part) -> bool {
+        self.tensors.contains_key(&self.name(part))
+    }
+
+    /// A matrix that maps `inputs` values to `outputs`.
+    pub(crate) fn matrix(&mut self, part: Part, inputs: usize, outputs: usize) -> Result<Matrix, LoadError> {
+        let (format, map, range) = self.take(part, &[inputs as u64, outputs as u64])?;
+        Ok(Matrix { format, outputs, inputs, map, range })
+    }
+
+    /// A vector of `len` values, as f32.
+    pub(crate) fn vector(&mut self, part: Part, len: usize) -> Result<Vec<f32>, LoadError> {
+        let (format, map, range) = self.take(part, &[len as u64])?;
+        let mut values = vec![0.0; len];
+        format.dequantise(map.get(range).unwrap_or_default(), &mut values);
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(LoadError::NotFinite { name: self.name(part) });
+        }
+        Ok(values)
+    }
+
+    /// Lets a tensor go unused.
+    pub(crate) fn pass_over(&mut self, part: Part) {
+        self.taken.insert(self.name(part));
+    }
+
+    /// How much is stored in which type, the most first.
+    pub(crate) fn types(&self) -> Vec<TensorType> {
+        let mut types = BTreeMap::new();
+        for Stored { kind, elements, range, .. } in self.tensors.values() {
+            let entry = types.entry(*kind).or_insert(TensorType { kind, tensors: 0, elements: 0, bytes: 0 });
+            entry.tensors += 1;
+            entry.elements = entry.elements.saturating_add(*elements);
+            entry.bytes = entry.bytes.saturating_add(range.len() as u64);
+        }
+        let mut types: Vec<TensorType> = types.into_values().collect();
+        types.sort_by_key(|t| std::cmp::Reverse(t.bytes));
+        types
+    }
+
+    /// Refuses tensors that no one asked for: a model that is only partly understood is not run.
+    pub(crate) fn finish(self) -> Result<(), LoadError> {
+        let idle = |name: &str| self.taken.contains(name) || self.names.is_idle(name);
+        match self.tensors.keys().find(|name| !idle(name)) {
+            None => Ok(()),
+            Some(name) => {
+                Err(LoadError::UnexpectedTensor { name: name.clone(), architecture: self.architecture })
+            }
+        }
+    }
+
+    fn take(&mut self, part: Part, expected: &[u64]) -> Result<(Format, Arc<Mmap>, Range<usize>), LoadError> {
+        let name = self.name(part);
+        let Some(tensor) = self.tensors.get(&name) else {
+            return Err(LoadError::MissingTensor { name, architecture: self.architecture });
+        };
+        // Trailing dimensions of 1 are written by some converters and mean nothing.
+        let (head, tail) = tensor.dims.split_at(expected.len().min(tensor.dims.len()));
+        if head != expected || tail.iter().any(|d| *d != 1) {
+            // In the order of the files.
+            let shown = |dims: &[u64]| match self.names {
+                Names::Gguf => dims.to_vec(),
+                Names::HuggingFace => dims.iter().rev().copied().collect(),
+            };
+            let (expected, found) = (shown(expected), shown(&tensor.dims));
+            return Err(LoadError::WrongShape { name, expected, found });
+        }
+        let Some(format) = tensor.format else {
+            let (kind, supported) = (tensor.kind, Format::SUPPORTED);
+            return Err(LoadError::UnsupportedTensor { name, kind, supported });
+        };
+        let found = (format, Arc::clone(&tensor.map), tensor.range.clone());
+        self.taken.insert(name);
+        Ok(found)
+    }
+}
+
+/// Maps a file of weights.
+fn map(path: &Path) -> Result<Arc<Mmap>, LoadError> {
+    let file = File::open(path).map_err(|source| LoadError::Io { what: opening(path), source })?;
+    // SAFETY: the map is read-only and private to this process's use of the file. Another process
+    // that rewrites the file in place could change bytes under us; every bit pattern of every
+    // block format is a value, so that gives wrong numbers, never a wrong memory access. One that
+    // shortens it ends this process with SIGBUS: files are replaced by rename (`models pull`).
+    let map = unsafe { Mmap::map(&file) }
+        .map_err(|source| LoadError::Io { what: "mapping the file into memory".into(), source })?;
+    Ok(Arc::new(map))
+}
+
+fn opening(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    format!("opening {}", name.to_string_lossy())
 }
 
 impl Matrix {

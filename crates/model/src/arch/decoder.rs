@@ -1,4 +1,4 @@
-use super::{Architecture, Bias, Parameters};
+use super::{Architecture, Bias, Names, Parameters, Part, Scaling};
 use crate::LoadError;
 use crate::weights::{Matrix, Weights};
 
@@ -8,7 +8,7 @@ pub(crate) struct Decoder {
     pub(crate) embedding: Matrix,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Vec<f32>,
-    /// The embedding again when the file stores no head of its own (tied).
+    /// The embedding again when they are tied.
     pub(crate) head: Matrix,
 }
 
@@ -17,6 +17,7 @@ pub(crate) struct Layer {
     pub(crate) q: Linear,
     pub(crate) k: Linear,
     pub(crate) v: Linear,
+    pub(crate) qk_norm: Option<QkNorm>,
     pub(crate) o: Matrix,
     pub(crate) feed_forward_norm: Vec<f32>,
     pub(crate) gate: Matrix,
@@ -29,58 +30,92 @@ pub(crate) struct Linear {
     pub(crate) bias: Option<Vec<f32>>,
 }
 
+/// Weights of the norms over each head of q and of k.
+pub(crate) struct QkNorm {
+    pub(crate) q: Vec<f32>,
+    pub(crate) k: Vec<f32>,
+}
+
 impl Decoder {
-    /// Takes every tensor of the model from the file; shapes must fit the parameters.
+    /// Takes every tensor of the model; shapes must fit the parameters. Where the scaling of RoPE is a
+    /// tensor, it becomes a parameter.
     pub(crate) fn take(
         weights: &mut Weights,
         architecture: &Architecture,
-        p: &Parameters,
+        p: &mut Parameters,
     ) -> Result<Self, LoadError> {
-        // Not covered by a metadata key: Llama 3.1 files scale RoPE by this tensor alone.
-        if weights.has("rope_freqs.weight") {
-            return Err(LoadError::NotBuilt {
-                key: "rope_freqs.weight".to_owned(),
-                found: "a tensor of the file".to_owned(),
-                what: "RoPE scaling",
-            });
+        if weights.names() == Names::Gguf && weights.has(Part::RopeFactors) {
+            // Not covered by a metadata key: Llama 3.1 files scale RoPE by this tensor alone.
+            let factors = weights.vector(Part::RopeFactors, p.rope.dims / 2)?;
+            let name = weights.name(Part::RopeFactors);
+            if p.rope.scaling != Scaling::None {
+                let found = "a tensor beside another RoPE scaling".to_owned();
+                return Err(LoadError::NotBuilt { key: name, found, what: "more than one RoPE scaling" });
+            }
+            if let Some(bad) = factors.iter().find(|f| **f <= 0.0) {
+                let why = "the divisor of a RoPE frequency must be above 0".to_owned();
+                return Err(LoadError::BadParameter { key: name, found: bad.to_string(), why });
+            }
+            p.rope.scaling = Scaling::Factors(factors);
         }
-        let embedding = weights.matrix("token_embd.weight", p.hidden, p.vocab)?;
+        let embedding = weights.matrix(Part::Embedding, p.hidden, p.vocab)?;
         let mut layers = Vec::new();
         for i in 0..p.layers {
-            layers.push(Layer::take(weights, architecture.qkv_bias, p, i)?);
+            layers.push(Layer::take(weights, architecture, p, i)?);
         }
-        let norm = weights.vector("output_norm.weight", p.hidden)?;
-        let head = if weights.has("output.weight") {
-            weights.matrix("output.weight", p.hidden, p.vocab)?
-        } else {
-            embedding.clone()
-        };
+        let norm = weights.vector(Part::Norm, p.hidden)?;
+        let tied = p.tied.unwrap_or_else(|| !weights.has(Part::Head));
+        let head = if tied { embedding.clone() } else { weights.matrix(Part::Head, p.hidden, p.vocab)? };
+        if tied {
+            // A copy that the config says is not the one to use.
+            weights.pass_over(Part::Head);
+        }
         Ok(Self { embedding, layers, norm, head })
     }
 }
 
 impl Layer {
-    fn take(weights: &mut Weights, bias: Bias, p: &Parameters, i: usize) -> Result<Self, LoadError> {
-        let name = |part: &str| format!("blk.{i}.{part}");
+    fn take(
+        weights: &mut Weights,
+        architecture: &Architecture,
+        p: &Parameters,
+        i: usize,
+    ) -> Result<Self, LoadError> {
         let (queries, keys) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
-        let mut linear = |part: &str, outputs: usize| -> Result<Linear, LoadError> {
-            let bias_name = name(&format!("{part}.bias"));
-            let with_bias = bias == Bias::Required || weights.has(&bias_name);
+        let mut linear = |part: Part, bias: Part, outputs: usize| -> Result<Linear, LoadError> {
+            let biased = match architecture.qkv_bias {
+                Bias::Required => true,
+                Bias::IfPresent => weights.has(bias),
+                Bias::Never => false,
+            };
             Ok(Linear {
-                matrix: weights.matrix(&name(&format!("{part}.weight")), p.hidden, outputs)?,
-                bias: if with_bias { Some(weights.vector(&bias_name, outputs)?) } else { None },
+                matrix: weights.matrix(part, p.hidden, outputs)?,
+                bias: if biased { Some(weights.vector(bias, outputs)?) } else { None },
             })
         };
+        let (q, k, v) = (
+            linear(Part::Q(i), Part::QBias(i), queries)?,
+            linear(Part::K(i), Part::KBias(i), keys)?,
+            linear(Part::V(i), Part::VBias(i), keys)?,
+        );
+        let qk_norm = if architecture.qk_norm {
+            let (q, k) =
+                (weights.vector(Part::QNorm(i), p.head_dim)?, weights.vector(Part::KNorm(i), p.head_dim)?);
+            Some(QkNorm { q, k })
+        } else {
+            None
+        };
         Ok(Self {
-            q: linear("attn_q", queries)?,
-            k: linear("attn_k", keys)?,
-            v: linear("attn_v", keys)?,
-            o: weights.matrix(&name("attn_output.weight"), queries, p.hidden)?,
-            attention_norm: weights.vector(&name("attn_norm.weight"), p.hidden)?,
-            feed_forward_norm: weights.vector(&name("ffn_norm.weight"), p.hidden)?,
-            gate: weights.matrix(&name("ffn_gate.weight"), p.hidden, p.feed_forward)?,
-            up: weights.matrix(&name("ffn_up.weight"), p.hidden, p.feed_forward)?,
-            down: weights.matrix(&name("ffn_down.weight"), p.feed_forward, p.hidden)?,
+            q,
+            k,
+            v,
+            qk_norm,
+            o: weights.matrix(Part::O(i), queries, p.hidden)?,
+            attention_norm: weights.vector(Part::AttentionNorm(i), p.hidden)?,
+            feed_forward_norm: weights.vector(Part::FeedForwardNorm(i), p.hidden)?,
+            gate: weights.matrix(Part::Gate(i), p.hidden, p.feed_forward)?,
+            up: weights.matrix(Part::Up(i), p.hidden, p.feed_forward)?,
+            down: weights.matrix(Part::Down(i), p.feed_forward, p.hidden)?,
         })
     }
 }

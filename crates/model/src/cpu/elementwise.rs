@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::exp::exp;
-use crate::arch::RopeStyle;
+use crate::arch::{Rope, RopeStyle};
 use crate::quant::float::dot;
 use crate::simd::{Kernel, Lanes, Level};
 
@@ -32,8 +32,7 @@ impl Kernel for RmsNorm<'_> {
     fn run<L: Lanes>(self, l: L) {
         let width = self.weight.len();
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let mean = dot(l, x, x) / width as f32;
-            let inverse = 1.0 / (mean + self.epsilon).sqrt();
+            let inverse = inverse_rms(l, x, self.epsilon);
             for ((out, x), w) in out.iter_mut().zip(x).zip(self.weight) {
                 *out = x * inverse * w;
             }
@@ -41,18 +40,52 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
+#[inline(always)]
+fn inverse_rms<L: Lanes>(l: L, x: &[f32], epsilon: f32) -> f32 {
+    let mean = dot(l, x, x) / x.len() as f32;
+    1.0 / (mean + epsilon).sqrt()
+}
+
+/// RMS norm of each head (`weight.len()` values) of `x`, in place.
+pub(super) fn head_norm(level: Level, weight: &[f32], epsilon: f32, x: &mut [f32]) {
+    const HEADS_PER_TASK: usize = 64;
+    x.par_chunks_mut(weight.len() * HEADS_PER_TASK).for_each(|x| level.run(HeadNorm { weight, epsilon, x }));
+}
+
+struct HeadNorm<'a> {
+    weight: &'a [f32],
+    epsilon: f32,
+    x: &'a mut [f32],
+}
+
+impl Kernel for HeadNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        for head in self.x.chunks_exact_mut(self.weight.len()) {
+            let inverse = inverse_rms(l, head, self.epsilon);
+            for (x, w) in head.iter_mut().zip(self.weight) {
+                *x = *x * inverse * w;
+            }
+        }
+    }
+}
+
 /// Cosine and sine of each row's angles: `dims / 2` pairs a row.
 pub(super) struct Angles {
-    /// `base^(-2i / dims)`.
+    style: RopeStyle,
     frequencies: Vec<f64>,
+    /// What sines and cosines are multiplied by.
+    amplitude: f64,
     /// (cosine, sine), row after row.
     turns: Vec<(f32, f32)>,
 }
 
 impl Angles {
-    pub(super) fn new(dims: usize, base: f32) -> Self {
-        let frequency = |i| libm::pow(f64::from(base), -2.0 * i as f64 / dims as f64);
-        Self { frequencies: (0..dims / 2).map(frequency).collect(), turns: Vec::new() }
+    pub(super) fn new(rope: &Rope) -> Self {
+        let (frequencies, amplitude) = (rope.frequencies(), rope.amplitude());
+        Self { style: rope.style, frequencies, amplitude, turns: Vec::new() }
     }
 
     pub(super) fn set(&mut self, positions: impl Iterator<Item = u32>) {
@@ -60,14 +93,14 @@ impl Angles {
         for position in positions {
             self.turns.extend(self.frequencies.iter().map(|f| {
                 let (sine, cosine) = libm::sincos(f64::from(position) * f);
-                (cosine as f32, sine as f32)
+                ((cosine * self.amplitude) as f32, (sine * self.amplitude) as f32)
             }));
         }
     }
 
     /// Turns every head (`head_dim` values each) of every row of `x`.
-    pub(super) fn turn(&self, level: Level, style: RopeStyle, head_dim: usize, x: &mut [f32]) {
-        let pairs = self.frequencies.len();
+    pub(super) fn turn(&self, level: Level, head_dim: usize, x: &mut [f32]) {
+        let (style, pairs) = (self.style, self.frequencies.len());
         let rows = self.turns.len() / pairs.max(1);
         let width = x.len() / rows.max(1);
         x.par_chunks_mut((width * ROWS_PER_TASK).max(1))
@@ -90,12 +123,25 @@ impl Kernel for Turn<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, _: L) {
+        // Read from here while the head itself is written in another order.
+        let mut copy = match self.style {
+            RopeStyle::HalvesToAdjacent => vec![0.0; 2 * self.pairs],
+            RopeStyle::Adjacent | RopeStyle::Halves => Vec::new(),
+        };
         for (row, turns) in self.x.chunks_exact_mut(self.width).zip(self.turns.chunks_exact(self.pairs)) {
             for head in row.chunks_exact_mut(self.head_dim) {
                 match self.style {
                     RopeStyle::Adjacent => {
                         for (pair, turn) in head.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
                             (pair[0], pair[1]) = turned(pair[0], pair[1], *turn);
+                        }
+                    }
+                    RopeStyle::HalvesToAdjacent => {
+                        copy.copy_from_slice(&head[..2 * self.pairs]);
+                        let (first, second) = copy.split_at(self.pairs);
+                        let pairs = head.as_chunks_mut::<2>().0.iter_mut();
+                        for (((pair, a), b), turn) in pairs.zip(first).zip(second).zip(turns) {
+                            (pair[0], pair[1]) = turned(*a, *b, *turn);
                         }
                     }
                     RopeStyle::Halves => {

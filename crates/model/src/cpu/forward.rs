@@ -6,9 +6,9 @@ use kvcache::PAGE_POSITIONS;
 use super::RowLogits;
 use super::attention::{Heads, Query, attend};
 use super::check::CheckedRow;
-use super::elementwise::{Angles, add, gate, rms_norm};
+use super::elementwise::{Angles, add, gate, head_norm, rms_norm};
 use super::product::{Inputs, Outputs};
-use crate::arch::{Decoder, Layer, Linear, Parameters, RopeStyle};
+use crate::arch::{Decoder, Layer, Linear, Parameters};
 use crate::cache::{Storage, Tables, Unit};
 use crate::simd::Level;
 
@@ -23,7 +23,6 @@ const CLASS: usize = 0;
 /// Everything a pass reads.
 pub(super) struct Forward<'a> {
     pub(super) parameters: &'a Parameters,
-    pub(super) rope: RopeStyle,
     pub(super) decoder: &'a Decoder,
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
@@ -67,7 +66,7 @@ impl Picking {
 impl Scratch {
     pub(super) fn new(p: &Parameters) -> Self {
         Self {
-            angles: Angles::new(p.rope_dims, p.rope_base),
+            angles: Angles::new(&p.rope),
             x: Vec::new(),
             normed: Vec::new(),
             attended: Vec::new(),
@@ -157,8 +156,12 @@ impl Forward<'_> {
             out.multiply(level, &linear.matrix, &s.inputs);
             add_bias(linear, out.values());
         }
-        s.angles.turn(level, self.rope, p.head_dim, s.q.values());
-        s.angles.turn(level, self.rope, p.head_dim, s.k.values());
+        if let Some(norm) = &layer.qk_norm {
+            head_norm(level, &norm.q, p.epsilon, s.q.values());
+            head_norm(level, &norm.k, p.epsilon, s.k.values());
+        }
+        s.angles.turn(level, p.head_dim, s.q.values());
+        s.angles.turn(level, p.head_dim, s.k.values());
         // All keys first: rows of one slot see each other.
         self.write(index, rows, storage, s.k.values(), s.v.values());
 

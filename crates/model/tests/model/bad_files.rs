@@ -14,10 +14,10 @@ fn tiny() -> Tiny {
 #[test]
 fn what_is_wrong_with_a_file_is_named() {
     type Change = fn(&mut Tiny);
-    let cases: [(Change, &str); 20] = [
+    let cases: [(Change, &str); 26] = [
         (
             |t| t.key("general.architecture", Value::Str("mamba".into())),
-            "architecture \"mamba\" is not supported; supported: llama, qwen2",
+            "architecture \"mamba\" is not supported; supported: llama, qwen2, qwen3",
         ),
         (|t| drop(t.keys.remove("general.architecture")), "general.architecture"),
         (|t| drop(t.keys.remove("llama.block_count")), "llama.block_count"),
@@ -29,11 +29,32 @@ fn what_is_wrong_with_a_file_is_named() {
         (|t| t.key("llama.rope.dimension_count", Value::U32(15)), "llama.rope.dimension_count"),
         (|t| t.key("llama.rope.freq_base", Value::F32(f32::NAN)), "llama.rope.freq_base"),
         (
-            |t| t.key("llama.rope.scaling.type", Value::Str("yarn".into())),
-            "\"yarn\": RoPE scaling is not built",
+            |t| t.key("llama.rope.scaling.type", Value::Str("longrope".into())),
+            "\"longrope\": this RoPE scaling is not built",
         ),
+        (|t| t.key("llama.rope.scaling.type", Value::Str("yarn".into())), "llama.rope.scaling.factor"),
+        (
+            |t| {
+                t.key("llama.rope.scaling.type", Value::Str("linear".into()));
+                t.key("llama.rope.scaling.factor", Value::F32(0.0));
+            },
+            "\"llama.rope.scaling.factor\" is 0: must be above 0",
+        ),
+        (
+            |t| {
+                t.vector("rope_freqs.weight", 8, 1.0);
+                t.key("llama.rope.scale_linear", Value::F32(2.0));
+            },
+            "more than one RoPE scaling is not built",
+        ),
+        (|t| t.vector("rope_freqs.weight", 7, 1.0), "\"rope_freqs.weight\" has dimensions [7], expected [8]"),
+        (|t| t.vector("rope_freqs.weight", 8, -1.0), "the divisor of a RoPE frequency must be above 0"),
+        (|t| t.key("llama.rope.scaling.attn_factor", Value::F32(1.5)), "this variant of YaRN is not built"),
         (|t| t.key("llama.expert_count", Value::U32(8)), "a mixture of experts is not built"),
-        (|t| t.key("llama.attention.sliding_window", Value::U32(64)), "window attention is not built"),
+        (
+            |t| t.key("llama.attention.sliding_window_pattern", Value::U32(6)),
+            "window attention in some layers of a model is not built",
+        ),
         (
             |t| t.key("split.count", Value::U16(3)),
             "one of the 3 files of a split GGUF; split GGUF files are not",

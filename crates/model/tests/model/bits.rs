@@ -26,7 +26,7 @@ fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
 }
 
 /// Equal bits, with a message shorter than the logits.
-fn assert_equal(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+pub(crate) fn assert_equal(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (i, (found, expected)) in bits(found).into_iter().zip(bits(expected)).enumerate() {
         let differ = found.iter().zip(&expected).filter(|(a, b)| a != b).count();
@@ -36,7 +36,7 @@ fn assert_equal(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
 
 /// The last token of each of three sequences of one step, after different prompts, and a
 /// verification run in a fourth: each as if it were alone.
-fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], what: &str) {
+pub(crate) fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], what: &str) {
     let n = tokens.len();
     let alone = logits(model, tokens, 1).unwrap();
     let mut sequences = Sequences::new(4, 64);
@@ -67,9 +67,13 @@ fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], what: &str) {
 #[test]
 fn logits_do_not_depend_on_chunks_batch_threads_or_level() {
     let tokens = tokens(40);
-    for architecture in ["llama", "qwen2"] {
-        for kind in KINDS {
+    // Every format with two architectures, and the others with one.
+    let formats = ["llama", "qwen2"].into_iter().flat_map(|a| KINDS.map(|kind| (a, kind, None)));
+    let others = [("qwen3", TensorKind::Q5_K, None), ("llama", TensorKind::F16, Some(11))];
+    {
+        for (architecture, kind, window) in formats.chain(others) {
             let tiny = Tiny::new(Shape::of(architecture, kind));
+            let tiny = window.map_or(tiny.clone(), |window| tiny.windowed(window));
             let mut reference: Option<Vec<Vec<f32>>> = None;
             for threads in [1, 2, 3] {
                 let mut model = tiny.load(threads).unwrap();
@@ -98,14 +102,16 @@ fn logits_do_not_depend_on_chunks_batch_threads_or_level() {
 fn long_sequences_keep_their_bits() {
     let tokens = tokens(700);
     let tiny = Tiny::new(Shape::of("llama", TensorKind::Q4_0));
-    let mut reference: Option<Vec<Vec<f32>>> = None;
-    let mut model = tiny.load(2).unwrap();
-    for level in Level::available() {
-        model.set_level(level);
-        for chunk in [700, 300, 97] {
-            let found = logits(&mut model, &tokens, chunk).unwrap();
-            let reference = reference.get_or_insert_with(|| found.clone());
-            assert_equal(&found, reference, &format!("{level} chunks of {chunk}"));
+    for tiny in [tiny.clone(), tiny.windowed(300)] {
+        let mut reference: Option<Vec<Vec<f32>>> = None;
+        let mut model = tiny.load(2).unwrap();
+        for level in Level::available() {
+            model.set_level(level);
+            for chunk in [700, 300, 97] {
+                let found = logits(&mut model, &tokens, chunk).unwrap();
+                let reference = reference.get_or_insert_with(|| found.clone());
+                assert_equal(&found, reference, &format!("{level} chunks of {chunk}"));
+            }
         }
     }
 }
@@ -124,4 +130,46 @@ fn smollm2_keeps_its_bits() {
     }
     let one = CpuModel::load(&path, &model::Options { threads: 1, ..real::OPTIONS });
     assert_equal(&logits(&mut one.unwrap(), &tokens, 24).unwrap(), &alone, "one thread");
+}
+
+/// Pages that no query sees may be gone, or never have been there.
+#[test]
+fn a_window_needs_only_the_pages_it_sees() {
+    use engine::Model;
+    use kvcache::PageId;
+    use scheduler::{Step, TableChange, TableDelta};
+
+    let (tokens, window) = (tokens(90), 20);
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::F16)).windowed(window);
+    let mut model = tiny.load(2).unwrap();
+    let expected = logits(&mut model, &tokens, 90).unwrap();
+    // Step by step, dropping what has passed out of sight.
+    let mut sequences = Sequences::new(1, 64);
+    let clear = Step { deltas: vec![crate::steps::clear(0)], rows: vec![] };
+    model.logits(&clear).unwrap();
+    let (mut found, mut dropped) = (Vec::new(), 0);
+    for (position, token) in (0..).zip(&tokens) {
+        let mut step = sequences.step(&[(0, position, std::slice::from_ref(token))]);
+        while (dropped + 1) * 16 + window <= position + 1 {
+            step.deltas.push(TableDelta { change: TableChange::Drop(dropped), ..crate::steps::append(0, 0) });
+            dropped += 1;
+        }
+        found.extend(model.logits(&step).unwrap().into_iter().map(|(_, logits)| logits));
+    }
+    assert_eq!(dropped, 4);
+    assert_equal(&found, &expected, "pages dropped");
+    // A prefix hit at 80: three holes, then the two pages that position 80 and later still see, shared.
+    let change = |change| TableDelta { change, ..crate::steps::append(1, 0) };
+    let mut hit = Sequences::new(4, 0);
+    let mut step = hit.step(&[(1, 80, &tokens[80..])]);
+    step.deltas = vec![change(TableChange::Hole); 3];
+    step.deltas.extend([3, 4].map(|page| change(TableChange::Share(PageId(page)))));
+    step.deltas.push(change(TableChange::Append(PageId(100))));
+    // Slot 0's pages are 0, 1, ..: dropped ones keep what they held in this test.
+    let found: Vec<Vec<f32>> = model.logits(&step).unwrap().into_iter().map(|(_, l)| l).collect();
+    assert_equal(&found, &expected[80..], "after a hit");
+    // A page too few is noticed, not read as zeros.
+    step.deltas[3].change = TableChange::Hole;
+    step.deltas.insert(0, change(TableChange::Clear));
+    assert_eq!(model.submit(&step).unwrap_err(), engine::ModelError::NoPage { slot: 1, position: 48 });
 }

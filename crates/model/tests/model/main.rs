@@ -5,6 +5,7 @@ mod bad_files;
 mod bad_steps;
 mod bits;
 mod files;
+mod folders;
 mod real;
 mod reference;
 mod steps;

@@ -17,6 +17,7 @@ pub(crate) struct Shape {
     pub(crate) feed_forward: usize,
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
     pub(crate) tied: bool,
     pub(crate) seed: u64,
 }
@@ -53,13 +54,11 @@ impl Shape {
             feed_forward: 2 * hidden,
             heads: 4,
             kv_heads: 2,
+            // Qwen 3's heads together are wider than its residual stream.
+            head_dim: if architecture == "qwen3" { hidden / 2 } else { hidden / 4 },
             tied: true,
             seed: 1,
         }
-    }
-
-    pub(crate) fn head_dim(&self) -> usize {
-        self.hidden / self.heads
     }
 }
 
@@ -81,7 +80,10 @@ impl Tiny {
         tiny.key(&format!("{a}.attention.layer_norm_rms_epsilon"), Value::F32(EPSILON));
         tiny.key(&format!("{a}.rope.freq_base"), Value::F32(ROPE_BASE));
 
-        let (hidden, kv) = (shape.hidden, shape.kv_heads * shape.head_dim());
+        tiny.key(&format!("{a}.attention.key_length"), Value::U32(shape.head_dim as u32));
+
+        let (hidden, kv) = (shape.hidden, shape.kv_heads * shape.head_dim);
+        let queries = shape.heads * shape.head_dim;
         tiny.matrix("token_embd.weight", hidden, VOCAB);
         tiny.vector("output_norm.weight", hidden, 1.0);
         if !shape.tied {
@@ -91,13 +93,17 @@ impl Tiny {
             let name = |part: &str| format!("blk.{i}.{part}");
             tiny.vector(&name("attn_norm.weight"), hidden, 1.0);
             tiny.vector(&name("ffn_norm.weight"), hidden, 1.0);
-            for (part, outputs) in [("attn_q", hidden), ("attn_k", kv), ("attn_v", kv)] {
+            for (part, outputs) in [("attn_q", queries), ("attn_k", kv), ("attn_v", kv)] {
                 tiny.matrix(&name(&format!("{part}.weight")), hidden, outputs);
                 if a == "qwen2" {
                     tiny.vector(&name(&format!("{part}.bias")), outputs, 0.0);
                 }
             }
-            tiny.matrix(&name("attn_output.weight"), hidden, hidden);
+            if a == "qwen3" {
+                tiny.vector(&name("attn_q_norm.weight"), shape.head_dim, 1.0);
+                tiny.vector(&name("attn_k_norm.weight"), shape.head_dim, 1.0);
+            }
+            tiny.matrix(&name("attn_output.weight"), queries, hidden);
             tiny.matrix(&name("ffn_gate.weight"), hidden, shape.feed_forward);
             tiny.matrix(&name("ffn_up.weight"), hidden, shape.feed_forward);
             tiny.matrix(&name("ffn_down.weight"), shape.feed_forward, hidden);
@@ -110,7 +116,7 @@ impl Tiny {
     }
 
     /// F32 values around `center`.
-    fn vector(&mut self, name: &str, len: usize, center: f32) {
+    pub(crate) fn vector(&mut self, name: &str, len: usize, center: f32) {
         let mut noise = self.noise();
         let values: Vec<u8> =
             (0..len).flat_map(|_| (center + 0.2 * unit(&mut noise)).to_le_bytes()).collect();
@@ -141,6 +147,12 @@ impl Tiny {
 
     pub(crate) fn load(&self, threads: usize) -> Result<CpuModel, LoadError> {
         load(&self.bytes(), threads)
+    }
+
+    /// With a window of so many positions (llama only).
+    pub(crate) fn windowed(mut self, window: u32) -> Self {
+        self.key("llama.attention.sliding_window", Value::U32(window));
+        self
     }
 }
 

@@ -11,7 +11,11 @@ type Rows = Vec<Vec<f64>>;
 /// Logits of every position.
 pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
     let shape = &tiny.shape;
-    let (heads, head_dim) = (shape.heads, shape.head_dim());
+    let (heads, head_dim) = (shape.heads, shape.head_dim);
+    let window = match tiny.keys.get("llama.attention.sliding_window") {
+        Some(gguf::Value::U32(window)) => *window as usize,
+        _ => usize::MAX,
+    };
     let mut cache: [(Rows, Rows); LAYERS] = Default::default();
     let mut all = Vec::new();
     for (position, token) in tokens.iter().enumerate() {
@@ -29,6 +33,14 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
                 y
             };
             let (mut q, mut k, v) = (project("attn_q"), project("attn_k"), project("attn_v"));
+            if shape.architecture == "qwen3" {
+                for (x, part) in [(&mut q, "attn_q_norm.weight"), (&mut k, "attn_k_norm.weight")] {
+                    let weight = values(tiny, &name(part));
+                    for head in x.chunks_mut(head_dim) {
+                        head.copy_from_slice(&norm(head, &weight));
+                    }
+                }
+            }
             for head in q.chunks_mut(head_dim).chain(k.chunks_mut(head_dim)) {
                 turn(head, position, shape.architecture == "llama");
             }
@@ -40,14 +52,16 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
                 let own = h * head_dim..(h + 1) * head_dim;
                 let kv = h * shape.kv_heads / heads * head_dim;
                 let shared = kv..kv + head_dim;
+                let hidden = position.saturating_sub(window - 1);
                 let scores: Vec<f64> = keys
                     .iter()
+                    .skip(hidden)
                     .map(|k| dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt())
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for (w, v) in weights.iter().zip(&*values_) {
+                for (w, v) in weights.iter().zip(&values_[hidden..]) {
                     for (a, v) in attended[own.clone()].iter_mut().zip(&v[shared.clone()]) {
                         *a += w / total * v;
                     }
