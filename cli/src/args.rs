@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::BenchArgs;
 use crate::chat::ChatArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::demo::DemoArgs;
@@ -42,6 +43,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Text from one model in this process, without a cluster.
     Generate(GenerateArgs),
+    /// Measure a server under load, or this machine's arithmetic.
+    Bench(BenchArgs),
     /// Who is in the cluster and what they are doing.
     Status(StatusArgs),
     /// Fetch, list and describe models.

@@ -158,10 +158,10 @@ fn segments(event: &Value) -> Vec<Segment> {
 
 /// Bytes to lines, whatever the borders of the chunks are.
 #[derive(Debug, Default)]
-struct Lines(Vec<u8>);
+pub(crate) struct Lines(Vec<u8>);
 
 impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>> {
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Vec<String>> {
         self.0.extend_from_slice(chunk);
         let mut lines = Vec::new();
         while let Some(end) = self.0.iter().position(|b| *b == b'\n') {

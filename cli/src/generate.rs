@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use engine::{Command, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen};
 use model::{CpuModel, Options, PageBudget};
-use request::{Finish, Limits, Quality, Request, RequestId, Sampling, SamplingParams, Speculation};
+use request::{Finish, Limits, Request, RequestId, Sampling, SamplingParams};
 use scheduler::SequenceId;
 use text::{ChatTemplate, Message, Tokenizer};
 
@@ -64,24 +64,17 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
         threads: args.rank.threads.unwrap_or(cores),
     };
     let mut engine = Engine::new(CpuModel::load(path, &options)?, Settings::default());
-    let request = Request {
-        id: RequestId::new("generate")?,
-        attempt: 0,
-        prompt,
-        committed: Vec::new(),
-        sampling: Sampling {
-            params: SamplingParams {
-                temperature: args.sampling.temperature.unwrap_or(0.0),
-                top_p: args.sampling.top_p.unwrap_or(1.0),
-                ..SamplingParams::GREEDY
-            },
-            seed: args.sampling.seed.unwrap_or(0),
-            choice: 0,
+    let sampling = Sampling {
+        params: SamplingParams {
+            temperature: args.sampling.temperature.unwrap_or(0.0),
+            top_p: args.sampling.top_p.unwrap_or(1.0),
+            ..SamplingParams::GREEDY
         },
-        limits: Limits { max_tokens, stop_ids: tokenizer.stop_ids().to_vec() },
-        quality: Quality::Exact,
-        speculation: Speculation::default(),
+        seed: args.sampling.seed.unwrap_or(0),
+        choice: 0,
     };
+    let limits = Limits::new(max_tokens, tokenizer.stop_ids().to_vec());
+    let request = Request::new(RequestId::new("generate")?, prompt, sampling, limits);
     let events = open(&mut engine, request)?;
     let mut out = std::io::stdout().lock();
     let mut detokenizer = tokenizer.detokenizer();
@@ -102,7 +95,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
                     }
                     out.flush()?;
                 }
-                TargetEvent::Started | TargetEvent::Again(_) => {}
+                TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
                 TargetEvent::Ended(ended) => {
                     if let Some(text) = detokenizer.finish() {
                         write!(out, "{text}")?;
@@ -127,14 +120,17 @@ fn open(engine: &mut Engine<CpuModel>, request: Request) -> Result<Receiver<Targ
     // A step brings two events at most, and they are read after each step.
     let (outlet, events) = sync_channel(4);
     let (admit, admitted) = sync_channel(1);
-    engine.command(Command::Target(Box::new(TargetOpen {
+    let open = TargetOpen {
         sequence: SequenceId(0),
         request,
+        constraint: None,
+        deadline: None,
         outlet: Box::new(Printer(outlet)),
         admitted: Box::new(move |answer| {
             let _ = admit.try_send(answer);
         }),
-    })));
+    };
+    engine.command(Duration::ZERO, Command::Target(Box::new(open)));
     admitted.try_recv()??;
     Ok(events)
 }

@@ -35,6 +35,7 @@ async fn run(Cli { store, log, command }: Cli) -> anyhow::Result<()> {
         Command::Drafter(args) => cli::drafter::run(args, &store, &log).await,
         Command::Chat(args) => cli::chat::run(args).await,
         Command::Generate(args) => cli::generate::run(args, &store).await,
+        Command::Bench(args) => cli::bench::run(args, &store).await,
         Command::Status(args) => cli::status::run(args).await,
         Command::Models(args) => cli::models::run(args, || store.open()).await,
     }

@@ -1,0 +1,75 @@
+//! `paceline bench`: how fast a server answers, and how fast the engine computes.
+//!
+//! [`serve`] is a load generator for any server with OpenAI's API. Its metrics, their names and their
+//! percentiles are those of AIPerf, so that figures can be laid beside each other.
+//! [`engine`] times this machine's arithmetic without a network. What both share: [`spread`], the
+//! statistics, and [`hardware`], the line that belongs beside every figure.
+
+pub mod engine;
+pub mod hardware;
+pub mod serve;
+pub mod spread;
+
+use std::io::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tabled::builder::Builder;
+use tabled::settings::{Alignment, Padding, Style, object::Columns};
+
+use crate::args::StoreArgs;
+
+/// `paceline bench ...`
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: What,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum What {
+    /// Put load on a server with OpenAI's API and measure its answers.
+    Serve(Box<serve::ServeArgs>),
+    /// Time the engine in this process: prefill, decode, and a step by its rows.
+    Engine(engine::EngineArgs),
+}
+
+pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
+    match args.what {
+        What::Serve(args) => serve::run(*args).await,
+        What::Engine(args) => engine::run(args, store).await,
+    }
+}
+
+/// Writes JSON to a file, or to standard output when the file is `-`.
+fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
+    write_text(file, &(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+fn write_text(file: &Path, text: &str) -> Result<()> {
+    if file == Path::new("-") {
+        let mut out = std::io::stdout().lock();
+        return out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("standard output");
+    }
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Columns aligned for people: the first to the left, figures to the right.
+fn aligned(rows: Builder) -> String {
+    let mut table = rows.build();
+    table.with(Style::blank()).with(Padding::new(0, 2, 0, 0));
+    table.modify(Columns::new(1..), Alignment::right());
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+/// A figure with about four digits: enough to compare, few enough to read.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 || v == 0.0 => format!("{value:.0}"),
+        v if v >= 100.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
