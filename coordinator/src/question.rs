@@ -27,6 +27,8 @@ pub(crate) struct Question {
     pub(crate) adjust: Adjustments,
     pub(crate) constraint: Option<Constraint>,
     pub(crate) stop: Stop,
+    /// Control tokens that the text of the answer shows as they are spelled, such as those of tool calls.
+    pub(crate) shown: Vec<TokenId>,
     /// Choices, 1 to [`MAX_CHOICES`].
     pub(crate) n: u32,
     /// Alternatives reported per token, 0 to 20; `None` reports nothing.
@@ -96,6 +98,7 @@ impl Question {
             adjust: Adjustments::default(),
             constraint: None,
             stop: Stop::default(),
+            shown: Vec::new(),
             n: 1,
             logprobs: None,
             prediction: None,

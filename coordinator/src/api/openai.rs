@@ -1,4 +1,4 @@
-//! The OpenAI API: models and chat completions. `docs/openai-api.md` says what is taken.
+//! The OpenAI API: models, chat and legacy completions, responses; and vLLM's tokenizer paths. `docs/openai-api.md` says what is taken.
 
 use std::sync::Arc;
 
@@ -6,18 +6,30 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 
 use crate::frontdoor::FrontDoor;
 
+mod asking;
+mod body;
 mod chat;
+mod completions;
+mod constraint;
 mod error;
+mod events;
 mod fields;
+mod logprobs;
+mod mark;
 mod messages;
 mod models;
-mod request;
-mod response;
-mod stream;
+mod responses;
+mod sampling;
+mod speculation;
+mod speech;
+mod tokenize;
+mod tools;
+mod unserved;
+mod usage;
 
 /// What handlers share.
 #[derive(Clone, Debug)]
@@ -34,6 +46,12 @@ pub(crate) fn routes(api: Api) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
         .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/responses/{*id}", any(unserved::stored))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .merge(unserved::routes())
         .route("/health", get(super::health::health))
         .route("/version", get(super::health::version))
         .method_not_allowed_fallback(wrong_method)
@@ -46,8 +64,8 @@ async fn no_route(State(_): State<Api>, method: Method, uri: Uri) -> Response {
     error::no_route(
         StatusCode::NOT_FOUND,
         format!(
-            "{method} {path} is not served; served: /v1/models, /v1/models/{{id}}, /v1/chat/completions, /health, \
-             /version"
+            "{method} {path} is not served; served: /v1/models, /v1/models/{{id}}, /v1/chat/completions, \
+             /v1/completions, /v1/responses, /tokenize, /detokenize, /health, /version"
         ),
     )
 }

@@ -46,6 +46,7 @@ pub(super) async fn prepare(
         ids: stop_ids.clone(),
         include: question.stop.include_in_output,
         min_tokens: question.min_tokens,
+        shown: shown(&question.shown, &model),
     };
     let (prompt, prediction, committed) = (question.prompt, question.prediction, question.committed);
     let Resolved { prompt, mut prediction, committed, pieces } =
@@ -147,6 +148,11 @@ fn stop_ids(question: &Question, spelling: Spelling, model: &Model) -> Result<Ve
         return Err(invalid(field, why));
     }
     Ok(ids)
+}
+
+fn shown(ids: &[TokenId], model: &Model) -> Vec<(TokenId, String)> {
+    let spelling = |id: &TokenId| model.text.tokenizer().vocabulary().token(*id).map(str::to_owned);
+    ids.iter().filter_map(|id| Some((*id, spelling(id)?))).collect()
 }
 
 fn max_tokens(

@@ -53,6 +53,7 @@ pub(crate) struct Ended {
     pub(crate) most_drafts: u32,
 }
 
+/// As JSON the string or the id (vLLM's `stop_reason`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StopReason {
     /// One of [`Stop::strings`](crate::question::Stop::strings).
@@ -85,5 +86,14 @@ impl Totals {
             sum.rejected_prediction_tokens.saturating_add(one.rejected_prediction_tokens);
         self.speculation.add(&ended.speculation);
         self.choices += 1;
+    }
+}
+
+impl serde::Serialize for StopReason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Token(id) => serializer.serialize_u32(id.0),
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct StopRules {
     pub(crate) include: bool,
     /// A string that ends before so many tokens does not count. (A stop token cannot be drawn then.)
     pub(crate) min_tokens: u32,
+    /// Control tokens that are shown, with their spelling.
+    pub(crate) shown: Vec<(TokenId, String)>,
 }
 
 /// What ended an answer.
@@ -71,7 +73,8 @@ impl Pieces {
                 return;
             }
         }
-        let Some(text) = self.detokenizer.push(id) else { return };
+        let shown = || self.rules.shown.iter().find(|(token, _)| *token == id).map(|(_, text)| text.clone());
+        let Some(text) = self.detokenizer.push(id).or_else(shown) else { return };
         let mut rest = text.as_str();
         // The text of a stop token is shown as it is.
         while !ends && let Some(found) = self.rules.strings.push(rest) {

@@ -46,14 +46,18 @@ pub(crate) fn respond(failure: Failure) -> Response {
     response
 }
 
-/// A request that reaches no route or the wrong method of one; these two statuses are HTTP's own, so
+/// A request that reaches no route or the wrong method of one; these statuses are HTTP's own, so
 /// they stand in no table of reasons.
 pub(crate) fn no_route(status: StatusCode, message: String) -> Response {
     let error = Error {
         message,
         r#type: "invalid_request_error",
         param: None,
-        code: if status == StatusCode::METHOD_NOT_ALLOWED { "method_not_allowed" } else { "unknown_url" },
+        code: match status {
+            StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
+            StatusCode::NOT_IMPLEMENTED => "not_implemented",
+            _ => "unknown_url",
+        },
     };
     (status, Json(Body { error })).into_response()
 }

@@ -1,99 +1,160 @@
-//! What becomes of every top-level field of a chat completion request, as data: the parser and
-//! `docs/openai-api.md` read the same three tables.
+//! What becomes of every top-level field of a request, as data: the parsers and
+//! `docs/openai-api.md` read the same tables.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-/// Fields that decide the answer.
-pub(crate) const HONOURED: &[(&str, &str)] = &[
-    ("model", "a name or alias from /v1/models"),
-    ("messages", "roles system, developer (as system), user, assistant; content is a string or text parts"),
-    (
-        "max_completion_tokens",
-        "most output tokens; default: what the context leaves, at most the server's default_max_tokens",
-    ),
-    ("max_tokens", "the older name of max_completion_tokens; both may be sent when they agree"),
+use super::body::shown;
+use crate::failure::{Failure, invalid, not_built};
+
+mod chat;
+mod completions;
+mod responses;
+mod tokens;
+
+pub(super) use chat::CHAT;
+pub(super) use completions::COMPLETIONS;
+pub(super) use responses::RESPONSES;
+pub(super) use tokens::{DETOKENIZE, TOKENIZE};
+
+/// The fields of one path.
+#[derive(Debug)]
+pub(super) struct Table {
+    /// As the document's heading has it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the test that reads the document"))]
+    pub(super) path: &'static str,
+    /// Fields that decide the answer, and what is taken. Several lists, because paths share some.
+    pub(super) honoured: &'static [&'static [(&'static str, &'static str)]],
+    /// Fields that are taken and change nothing, and why.
+    pub(super) no_effect: &'static [&'static [(&'static str, &'static str)]],
+    /// Fields of OpenAI and vLLM that are refused unless neutral, and what to do instead.
+    pub(super) refused: &'static [&'static [(&'static str, Neutral, &'static str)]],
+}
+
+/// What chat and legacy completions share: how tokens are drawn and when they end.
+const SAMPLING: &[(&str, &str)] = &[
     ("temperature", "0, or 0.01 to 2; default 1"),
     ("top_p", "above 0, at most 1; default 1"),
-    ("top_k", "0 or -1 keeps all; default 0 (not OpenAI's)"),
-    ("min_p", "0 to 1; default 0 (not OpenAI's)"),
+    ("top_k", "0 or -1 keeps all; default 0 (vLLM's)"),
+    ("min_p", "0 to 1; default 0 (vLLM's)"),
+    ("typical_p", "above 0, at most 1; default 1 (arXiv 2202.00666)"),
+    ("presence_penalty", "-2 to 2; default 0"),
+    ("frequency_penalty", "-2 to 2; default 0"),
+    ("repetition_penalty", "above 0, at most 10; default 1 (vLLM's)"),
+    ("logit_bias", "an object of token ids to -100 to 100, at most 1024"),
     ("seed", "any 64-bit integer; drawn when absent and returned in x-paceline-seed"),
+    ("n", "1 to 128 choices; each has noise of its own"),
+    ("stop", "a string or up to 16 (OpenAI takes 4) of at most 1024 bytes; not shown in the text"),
+    ("stop_token_ids", "a list of token ids that end the answer beside the model's own (vLLM's)"),
+    ("include_stop_str_in_output", "true shows what stopped the answer (vLLM's)"),
+    ("ignore_eos", "true: the model's own stop tokens end nothing (vLLM's)"),
+    ("min_tokens", "nothing ends the answer before so many tokens (vLLM's)"),
+    ("structured_outputs", "one of json, json_object, regex, choice, grammar (vLLM's; the grammar is Lark)"),
     ("stream", "true: server-sent events"),
     ("stream_options", "include_usage; only with stream"),
-    ("n", "1"),
+    ("priority", "a 32-bit integer, higher is served first (in vLLM lower); default 0"),
+    ("cache_salt", "prefix pages are shared only among requests of one salt, at most 256 bytes (vLLM's)"),
+    ("quality", "exact; approximate is refused as not built yet (not OpenAI's)"),
     (
         "speculation",
-        "strategy auto, none, draft or lockstep; max_draft; k and deadline_ms with lockstep (not OpenAI's)",
+        "strategy auto, none, draft or lockstep; rule coupled, greedy, strict or rejection; max_draft; k and \
+         deadline_ms with lockstep (not OpenAI's)",
     ),
 ];
 
-/// Fields that are taken and change nothing.
-pub(crate) const NO_EFFECT: &[(&str, &str)] = &[
+const NOTHING_KEPT: &[(&str, &str)] = &[
     ("user", "nothing is kept per user"),
     ("safety_identifier", "nothing is kept per user"),
     ("metadata", "answers are not stored"),
     ("store", "answers are not stored"),
     ("service_tier", "there is one tier"),
-    ("prompt_cache_key", "no prompt is kept for another request yet"),
-    ("prompt_cache_retention", "no prompt is kept for another request yet"),
-    ("parallel_tool_calls", "without tools there is nothing to call"),
+    ("prompt_cache_key", "prefixes are found by their tokens; cache_salt separates tenants"),
+    ("prompt_cache_retention", "the prefix cache keeps what fits, the latest used first"),
+    ("prompt_cache_options", "the prefix cache keeps what fits, the latest used first"),
 ];
 
-/// Fields of OpenAI and vLLM, and one of ours, that are not built yet: refused unless neutral.
-pub(crate) const NOT_BUILT: &[(&str, Neutral)] = &[
-    ("tools", Neutral::Empty),
-    ("tool_choice", Neutral::Words(&["none", "auto"])),
-    ("functions", Neutral::Empty),
-    ("function_call", Neutral::Words(&["none", "auto"])),
-    ("response_format", Neutral::TextFormat),
-    ("stop", Neutral::Empty),
-    ("stop_token_ids", Neutral::Empty),
-    ("ignore_eos", Neutral::False),
-    ("min_tokens", Neutral::Number(0)),
-    ("logprobs", Neutral::False),
-    ("top_logprobs", Neutral::Number(0)),
-    ("logit_bias", Neutral::Empty),
-    ("presence_penalty", Neutral::Number(0)),
-    ("frequency_penalty", Neutral::Number(0)),
-    ("repetition_penalty", Neutral::Number(1)),
-    ("audio", Neutral::Null),
-    ("modalities", Neutral::TextOnly),
-    ("prediction", Neutral::Null),
-    ("reasoning_effort", Neutral::Words(&["none"])),
-    ("verbosity", Neutral::Words(&["medium"])),
-    ("web_search_options", Neutral::Null),
-    ("moderation", Neutral::Null),
-    // Ours: whether lossy modes may be used.
-    ("quality", Neutral::Words(&["exact"])),
+/// vLLM's fields beyond OpenAI's.
+const VLLM: &[(&str, Neutral, &str)] = &[
+    ("skip_special_tokens", Neutral::True, "-"),
+    ("spaces_between_special_tokens", Neutral::True, "-"),
+    ("truncate_prompt_tokens", Neutral::Null, "shorten the prompt"),
+    ("prompt_logprobs", Neutral::Null, "-"),
+    ("allowed_token_ids", Neutral::Empty, "structured_outputs"),
+    ("bad_words", Neutral::Empty, "logit_bias"),
+    ("use_beam_search", Neutral::False, "n"),
+    ("length_penalty", Neutral::Number(1), "-"),
+    ("guided_json", Neutral::Null, "structured_outputs.json"),
+    ("guided_regex", Neutral::Null, "structured_outputs.regex"),
+    ("guided_choice", Neutral::Null, "structured_outputs.choice"),
+    ("guided_grammar", Neutral::Null, "structured_outputs.grammar"),
+    ("return_token_ids", Neutral::False, "/tokenize"),
+    ("return_tokens_as_token_ids", Neutral::False, "/tokenize"),
 ];
 
 /// Values of a field that ask for nothing; `null` always is one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Neutral {
+pub(super) enum Neutral {
     Null,
     /// `[]` or `{}`.
     Empty,
+    True,
     False,
     Number(u32),
     Words(&'static [&'static str]),
     /// `["text"]`.
     TextOnly,
-    /// `{"type": "text"}`.
-    TextFormat,
+}
+
+impl Table {
+    pub(super) fn honours(&self, name: &str) -> bool {
+        known(self.honoured, name)
+    }
+
+    /// Refuses the first field that is unknown, or known and not neutral.
+    pub(super) fn check(&self, object: &Map<String, Value>) -> Result<(), Failure> {
+        for (name, value) in object {
+            if self.honours(name) || known(self.no_effect, name) {
+                continue;
+            }
+            match self.refused.iter().copied().flatten().find(|(n, ..)| n == name) {
+                Some((_, neutral, _)) if neutral.holds(value) => {}
+                Some((_, neutral, instead)) => {
+                    let instead =
+                        if *instead == "-" { String::new() } else { format!("; instead: {instead}") };
+                    return Err(not_built(
+                        name,
+                        format!(
+                            "{name}: not built; leave it out or send its neutral value ({neutral}){instead}"
+                        ),
+                    ));
+                }
+                None => {
+                    let name = shown(name);
+                    return Err(invalid(
+                        &name,
+                        format!("{name}: unknown field; docs/openai-api.md lists the fields that are taken"),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn known(lists: &[&[(&str, &str)]], name: &str) -> bool {
+    lists.iter().copied().flatten().any(|(n, _)| *n == name)
 }
 
 impl Neutral {
-    pub(crate) fn holds(self, value: &Value) -> bool {
+    pub(super) fn holds(self, value: &Value) -> bool {
         match (self, value) {
             (_, Value::Null) => true,
             (Self::Empty, Value::Array(a)) => a.is_empty(),
             (Self::Empty, Value::Object(o)) => o.is_empty(),
+            (Self::True, Value::Bool(b)) => *b,
             (Self::False, Value::Bool(b)) => !b,
             (Self::Number(n), Value::Number(v)) => v.as_f64() == Some(f64::from(n)),
             (Self::Words(words), Value::String(s)) => words.contains(&s.as_str()),
             (Self::TextOnly, Value::Array(a)) => a.len() == 1 && a[0] == "text",
-            (Self::TextFormat, Value::Object(o)) => {
-                o.len() == 1 && o.get("type").is_some_and(|t| t == "text")
-            }
             _ => false,
         }
     }
@@ -104,6 +165,7 @@ impl std::fmt::Display for Neutral {
         match self {
             Self::Null => f.write_str("null"),
             Self::Empty => f.write_str("null, [] or {}"),
+            Self::True => f.write_str("null or true"),
             Self::False => f.write_str("null or false"),
             Self::Number(n) => write!(f, "null or {n}"),
             Self::Words(words) => {
@@ -111,56 +173,9 @@ impl std::fmt::Display for Neutral {
                 words.iter().try_for_each(|w| write!(f, " or \"{w}\""))
             }
             Self::TextOnly => f.write_str("null or [\"text\"]"),
-            Self::TextFormat => f.write_str("null or {\"type\": \"text\"}"),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn neutral_values() {
-        for (neutral, good, bad) in [
-            (Neutral::Null, vec![json!(null)], vec![json!(0), json!(false), json!([])]),
-            (Neutral::Empty, vec![json!([]), json!({})], vec![json!([1]), json!("")]),
-            (Neutral::False, vec![json!(false)], vec![json!(true), json!(0)]),
-            (Neutral::Number(0), vec![json!(0), json!(0.0), json!(-0.0)], vec![json!(0.1), json!("0")]),
-            (Neutral::Words(&["none"]), vec![json!("none")], vec![json!("auto"), json!({})]),
-            (Neutral::TextOnly, vec![json!(["text"])], vec![json!(["text", "audio"]), json!([])]),
-            (Neutral::TextFormat, vec![json!({"type": "text"})], vec![json!({"type": "json_object"})]),
-        ] {
-            assert!(neutral.holds(&Value::Null));
-            assert!(good.iter().all(|v| neutral.holds(v)), "{neutral:?}");
-            assert!(!bad.iter().any(|v| neutral.holds(v)), "{neutral:?}");
-        }
-    }
-
-    #[test]
-    fn a_field_stands_in_one_table() {
-        let mut names: Vec<_> = HONOURED.iter().chain(NO_EFFECT).map(|(name, _)| *name).collect();
-        names.extend(NOT_BUILT.iter().map(|(name, _)| *name));
-        let all = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), all);
-    }
-
-    /// The document holds exactly these rows, so it cannot promise what the parser does not do.
-    #[test]
-    fn the_document_lists_the_tables() {
-        let document = include_str!("../../../../docs/openai-api.md");
-        let notes = HONOURED.iter().chain(NO_EFFECT).map(|(name, note)| (*name, (*note).to_string()));
-        let neutral = NOT_BUILT.iter().map(|(name, neutral)| (*name, neutral.to_string()));
-        let rows: Vec<_> =
-            notes.chain(neutral).map(|(name, note)| format!("| `{name}` | {note} |")).collect();
-        for row in &rows {
-            assert!(document.lines().any(|l| l == row), "docs/openai-api.md lacks the row:\n{row}");
-        }
-        let listed = document.lines().filter(|l| l.starts_with("| `")).count();
-        assert_eq!(listed, rows.len(), "docs/openai-api.md lists a field that no table has");
-    }
-}
+mod tests;

@@ -1,108 +1,222 @@
-//! The messages of a chat completion request.
+//! Messages as OpenAI spells them, to the conversation that a chat template reads.
 
+use proto::bounds::MAX_CHAT_MESSAGES;
 use serde::Deserialize;
 use serde::de::{self, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use text::{Message, ToolCall};
 
+use super::body::{shown, within};
 use crate::failure::{Failure, invalid, not_built};
 
-/// Roles that a chat template knows, as OpenAI spells them, and what the template is told.
-const ROLES: [(&str, &str); 4] =
-    [("system", "system"), ("developer", "system"), ("user", "user"), ("assistant", "assistant")];
-
 /// Part types of OpenAI's that carry something other than text.
-const OTHER_PARTS: [&str; 4] = ["image_url", "input_audio", "file", "refusal"];
+const OTHER_PARTS: [&str; 9] = [
+    "image_url",
+    "input_audio",
+    "file",
+    "video_url",
+    "audio_url",
+    "refusal",
+    "input_image",
+    "input_file",
+    "thinking",
+];
 
-/// A message as it is spelled. Fields of tools and audio are read so that they can be refused by name.
+/// A message as it is spelled. Fields that are not taken are read so that they can be refused by name.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawMessage {
+struct RawMessage {
     role: String,
     content: Option<Content>,
-    /// Taken without effect: the templates of the models we serve have no place for it.
-    #[serde(rename = "name")]
-    _name: Option<String>,
-    tool_calls: Option<Value>,
-    tool_call_id: Option<Value>,
+    name: Option<String>,
+    tool_calls: Option<Vec<RawCall>>,
+    tool_call_id: Option<String>,
     function_call: Option<Value>,
     refusal: Option<Value>,
     audio: Option<Value>,
+    /// Ours and vLLM's answers have them; SDKs send answers back as they came.
+    annotations: Option<Value>,
+    reasoning: Option<Value>,
+    reasoning_content: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCall {
+    id: String,
+    #[serde(default = "function")]
+    r#type: String,
+    function: Option<RawFunction>,
+    /// In streamed deltas; some clients leave it in.
+    #[serde(rename = "index")]
+    _index: Option<u32>,
+}
+
+fn function() -> String {
+    "function".into()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFunction {
+    name: String,
+    arguments: String,
+}
+
+/// The messages of a request; `at` is the field they stand in.
+pub(super) fn read(messages: &Value, at: &str) -> Result<Vec<Message>, Failure> {
+    let raw: Vec<RawMessage> = within(messages, at)?;
+    if raw.is_empty() {
+        return Err(invalid(at, format!("{at}: is empty; send at least one message")));
+    }
+    if raw.len() > MAX_CHAT_MESSAGES {
+        let why = format!("{at}: has {}; at most {MAX_CHAT_MESSAGES} are taken", raw.len());
+        return Err(invalid(at, why));
+    }
+    raw.into_iter().enumerate().map(|(i, message)| message.check(&format!("{at}[{i}]"))).collect()
 }
 
 impl RawMessage {
-    /// The message for the template; `index` is its place, for the errors.
-    pub(super) fn check(self, index: usize) -> Result<(&'static str, String), Failure> {
-        let at = |field: &str| format!("messages[{index}].{field}");
-        let Some((_, role)) = ROLES.iter().find(|(spelled, _)| *spelled == self.role) else {
-            let field = at("role");
-            let shown: String = self.role.chars().take(40).collect();
-            return Err(match self.role.as_str() {
-                "tool" | "function" => {
-                    not_built(&field, format!("{field}: {shown:?} is not built yet (tools are not)"))
-                }
-                _ => invalid(
+    fn check(self, at: &str) -> Result<Message, Failure> {
+        let of = |field: &str| format!("{at}.{field}");
+        let role = match self.role.as_str() {
+            "system" | "developer" => "system",
+            "user" => "user",
+            "assistant" => "assistant",
+            "tool" => "tool",
+            "function" => {
+                let field = of("role");
+                return Err(not_built(
                     &field,
-                    format!("{field}: {shown:?} is not one of system, developer, user, assistant"),
-                ),
-            });
+                    format!("{field}: \"function\" is deprecated and not built; use role tool"),
+                ));
+            }
+            other => {
+                let (field, other) = (of("role"), shown(other));
+                return Err(invalid(
+                    &field,
+                    format!("{field}: {other:?} is not one of system, developer, user, assistant, tool"),
+                ));
+            }
         };
         for (name, value) in [
-            ("tool_calls", &self.tool_calls),
-            ("tool_call_id", &self.tool_call_id),
             ("function_call", &self.function_call),
             ("refusal", &self.refusal),
             ("audio", &self.audio),
+            ("annotations", &self.annotations),
+            ("reasoning", &self.reasoning),
+            ("reasoning_content", &self.reasoning_content),
         ] {
             // `null` is `None` already; SDKs echo an empty list.
             if value.as_ref().is_some_and(|v| !v.as_array().is_some_and(Vec::is_empty)) {
-                let field = at(name);
-                return Err(not_built(&field, format!("{field}: not built yet; leave it out")));
+                let field = of(name);
+                return Err(not_built(&field, format!("{field}: not built; leave it out")));
             }
         }
+        let calls = self.tool_calls.unwrap_or_default();
+        if role != "assistant" && !calls.is_empty() {
+            let field = of("tool_calls");
+            return Err(invalid(&field, format!("{field}: only an assistant's message has them")));
+        }
+        match (role == "tool", &self.tool_call_id) {
+            (true, None) => {
+                let field = of("tool_call_id");
+                return Err(invalid(&field, format!("{field}: is missing; name the call that this answers")));
+            }
+            (false, Some(_)) => {
+                let field = of("tool_call_id");
+                return Err(invalid(&field, format!("{field}: only allowed with role tool")));
+            }
+            _ => {}
+        }
+        let tool_calls: Vec<ToolCall> = calls
+            .into_iter()
+            .enumerate()
+            .map(|(i, call)| call.check(&of(&format!("tool_calls[{i}]"))))
+            .collect::<Result<_, _>>()?;
         let content = match self.content {
-            Some(Content::Text(text)) => text,
-            Some(Content::Parts(parts)) => parts
-                .iter()
-                .enumerate()
-                .map(|(i, part)| text_of(part, || at(&format!("content[{i}]"))))
-                .collect::<Result<Vec<_>, _>>()?
-                // OpenAI does not say what stands between parts; like vLLM we put a line break.
-                .join("\n"),
+            Some(content) => Some(content.text(&of("content"), &["text"])?),
+            None if !tool_calls.is_empty() => None,
             None => {
-                let field = at("content");
+                let field = of("content");
                 return Err(invalid(&field, format!("{field}: is missing; send a string or text parts")));
             }
         };
-        Ok((*role, content))
+        let Self { tool_call_id, name, .. } = self;
+        Ok(Message { role: role.into(), content, tool_calls, tool_call_id, name })
     }
 }
 
-enum Content {
+impl RawCall {
+    fn check(self, at: &str) -> Result<ToolCall, Failure> {
+        if self.r#type != "function" {
+            let (field, kind) = (format!("{at}.type"), shown(&self.r#type));
+            return Err(not_built(&field, format!("{field}: {kind:?} is not built; only function is")));
+        }
+        let Some(RawFunction { name, arguments }) = self.function else {
+            let field = format!("{at}.function");
+            return Err(invalid(&field, format!("{field}: is missing")));
+        };
+        let arguments = self::arguments(&arguments, &format!("{at}.function.arguments"))?;
+        Ok(ToolCall { id: self.id, name, arguments })
+    }
+}
+
+/// The arguments of a call, which templates want as an object.
+pub(super) fn arguments(text: &str, field: &str) -> Result<Map<String, Value>, Failure> {
+    if text.trim().is_empty() {
+        return Ok(Map::new());
+    }
+    match serde_json::from_str(text) {
+        Ok(Value::Object(arguments)) => Ok(arguments),
+        Ok(_) => Err(invalid(field, format!("{field}: is not a JSON object"))),
+        Err(e) => Err(invalid(field, format!("{field}: is not valid JSON: {e}"))),
+    }
+}
+
+/// A string or parts.
+pub(super) enum Content {
     Text(String),
     Parts(Vec<Map<String, Value>>),
 }
 
-fn text_of(part: &Map<String, Value>, at: impl Fn() -> String) -> Result<&str, Failure> {
-    let field = |name: &str| format!("{}.{name}", at());
+impl Content {
+    /// As one text; `kinds` are the parts that are taken. Between parts stands a line break, as in vLLM:
+    /// OpenAI does not say what.
+    pub(super) fn text(self, at: &str, kinds: &[&str]) -> Result<String, Failure> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Parts(parts) => {
+                let texts = parts
+                    .iter()
+                    .enumerate()
+                    .map(|(i, part)| text_of(part, kinds, &format!("{at}[{i}]")))
+                    .collect::<Result<Vec<_>, _>>()?;
+                Ok(texts.join("\n"))
+            }
+        }
+    }
+}
+
+fn text_of<'a>(part: &'a Map<String, Value>, kinds: &[&str], at: &str) -> Result<&'a str, Failure> {
+    let field = |name: &str| format!("{at}.{name}");
+    let taken = kinds.join(", ");
     match part.get("type") {
-        Some(Value::String(kind)) if kind == "text" => {}
+        Some(Value::String(kind)) if kinds.contains(&kind.as_str()) => {}
         Some(Value::String(kind)) => {
-            let field = field("type");
-            let shown: String = kind.chars().take(40).collect();
+            let (field, shown) = (field("type"), shown(kind));
             return Err(if OTHER_PARTS.contains(&kind.as_str()) {
-                not_built(
-                    &field,
-                    format!("{field}: {shown:?} parts are not built yet; only text parts are taken"),
-                )
+                not_built(&field, format!("{field}: {shown:?} parts are not built; taken are text parts ({taken})"))
             } else {
-                invalid(&field, format!("{field}: {shown:?} is no part type; only text parts are taken"))
+                invalid(&field, format!("{field}: {shown:?} is no part type; taken are text parts ({taken})"))
             });
         }
-        _ => return Err(invalid(field("type"), format!("{}: must be \"text\"", field("type")))),
+        _ => return Err(invalid(field("type"), format!("{}: must be {taken}", field("type")))),
     }
-    if let Some(other) = part.keys().find(|k| !matches!(k.as_str(), "type" | "text")) {
-        let shown: String = other.chars().take(80).collect();
-        let field = field(&shown);
+    // What our own answers carry beside the text may come back with it.
+    let known = |key: &str| matches!(key, "type" | "text" | "annotations" | "logprobs");
+    if let Some(other) = part.keys().find(|key| !known(key)) {
+        let field = field(&shown(other));
         return Err(invalid(&field, format!("{field}: unknown field of a text part")));
     }
     match part.get("text") {
