@@ -7,7 +7,9 @@ use engine::{DraftClosed, DraftEvent, Outlet, Room};
 use proto::frame::{ClosedReason, FromDrafter, RefusedReason};
 use speculation::Drafts;
 use std::time::Duration;
+use telemetry::trace;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use crate::slot::Slot;
 
@@ -56,6 +58,10 @@ pub(crate) struct SessionOutlet {
     /// Cancelled when the worker closed the session, its stream is over or the engine ended it.
     pub(crate) gone: CancellationToken,
     pub(crate) slot: Slot,
+    /// Of the session, in the trace of the request that it drafts for; ends with this.
+    pub(crate) span: Span,
+    /// Frames of drafts that the engine gave.
+    pub(crate) frames: u64,
 }
 
 impl SessionOutlet {
@@ -68,6 +74,7 @@ impl SessionOutlet {
 impl Drop for SessionOutlet {
     /// The engine has dropped the sequence, whyever.
     fn drop(&mut self) {
+        trace::set(&self.span, "paceline.draft.frames", i64::try_from(self.frames).unwrap_or(i64::MAX));
         self.over();
     }
 }
@@ -81,7 +88,9 @@ impl Outlet<DraftEvent> for SessionOutlet {
         if self.gone.is_cancelled() {
             return; // Who ended it has told the worker, or there is none.
         }
+        self.frames += u64::from(matches!(event, DraftEvent::Drafts(_)));
         if matches!(event, DraftEvent::Closed(_)) {
+            trace::fail(&self.span, "CLOSED");
             // Before the worker hears of it and asks again.
             self.over();
         }

@@ -13,6 +13,7 @@ use proto::frame::{Addressed, BadFrame, ClosedReason, FromWorker, Open, Opening,
 use proto::reason::Reason;
 use request::Limits;
 use scheduler::{Refused, SequenceId};
+use telemetry::{Label, trace};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -203,6 +204,8 @@ impl Stream {
         let Ok(slot) = self.shared.slots.clone().try_acquire_owned().map(Slot::new) else {
             return self.refuse(session, RefusedReason::NoSlot, "all slots are taken".into());
         };
+        let span = telemetry::span!("draft.session", otel.kind = "server", paceline.worker = %self.worker);
+        trace::continue_from_text(&span, &open.traceparent);
         let sequence = SequenceId(self.shared.next_sequence.fetch_add(1, Ordering::Relaxed));
         let gone = self.shared.stop.child_token();
         let queue = self.queue.clone();
@@ -223,11 +226,17 @@ impl Stream {
                 session,
                 gone: gone.clone(),
                 slot: slot.clone(),
+                span,
+                frames: 0,
             }),
             admitted: Box::new(move |admitted| {
                 queue.update(session, |out| match admitted {
                     Ok(()) => out.granted = true,
-                    Err(refusal) => out.refused = Some((reason(&refusal), refusal.to_string())),
+                    Err(refusal) => {
+                        let reason = reason(&refusal);
+                        count(reason);
+                        out.refused = Some((reason, refusal.to_string()));
+                    }
                 });
             }),
         });
@@ -285,12 +294,27 @@ impl Stream {
     }
 
     fn refuse(&self, session: u64, reason: RefusedReason, message: String) {
+        count(reason);
         self.queue.update(session, |out| out.refused = Some((reason, message)));
     }
 
     fn close(&self, session: u64, reason: ClosedReason, message: String) {
         self.queue.update(session, |out| out.closed = Some((reason, message)));
     }
+}
+
+/// Counts a session that was refused.
+fn count(reason: RefusedReason) {
+    let reason = match reason {
+        RefusedReason::NoSlot => Reason::Overloaded,
+        RefusedReason::TooLong => Reason::ContextLengthExceeded,
+        RefusedReason::Draining => Reason::Draining,
+        RefusedReason::NotBuilt => Reason::NotBuilt,
+        RefusedReason::Invalid => Reason::InvalidField,
+        RefusedReason::Unknown => Reason::Internal,
+    };
+    let labels = [Label::role("drafter"), Label::reason(reason.as_str())];
+    telemetry::meters().request_failure.add(1, &labels);
 }
 
 fn reason(refusal: &Refusal) -> RefusedReason {

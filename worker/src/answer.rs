@@ -11,6 +11,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 
 use crate::drafts::Port;
+use crate::stages::Stages;
 
 /// Messages of one step and the end: what an outlet with room must take.
 const STEP: usize = 2;
@@ -20,6 +21,7 @@ const STEP: usize = 2;
 pub(crate) struct AnswerOutlet {
     pub(crate) reader: mpsc::Sender<Result<GenerateResponse, Status>>,
     pub(crate) prompt_len: u32,
+    pub(crate) stages: Stages,
     pub(crate) port: Arc<Port>,
     /// Signalled when the sequence leaves the queue.
     pub(crate) started: CancellationToken,
@@ -43,13 +45,15 @@ impl Outlet<TargetEvent> for AnswerOutlet {
     fn deliver(&mut self, event: TargetEvent) {
         let answer = match event {
             TargetEvent::Committed { frame, drafted, logprobs, verified } => {
+                self.stages.committed(&drafted);
                 let accepted = drafted.iter().filter(|d| **d).count();
                 let index = frame.at - self.prompt_len;
                 let answer = Answer::Tokens { index, ids: frame.ids.clone(), drafted, logprobs };
                 self.port.commit(frame, verified as usize, accepted);
                 answer
             }
-            TargetEvent::Started { .. } => {
+            TargetEvent::Started { cached } => {
+                self.stages.started(cached);
                 self.started.cancel();
                 return;
             }
@@ -58,6 +62,7 @@ impl Outlet<TargetEvent> for AnswerOutlet {
                 return;
             }
             TargetEvent::Ended(ended) => {
+                self.stages.ended(&ended);
                 Answer::Finish { finish: ended.finish, usage: ended.usage, speculation: ended.speculation }
             }
         };

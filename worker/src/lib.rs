@@ -12,6 +12,7 @@ mod answer;
 mod config;
 mod drafts;
 mod service;
+mod stages;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -75,6 +76,7 @@ where
     let links = Links::new(Me {
         hello,
         incarnation,
+        model: [telemetry::Label::model(&rank.record.model)],
         inbox: rank.inbox.clone(),
         step_time: rank.step_time.clone(),
         tasks: sessions.clone(),

@@ -16,15 +16,18 @@ use proto::{Answer, Placed, timeout};
 use rank::Constraints;
 use request::{InvalidField, Quality, Strategy};
 use scheduler::{Refused, SequenceId};
+use telemetry::trace;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, Span};
 
 use crate::answer::AnswerOutlet;
 use crate::drafts::{Attendance, Links, Port, attend};
+use crate::stages::{self, Stages};
 
 /// The engine answers between two steps; a step of a long prompt takes a while on a small machine.
 const ADMISSION: Duration = Duration::from_secs(30);
@@ -55,6 +58,25 @@ impl Worker for Service {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
+        let span = stages::span(request.metadata());
+        let answered = self.answer(request, span.clone()).instrument(span.clone()).await;
+        answered.inspect_err(|status| stages::refused(&span, status))
+    }
+
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let state = if self.shutdown.is_draining() { NodeState::Draining } else { self.record.state };
+        let node = NodeRecord { state, ..self.record.clone() };
+        let load = *self.load.borrow();
+        Ok(Response::new(StatusResponse { node: Some((&node).into()), load: Some(load.into()) }))
+    }
+}
+
+impl Service {
+    async fn answer(
+        &self,
+        request: Request<GenerateRequest>,
+        span: Span,
+    ) -> Result<Response<<Self as Worker>::GenerateStream>, Status> {
         let under_way = self.answers.token();
         if self.shutdown.is_draining() {
             return Err(status(Reason::Draining, "this worker is draining; ask another", None, Some(RETRY)));
@@ -93,10 +115,13 @@ impl Worker for Service {
             port: port.clone(),
             started: started.clone(),
             done: done.clone(),
+            traceparent: trace::traceparent(&span),
         };
+        let stages = Stages::new(telemetry::meters(), span, &self.record.model, &request);
         let outlet = AnswerOutlet {
             reader,
             prompt_len: request.prompt.len() as u32,
+            stages,
             port,
             started,
             _answer: under_way,
@@ -112,15 +137,6 @@ impl Worker for Service {
         Ok(Response::new(ReceiverStream::new(answer).take_until(cut).boxed()))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let state = if self.shutdown.is_draining() { NodeState::Draining } else { self.record.state };
-        let node = NodeRecord { state, ..self.record.clone() };
-        let load = *self.load.borrow();
-        Ok(Response::new(StatusResponse { node: Some((&node).into()), load: Some(load.into()) }))
-    }
-}
-
-impl Service {
     async fn admit(
         &self,
         sequence: SequenceId,
@@ -130,6 +146,7 @@ impl Service {
         outlet: AnswerOutlet,
     ) -> Result<(), Status> {
         let (answer, admitted) = oneshot::channel();
+        let taken = outlet.stages.admitted();
         let open = TargetOpen {
             sequence,
             outlet: Box::new(outlet),
@@ -137,6 +154,7 @@ impl Service {
             constraint,
             deadline,
             admitted: Box::new(move |admission| {
+                taken.store(admission.is_ok(), Ordering::Relaxed);
                 // The caller may have left meanwhile; then its closed stream ends the sequence.
                 let _ = answer.send(admission);
             }),

@@ -1,5 +1,7 @@
 //! Counters, gauges and histograms with the labels that the catalogue allows them.
 
+use std::sync::Arc;
+
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 
@@ -13,7 +15,7 @@ pub type Labels = Vec<Label>;
 impl Label {
     /// Name under which a model is served; as many as are configured.
     pub fn model(name: &str) -> Self {
-        Self(KeyValue::new("model", name.to_owned()))
+        Self(KeyValue::new("model", Arc::<str>::from(name)))
     }
 
     /// `coordinator`, `worker` or `drafter`.
@@ -21,7 +23,7 @@ impl Label {
         Self(KeyValue::new("role", role))
     }
 
-    /// Why, in lower case; each metric says which there are.
+    /// Why; each metric says which there are.
     pub fn reason(reason: &'static str) -> Self {
         Self(KeyValue::new("reason", reason))
     }
@@ -44,7 +46,7 @@ impl Label {
     /// `gen_ai.request.model`, and with it `gen_ai.provider.name`.
     pub fn request_model(name: &str) -> [Self; 2] {
         [
-            Self(KeyValue::new("gen_ai.request.model", name.to_owned())),
+            Self(KeyValue::new("gen_ai.request.model", Arc::<str>::from(name))),
             Self(KeyValue::new("gen_ai.provider.name", "paceline")),
         ]
     }

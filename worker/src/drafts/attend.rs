@@ -6,8 +6,10 @@ use proto::Candidate;
 use proto::frame::{ClosedReason, Open};
 use request::{Request, Strategy};
 use scheduler::SequenceId;
+use telemetry::Label;
 use tokio_util::sync::CancellationToken;
 
+use super::link::LinkError;
 use super::{Links, Port};
 
 /// Between two rounds through the candidates; doubles up to `LONGEST_PAUSE`.
@@ -26,6 +28,8 @@ pub(crate) struct Attendance {
     pub(crate) started: CancellationToken,
     /// Cancelled when the sequence is over.
     pub(crate) done: CancellationToken,
+    /// Names the request's span to the drafter.
+    pub(crate) traceparent: String,
 }
 
 /// Keeps a drafter attached to a sequence until it is over: asks the candidates in order, and again
@@ -39,7 +43,7 @@ pub(crate) async fn attend(links: Arc<Links>, attendance: Attendance) {
 }
 
 async fn keep(links: &Links, attendance: &Attendance) {
-    let Attendance { sequence, request, candidates, port, started, .. } = attendance;
+    let Attendance { sequence, request, candidates, port, started, traceparent, .. } = attendance;
     let inbox = &links.me().inbox;
     // A drafter's slot is for sequences that run, not for those that wait.
     started.cancelled().await;
@@ -50,9 +54,13 @@ async fn keep(links: &Links, attendance: &Attendance) {
         for peer in &candidates {
             let asking = async {
                 let link = links.get(peer).await?;
-                link.open(*sequence, fixed_window(request), open(request)).await
+                link.open(*sequence, fixed_window(request), open(request, traceparent)).await
             };
-            let lease = match asking.await {
+            let asked = asking.await;
+            let answered = asked.as_ref().map_or_else(LinkError::answered, |_| "granted");
+            let labels = [links.me().model[0].clone(), Label::reason(answered)];
+            telemetry::meters().draft_sessions.add(1, &labels);
+            let lease = match asked {
                 Ok(lease) => lease,
                 Err(error) => {
                     tracing::debug!(%error, "no session");
@@ -94,7 +102,7 @@ fn fixed_window(request: &Request) -> Option<u32> {
 }
 
 /// What a drafter must know; the link fills in session and window.
-fn open(request: &Request) -> Open {
+fn open(request: &Request, traceparent: &str) -> Open {
     Open {
         session: 0,
         prompt: request.prompt.clone(),
@@ -107,7 +115,7 @@ fn open(request: &Request) -> Open {
         stop_ids: request.limits.stop_ids.clone(),
         min_tokens: request.limits.min_tokens,
         cache_salt: request.cache_salt.clone(),
-        traceparent: String::new(),
+        traceparent: traceparent.to_owned(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }
 }

@@ -43,6 +43,8 @@ const COMMIT_IDS: usize = proto::bounds::MAX_CHUNK_TOKENS;
 pub(crate) struct Me {
     pub(crate) hello: Hello,
     pub(crate) incarnation: Incarnation,
+    /// Label of what the worker serves.
+    pub(crate) model: [telemetry::Label; 1],
     pub(crate) inbox: Inbox,
     /// Of one decode step of the target.
     pub(crate) step_time: Arc<Pace>,
@@ -79,6 +81,16 @@ impl LinkError {
             Self::Late(_) | Self::Status { .. } | Self::Ended(_) => false,
         }
     }
+
+    /// What came of asking, in a word.
+    pub(crate) fn answered(&self) -> &'static str {
+        match self {
+            Self::Refused { .. } => "refused",
+            Self::Late(_) => "late",
+            Self::Status { .. } | Self::Ended(_) => "unreachable",
+            Self::Pairing { .. } | Self::Restarted(_) => "unpaired",
+        }
+    }
 }
 
 /// What waits to be sent for one session.
@@ -101,6 +113,8 @@ struct Session {
     /// The window that the drafter was told last.
     window: u32,
     acceptance: Acceptance,
+    /// The oldest commit that no drafts have followed yet: where it ends and when it was told.
+    unanswered: Option<(u32, Instant)>,
 }
 
 #[derive(Debug)]
@@ -220,6 +234,7 @@ impl Link {
                 fixed_window,
                 window,
                 acceptance: Acceptance::default(),
+                unanswered: None,
             },
         );
         self.queue.update(session, |out| out.open = Some(Open { session, window, ..open }));
@@ -237,6 +252,8 @@ impl Link {
     pub(crate) fn commit(&self, session: u64, frame: CommitFrame, verified: usize, accepted: usize) {
         if let Some(session) = self.lock().get_mut(&session) {
             session.acceptance.record(verified, accepted);
+            let end = frame.at.saturating_add(u32::try_from(frame.ids.len()).unwrap_or(u32::MAX));
+            session.unanswered.get_or_insert_with(|| (end, Instant::now()));
         }
         self.queue.update(session, |out| merge(&mut out.commit, frame));
     }
@@ -318,6 +335,9 @@ impl Link {
                     self.close(session);
                     return Ok(());
                 };
+                if let Some(time) = self.round_trip_of(session, at) {
+                    telemetry::meters().draft_round_trip.record(time.as_secs_f64(), &me.model);
+                }
                 // A full inbox drops the frame; the next one repeats it.
                 let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids, q }));
                 self.draft_time.record(draft_time);
@@ -348,6 +368,13 @@ impl Link {
 
     fn sequence(&self, session: u64) -> Option<SequenceId> {
         self.lock().get(&session).map(|s| s.sequence)
+    }
+
+    /// Since the oldest unanswered commit, if drafts for position `at` follow it.
+    fn round_trip_of(&self, session: u64, at: u32) -> Option<Duration> {
+        let mut sessions = self.lock();
+        let unanswered = &mut sessions.get_mut(&session)?.unanswered;
+        unanswered.take_if(|(end, _)| at >= *end).map(|(_, told)| told.elapsed())
     }
 
     /// Applies the window rule to what is measured and tells the session when it changed.
