@@ -26,8 +26,10 @@ pub enum TargetEvent {
         drafted: Vec<bool>,
         /// One per token when they were asked for, else empty.
         logprobs: Vec<TokenLogprobs>,
-        /// Drafts of the drafter that were verified in the step.
+        /// Drafts that were verified in the step.
         verified: u32,
+        /// Whether those were the caller's prediction rather than a drafter's.
+        predicted: bool,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -164,7 +166,8 @@ impl TargetLane {
         let mut most = self.max_draft(server);
         if !matches!(self.request.speculation.strategy, Strategy::Lockstep { .. }) {
             // Now and then one draft is tried however bad they were: they may have become better.
-            let probe = usize::from(self.stats.plain_steps % PROBE == PROBE - 1);
+            let steps = self.stats.plain_steps + self.stats.drafts;
+            let probe = usize::from(steps % PROBE == PROBE - 1);
             most = most.min((worth(&self.acceptance) as usize).max(probe));
         }
         let guessed =
@@ -315,8 +318,8 @@ impl TargetLane {
         }
         let drafted = (0..tokens.len()).map(|i| i < verdict.accepted).collect();
         let logprobs = drawn.into_iter().take(tokens.len()).filter_map(|d| d.logprobs.map(|l| *l)).collect();
-        let verified = if self.source == Source::Drafter { drafts as u32 } else { 0 };
-        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified });
+        let (verified, predicted) = (drafts as u32, drafts > 0 && self.source == Source::Prediction);
+        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified, predicted });
         Judged { accepted: verdict.accepted as u32, tokens, finish }
     }
 
@@ -360,5 +363,5 @@ impl TargetLane {
     }
 }
 
-/// Plain steps after which one draft is tried that does not seem worth it.
+/// Steps after which one draft is tried that does not seem worth it.
 const PROBE: u64 = 16;

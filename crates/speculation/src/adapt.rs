@@ -52,6 +52,8 @@ pub struct StepCost {
     time: f64,
     rows_squared: f64,
     rows_time: f64,
+    /// Start and row in seconds, when recent steps of different sizes told them last.
+    line: Option<(f64, f64)>,
 }
 
 impl StepCost {
@@ -69,10 +71,11 @@ impl StepCost {
         ] {
             *sum = *sum * Self::MEMORY + new;
         }
+        self.line = self.fit().or(self.line);
     }
 
-    /// Start and row in seconds; `None` before steps of different sizes were seen.
-    fn line(&self) -> Option<(f64, f64)> {
+    /// `None` while recent steps have one size.
+    fn fit(&self) -> Option<(f64, f64)> {
         let spread = self.rows_squared * self.weight - self.rows * self.rows;
         if self.weight < 4.0 || spread < 0.05 * self.weight * self.weight {
             return None;
@@ -85,9 +88,10 @@ impl StepCost {
 
     /// Drafts worth verifying for one sequence when the step has `others` rows of other sequences that
     /// bring `tokens` tokens: the next one is taken while the chance to reach and accept it, per time it
-    /// adds, is at least what the step brings per time without it. `most` when nothing is known yet.
+    /// adds, is at least what the step brings per time without it. While the cost is not known: what is
+    /// likely to be reached.
     pub fn drafts(&self, acceptance: &Acceptance, others: u32, tokens: u32, most: u32) -> u32 {
-        let Some((start, row)) = self.line() else { return most };
+        let Some((start, row)) = self.line else { return most.min(acceptance.useful_depth()) };
         let rate = acceptance.rate();
         let (mut time, mut brings) = (start + row * f64::from(others + 1), f64::from(tokens) + 1.0);
         let mut chance = 1.0;
@@ -157,11 +161,17 @@ mod tests {
         let alone = cost.drafts(&accepting(8), 0, 0, 16);
         let crowded = cost.drafts(&accepting(8), 40, 40, 16);
         assert!(crowded < alone, "{crowded} {alone}");
-        assert_eq!(StepCost::default().drafts(&accepting(1), 0, 0, 7), 7);
+        assert_eq!(StepCost::default().drafts(&accepting(9), 0, 0, 7), 7);
+        assert_eq!(StepCost::default().drafts(&accepting(1), 0, 0, 7), 2, "hardly one is reached");
         let mut same = StepCost::default();
         for _ in 0..50 {
             same.record(1, Duration::from_millis(3));
         }
-        assert_eq!(same.drafts(&accepting(1), 0, 0, 7), 7, "one size tells no line");
+        assert_eq!(same.drafts(&accepting(9), 0, 0, 7), 7, "one size tells no line");
+        let mut known = cost;
+        for _ in 0..500 {
+            known.record(5, Duration::from_millis(30));
+        }
+        assert_eq!(known.drafts(&accepting(8), 40, 40, 16), crowded, "what was learned stays");
     }
 }

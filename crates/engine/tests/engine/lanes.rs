@@ -237,3 +237,128 @@ fn a_replay_of_a_complete_answer_ends_at_once() {
     assert_eq!(text(&outlet), (vec![], Some(Finish::Stop)));
     assert!(engine.is_empty());
 }
+
+fn open_until<M: Model>(
+    engine: &mut Engine<M>,
+    id: u64,
+    request: Request,
+    (now, deadline): (Duration, Option<Duration>),
+) -> (Kept<TargetEvent>, Result<(), Refusal>) {
+    let (outlet, admitted) = (Kept::new(), Arc::new(Mutex::new(None)));
+    let answer = admitted.clone();
+    let open = TargetOpen {
+        sequence: SequenceId(id),
+        request,
+        constraint: None,
+        deadline,
+        outlet: Box::new(outlet.share()),
+        admitted: Box::new(move |a| *answer.lock().unwrap() = Some(a)),
+    };
+    engine.command(now, Command::Target(Box::new(open)));
+    let admitted = admitted.lock().unwrap().take().expect("every open is answered at once");
+    (outlet, admitted)
+}
+
+#[test]
+fn a_deadline_ends_what_runs_what_waits_and_what_is_held() {
+    let mut engine = target(64);
+    let s = Duration::from_secs;
+    let free = engine.scheduler().free_pages();
+    let mut outlets = Vec::new();
+    // Eight slots: the ninth waits.
+    for id in 0..9 {
+        let (outlet, admitted) =
+            open_until(&mut engine, id, long(&[1, 2 + id as u32], 200), (s(0), Some(s(5))));
+        admitted.unwrap();
+        outlets.push(outlet);
+    }
+    engine.step(s(0));
+    assert_eq!((engine.scheduler().running(), engine.scheduler().waiting()), (8, 1));
+    *outlets[3].room.lock().unwrap() = Room::Full;
+    engine.step(s(4));
+    engine.step(s(5));
+    for outlet in &outlets {
+        assert_eq!(ended(outlet), Some(Finish::Deadline));
+    }
+    assert!(engine.is_empty());
+    assert_eq!(engine.scheduler().free_pages(), free);
+}
+
+/// Eight slots, each answer takes its time; once it is known how fast slots come free, a request that
+/// would wait too long is told so at once, and one with room to wait is taken.
+#[test]
+fn a_wait_that_is_too_long_is_refused_with_its_prediction() {
+    let settings = Settings { max_wait: Duration::from_secs(10), ..Settings::default() };
+    let mut engine = Engine::new(ToyModel::new(ToyModel::spec(VOCAB, 256, 1, 200), MODEL_SEED), settings);
+    let s = Duration::from_secs;
+    let mut next = 0;
+    let mut ask = |engine: &mut Engine<ToyModel>, now: u64, deadline: Option<u64>| {
+        next += 1;
+        open_until(engine, next, long(&[1, 2], 2), (s(now), deadline.map(s))).1
+    };
+    // One slot, two steps of two seconds an answer: a slot every four seconds.
+    for _ in 0..4 {
+        ask(&mut engine, 0, None).unwrap();
+    }
+    for step in 1..=4 {
+        engine.step(s(step * 2));
+    }
+    assert_eq!(engine.scheduler().waiting(), 2);
+    // Two wait: the third would wait twelve seconds less those since the last end.
+    let refused = ask(&mut engine, 8, None).unwrap_err();
+    assert_eq!(refused, Refusal::Wait { predicted: s(12), most: s(10) });
+    assert_eq!(ask(&mut engine, 10, None), Ok(()), "two seconds later it would wait ten");
+    // A deadline sooner than the wait is no use to anybody.
+    let refused = ask(&mut engine, 12, Some(15)).unwrap_err();
+    assert!(matches!(refused, Refusal::Wait { most, .. } if most == s(3)), "{refused}");
+}
+
+/// A client that cancels, and one that just leaves: two steps later nothing of them is left.
+#[test]
+fn cancelled_sequences_leave_nothing_after_two_steps() {
+    let mut engine = target(64);
+    let free = engine.scheduler().free_pages();
+    let (cancelled, _) = open(&mut engine, 1, long(&[1, 2], 200));
+    let (left, _) = open(&mut engine, 2, long(&[1, 3], 200));
+    for _ in 0..3 {
+        engine.step(Duration::ZERO);
+    }
+    engine.command(Duration::ZERO, Command::Cancel(SequenceId(1)));
+    *left.room.lock().unwrap() = Room::Gone;
+    engine.step(Duration::ZERO);
+    engine.step(Duration::ZERO);
+    assert_eq!((engine.scheduler().free_pages(), engine.is_empty()), (free, true));
+    // The outlets were dropped: whoever waits on them (a drafter's session) hears of it.
+    assert_eq!((Arc::strong_count(&cancelled.events), Arc::strong_count(&left.events)), (1, 1));
+}
+
+/// When verifying a row costs as much as a step, drafts that are mostly wrong are not verified; lockstep
+/// of the caller's own asking is, and a prediction is.
+#[test]
+fn drafts_that_do_not_pay_are_left_out() {
+    let mut engine = target(64);
+    let (outlet, _) = open(&mut engine, 1, long(&[1, 2], 200));
+    engine.step(Duration::ZERO);
+    let mut verified = Vec::new();
+    for step in 0..120u32 {
+        let known = engine.scheduler().tokens(SequenceId(1)).unwrap();
+        let drafts = Drafts {
+            at: known.len() as u32,
+            prefix_hash: PrefixHashes::new(known).last(),
+            // Wrong in nearly every context.
+            ids: vec![TokenId(5); 4],
+            q: Vec::new(),
+        };
+        engine.command(Duration::ZERO, Command::Drafts(SequenceId(1), drafts));
+        let Outcome::Worked(facts) = engine.step(Duration::ZERO) else { panic!("idle") };
+        verified.push(facts.draft_rows);
+        // A step of n rows takes n + 1 units.
+        let rows = facts.known_rows + facts.draft_rows;
+        engine.took(&facts, Duration::from_millis(u64::from(rows) + 1));
+        assert!(facts.drafts == 1 || facts.undrafted.spent + facts.undrafted.absent == 1, "step {step}");
+    }
+    assert_eq!(verified[0], 4, "at first nothing is known");
+    let late: u32 = verified[60..].iter().sum();
+    assert!((1..=10).contains(&late), "probes only: {verified:?}");
+    assert_eq!(ended(&outlet), None);
+}
