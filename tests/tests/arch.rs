@@ -55,6 +55,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     // hands
     ("model", &["request", "sampling", "kvcache", "scheduler", "engine", "gguf", "transport"]),
     ("text", &["request", "gguf"]),
+    ("grammar", &["request", "sampling", "engine", "text"]),
     ("transport", &["request"]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
@@ -62,7 +63,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
     ("rank", &["request", "cluster", "engine", "daemon", "telemetry"]),
     // processes: never on each other
-    ("coordinator", &["request", "cluster", "gguf", "text", "proto", "daemon", "telemetry"]),
+    ("coordinator", &["request", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"]),
     ("worker", RANK),
     ("drafter", RANK),
     // product
@@ -79,6 +80,7 @@ const RANK: &[&str] = &[
     "kvcache",
     "scheduler",
     "engine",
+    "grammar",
     "transport",
     "proto",
     "cluster",
