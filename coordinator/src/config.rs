@@ -24,8 +24,9 @@ pub struct Config {
     pub models: Vec<ModelConfig>,
     /// Longest body of a request over HTTP.
     pub max_body_bytes: ByteSize,
-    /// Requests under way at once; more are refused with 429 and a time to come back. Times
-    /// `max_body_bytes`, it bounds the memory that requests can take.
+    /// Requests under way at once, each choice of several counted; more are refused with 429 and a time
+    /// to come back. Times `max_body_bytes` (over gRPC: 8 MiB), it bounds the memory that requests can
+    /// take.
     pub max_in_flight: u32,
     /// Output bound of requests that name none, where the context leaves that much.
     pub default_max_tokens: u32,
@@ -56,7 +57,7 @@ pub struct Config {
 pub struct ModelConfig {
     /// As workers report it.
     pub name: String,
-    /// GGUF file; only its header is read (tokenizer, chat template).
+    /// GGUF file or Hugging Face folder; only tokenizer and chat template are read.
     pub path: PathBuf,
     /// Further names that requests may use.
     #[serde(default)]
@@ -88,7 +89,7 @@ impl Default for Config {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         if self.models.is_empty() {
-            return Err(Wrong::new("models", "is empty; name at least one model with its GGUF file"));
+            return Err(Wrong::new("models", "is empty; name at least one model with its GGUF file or folder"));
         }
         let mut names = HashSet::new();
         for (i, model) in self.models.iter().enumerate() {

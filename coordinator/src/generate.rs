@@ -22,6 +22,7 @@ mod attempt;
 mod choice;
 mod ending;
 mod event;
+mod figures;
 mod placing;
 mod pump;
 

@@ -7,13 +7,13 @@ use crate::config::ModelConfig;
 use crate::failure::{self, Failure, Reason};
 use crate::text::{ModelText, TextError};
 
-/// Why a model's file cannot be used.
+/// Why a model's files cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ModelFileError {
-    #[error("model {name}: {}: {source}", path.display())]
-    File { name: String, path: PathBuf, source: Box<gguf::Error> },
-    #[error("model {name}: tokenizer in {}: {source}", path.display())]
-    Text { name: String, path: PathBuf, source: Box<TextError> },
+#[error("model {name}: {}: {source}", path.display())]
+pub struct ModelFileError {
+    pub name: String,
+    pub path: PathBuf,
+    pub source: Box<TextError>,
 }
 
 #[derive(Debug)]
@@ -28,18 +28,13 @@ pub(crate) struct Model {
 pub(crate) struct Models(Vec<Arc<Model>>);
 
 impl Models {
-    /// Reads the headers of all files: seconds for a large vocabulary, so not on a runtime thread.
+    /// Reads the text part of all models: seconds for a large vocabulary, so not on a runtime thread.
     pub(crate) fn load(configs: Vec<ModelConfig>) -> Result<Self, ModelFileError> {
         let load = |config: ModelConfig| {
             let ModelConfig { name, path, aliases } = config;
-            let header = gguf::Header::open(&path).map_err(|e| ModelFileError::File {
-                name: name.clone(),
-                path: path.clone(),
-                source: Box::new(e),
-            })?;
-            match ModelText::new(&header) {
+            match ModelText::open(&path) {
                 Ok(text) => Ok(Arc::new(Model { name, aliases, text })),
-                Err(e) => Err(ModelFileError::Text { name, path, source: Box::new(e) }),
+                Err(e) => Err(ModelFileError { name, path, source: Box::new(e) }),
             }
         };
         configs.into_iter().map(load).collect::<Result<_, _>>().map(Self)

@@ -1,5 +1,7 @@
 //! A model's text: prompts to tokens on the way in, tokens to text on the way out.
 
+use std::path::Path;
+
 use cluster::VocabHash;
 use request::TokenId;
 
@@ -32,13 +34,22 @@ pub enum TextError {
 }
 
 impl ModelText {
-    pub(crate) fn new(header: &gguf::Header) -> Result<Self, TextError> {
-        let tokenizer = text::Tokenizer::from_gguf(header)?;
-        let chat = match text::ChatTemplate::from_gguf(header) {
-            Ok(template) => Some(text::Chat::new(template, &tokenizer)?),
-            Err(text::TemplateError::Missing) => None,
-            Err(error) => return Err(error.into()),
-        };
+    /// Of a GGUF file or a Hugging Face folder; of neither the weights are read. Seconds for a large
+    /// vocabulary.
+    pub(crate) fn open(path: &Path) -> Result<Self, TextError> {
+        let tokenizer = text::Tokenizer::open(path)?;
+        match text::ChatTemplate::open(path) {
+            Ok(template) => Ok(Self::new(tokenizer, Some(template))?),
+            Err(text::TemplateError::Missing) => Ok(Self::new(tokenizer, None)?),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn new(
+        tokenizer: text::Tokenizer,
+        template: Option<text::ChatTemplate>,
+    ) -> Result<Self, text::TokenizerError> {
+        let chat = template.map(|template| text::Chat::new(template, &tokenizer)).transpose()?;
         Ok(Self { tokenizer, chat })
     }
 

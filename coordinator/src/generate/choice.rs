@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use cluster::NodeId;
 use proto::Answer as Said;
-use request::{Request, SpeculationStats, TokenId, TokenLogprobs, Usage};
+use request::{Request, TokenId, TokenLogprobs};
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::{Attempt, Broken};
+use super::figures::Figures;
 use super::{Event, Patience, Prepared, TokensOut};
 use crate::failure::Failure;
 use crate::models::Model;
@@ -31,10 +32,10 @@ pub(super) struct Choice {
     /// What the client was told of numerics; `None` as long as nothing was.
     pub(super) told: Option<String>,
     pub(super) drafter: Option<Counted>,
-    /// Of attempts that are over.
-    pub(super) speculation: SpeculationStats,
-    /// Its counts of the cache and of the prediction, of attempts that are over.
-    pub(super) usage: Usage,
+    /// What verifying did and what the cache served, in attempts that are over.
+    pub(super) figures: Figures,
+    /// The same of the attempt under way, in case that its worker never tells.
+    pub(super) so_far: Figures,
     /// What one message of the worker gave, at most three events.
     pub(super) ready: VecDeque<Event>,
     over: bool,
@@ -58,8 +59,8 @@ impl Choice {
             fingerprint: String::new(),
             told: None,
             drafter: None,
-            speculation: SpeculationStats::default(),
-            usage: Usage::default(),
+            figures: Figures::default(),
+            so_far: Figures::default(),
             ready: VecDeque::new(),
             over: false,
         }
@@ -112,10 +113,11 @@ impl Choice {
         let Some(attempt) = &mut self.attempt else { return self.place_again().await };
         match timeout_at(self.deadline, attempt.next()).await {
             Ok(Ok(Said::Accepted { .. })) => self.lose("sent Accepted twice"),
-            Ok(Ok(Said::Tokens { index, ids, drafted, logprobs })) => {
+            Ok(Ok(Said::Tokens { index, ids, drafted, logprobs, verified, predicted, cached_tokens })) => {
+                self.so_far.step(&drafted, verified, predicted, cached_tokens);
                 self.deliver(index, ids, drafted, logprobs).or_else(|why| self.lose(&why))
             }
-            Ok(Ok(Said::Finish { finish, usage, speculation })) => self.finish(finish, usage, &speculation),
+            Ok(Ok(Said::Finish { finish, usage, speculation })) => self.finish(finish, usage, speculation),
             Ok(Err(Broken::Lost(why))) => self.lose(&why),
             Ok(Err(Broken::Refused(failure) | Broken::Final(failure))) => Err(failure),
             Err(_) => Err(self.too_late()),

@@ -3,6 +3,7 @@
 use request::{Finish, Speculation, SpeculationStats, Strategy, Usage};
 
 use super::choice::Choice;
+use super::figures::Figures;
 use super::placing::LONGEST_PAUSE;
 use super::{Ended, Event, StopReason, TokensOut};
 use crate::failure::{self, Failure, Reason};
@@ -17,18 +18,19 @@ impl Choice {
         &mut self,
         finish: Finish,
         usage: Usage,
-        speculation: &SpeculationStats,
+        speculation: SpeculationStats,
     ) -> Result<(), Failure> {
         match finish {
             Finish::Stop | Finish::Length => {
-                let (due, counted) = (self.finished(), self.counted());
+                let due = self.finished().or_else(|| self.ended_by_constraint());
+                let counted = self.counted();
                 let said = (usage.prompt_tokens, usage.completion_tokens);
                 if due != Some(finish) || said != (counted.prompt_tokens, counted.completion_tokens) {
                     return self.lose(&format!(
                         "ended with {finish:?} and {usage:?} where {due:?} and {counted:?} were due"
                     ));
                 }
-                self.account(usage, speculation);
+                self.so_far = Figures { usage, speculation };
                 self.end(finish);
                 Ok(())
             }
@@ -52,8 +54,9 @@ impl Choice {
 
     /// All of it was delivered.
     pub(super) fn end(&mut self, finish: Finish) {
+        self.figures.add(std::mem::take(&mut self.so_far), self.admitted <= 1);
         let usage = self.counted();
-        let speculation = std::mem::take(&mut self.speculation);
+        let speculation = std::mem::take(&mut self.figures.speculation);
         let strategy = strategy(&self.request.speculation, &speculation);
         let pieces = self.pieces.clone().finish();
         if !pieces.is_empty() {
@@ -99,6 +102,7 @@ impl Choice {
                 LONGEST_PAUSE,
             ));
         }
+        self.figures.add(std::mem::take(&mut self.so_far), self.admitted <= 1);
         self.request.attempt = self.request.attempt.saturating_add(1);
         self.tried = vec![worker];
         Ok(())
@@ -119,6 +123,13 @@ impl Choice {
         if self.stopped_by_string() { Some(Finish::Stop) } else { self.request.finished() }
     }
 
+    /// A constraint may know no word after an end token of the model that the request does not stop at.
+    fn ended_by_constraint(&self) -> Option<Finish> {
+        let last = self.request.committed.last()?;
+        let over = self.request.constraint.is_some() && self.model.text.stop_ids().contains(last);
+        over.then_some(Finish::Stop)
+    }
+
     pub(super) fn stopped_by_string(&self) -> bool {
         matches!(self.pieces.stopped(), Some(Stopped::String(_)))
     }
@@ -130,24 +141,12 @@ impl Choice {
         }
     }
 
-    /// Adds what an attempt that is over says it did.
-    fn account(&mut self, usage: Usage, speculation: &SpeculationStats) {
-        self.speculation.add(speculation);
-        let sum = &mut self.usage;
-        // A later attempt finds in the cache what the earlier one computed: not the caller's luck.
-        if self.admitted <= 1 {
-            sum.cached_tokens = usage.cached_tokens;
-        }
-        sum.accepted_prediction_tokens += usage.accepted_prediction_tokens;
-        sum.rejected_prediction_tokens += usage.rejected_prediction_tokens;
-    }
-
     /// Tokens as they were delivered, whatever the worker says.
     fn counted(&self) -> Usage {
         Usage {
             prompt_tokens: self.request.prompt.len().try_into().unwrap_or(u32::MAX),
             completion_tokens: self.request.committed.len().try_into().unwrap_or(u32::MAX),
-            ..self.usage
+            ..self.figures.usage
         }
     }
 }

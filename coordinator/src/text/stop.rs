@@ -32,10 +32,6 @@ impl StopStrings {
         Self(strings.into_iter().map(Automaton::new).collect())
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Goes on with text; stops at the first place where a string ends.
     pub(crate) fn push(&mut self, text: &str) -> Option<Match> {
         for (at, byte) in text.bytes().enumerate() {

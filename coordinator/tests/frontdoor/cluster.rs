@@ -371,6 +371,10 @@ impl Play {
         let endless = matches!(self.act, Act::Forever);
         let choice = self.placed.request.sampling.choice;
         let mut text = if endless { model_file::tokens(TEXT) } else { output_of(choice) };
+        let stops = |id: &TokenId| self.placed.request.limits.stop_ids.contains(id);
+        if let (Some(stop), false) = (text.iter().position(stops), endless) {
+            text.truncate(stop + 1);
+        }
         if let Act::OnAndOn = self.act {
             text.push(text[0]);
         }
@@ -401,6 +405,9 @@ impl Play {
                     ids: vec![text[0]],
                     drafted: vec![false],
                     logprobs,
+                    verified: 0,
+                    predicted: false,
+                    cached_tokens: 0,
                 }
                 .into()));
             }
@@ -437,7 +444,17 @@ impl Play {
         let logprobs = self.logprobs(at, &ids);
         self.next = until;
         self.open.0.sent.fetch_add(2, Ordering::SeqCst);
-        Some(Ok(Answer::Tokens { index: u32::try_from(at).unwrap(), ids, drafted, logprobs }.into()))
+        let request = &self.placed.request;
+        Some(Ok(Answer::Tokens {
+            index: u32::try_from(at).unwrap(),
+            ids,
+            drafted,
+            logprobs,
+            verified: 2,
+            predicted: !request.prediction.is_empty(),
+            cached_tokens: 3 + request.sampling.choice,
+        }
+        .into()))
     }
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use ::cluster::{NodeRecord, Role, VocabHash};
-use reqwest::header::HeaderValue;
 use proto::reason::Reason;
+use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 
 use crate::cluster::{Act, Front, TEXT, ask, front};
@@ -111,10 +111,16 @@ async fn all_full_is_429_from_the_worker_that_said_so() {
 #[tokio::test]
 async fn the_soonest_of_full_workers_is_told() {
     let front = front(|_| {}).await;
-    let _workers =
-        [front.worker("w-a", [Act::Full(9)]).await, front.worker("w-b", [Act::Full(2)]).await, front.worker("w-c", [Act::Full(5)]).await];
+    let _workers = [
+        front.worker("w-a", [Act::Full(9)]).await,
+        front.worker("w-b", [Act::Full(2)]).await,
+        front.worker("w-c", [Act::Full(5)]).await,
+    ];
     let response = front.send(&ask(json!({}))).await;
-    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (429, &HeaderValue::from(2)));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["retry-after"]),
+        (429, &HeaderValue::from(2))
+    );
 }
 
 #[tokio::test]

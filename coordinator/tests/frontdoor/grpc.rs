@@ -31,7 +31,10 @@ pub(crate) fn chat() -> v1::GenerateRequest {
     }
 }
 
-pub(crate) async fn events(front: &Front, request: impl IntoRequest<v1::GenerateRequest>) -> Result<Vec<Event>, Status> {
+pub(crate) async fn events(
+    front: &Front,
+    request: impl IntoRequest<v1::GenerateRequest>,
+) -> Result<Vec<Event>, Status> {
     let mut stream = client(front).await.generate(request.into_request()).await?.into_inner();
     let mut events = Vec::new();
     while let Some(message) = stream.message().await? {

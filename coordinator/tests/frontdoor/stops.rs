@@ -26,10 +26,18 @@ async fn a_stop_string_ends_the_answer_and_the_workers_stream() {
     let events = events(&front, request).await.unwrap();
     assert_eq!(text(&events), "Grüße, 世界! Ein ");
     let finish = finish(&events);
-    assert_eq!((finish.reason(), &finish.stopped_by), (v1::FinishReason::Stop, &Some(StoppedBy::Stop("Satz".into()))));
+    assert_eq!(
+        (finish.reason(), &finish.stopped_by),
+        (v1::FinishReason::Stop, &Some(StoppedBy::Stop("Satz".into())))
+    );
     // Up to the token that completes it; the worker sends two at a time.
     let counted = TEXT.find("Satz").unwrap() + "Satz".len();
     assert_eq!(finish.usage.unwrap().completion_tokens as usize, counted);
+    // The worker had no time to tell what it did; two drafts a message, the first of them right.
+    let did = finish.speculation.as_ref().unwrap();
+    let messages = counted.div_ceil(2) as u64;
+    assert_eq!((did.drafts, did.draft_tokens, did.accepted_tokens), (messages, 2 * messages, messages));
+    assert_eq!(finish.usage.unwrap().cached_tokens, 3);
     let ids: usize = events.iter().map(|e| if let Event::Tokens(t) = e { t.ids.len() } else { 0 }).sum();
     assert_eq!(ids, counted);
     worker.until_idle().await;
@@ -51,18 +59,16 @@ async fn what_only_looked_like_one_is_given_at_the_end() {
 /// the other's.
 #[tokio::test]
 async fn every_replay_says_the_same() {
-    let front = front(|_| {}).await;
     let shown = "Grüße, 世";
     let ends = shown.len() + "界! Ei".len();
     for at in 0..=ends {
+        let front = front(|_| {}).await;
         let worker = front.worker("w0", [Act::EndAt(at)]).await;
         let events = events(&front, stopping(&["界! Ei"])).await.unwrap();
         assert_eq!(text(&events), shown, "broken at {at}");
         assert_eq!(finish(&events).usage.unwrap().completion_tokens as usize, ends);
         // At the end nothing is left to replay.
         assert_eq!(worker.seen().len(), if at < ends { 2 } else { 1 }, "broken at {at}");
-        drop(worker);
-        front.until(<[String]>::is_empty).await;
     }
 }
 
@@ -81,11 +87,15 @@ async fn every_cut_of_the_client_says_the_same() {
             committed.extend(&said.ids);
             before.push_str(&said.text);
             let asked = worker.seen().len();
-            let request = v1::GenerateRequest { committed: committed.clone(), attempt: 1, ..stopping(strings) };
+            let request =
+                v1::GenerateRequest { committed: committed.clone(), attempt: 1, ..stopping(strings) };
             let rest = events(&front, request).await.unwrap();
             assert_eq!(before.clone() + &text(&rest), text(&whole), "{strings:?} cut at {}", committed.len());
             assert_eq!(finish(&rest).stopped_by, finish(&whole).stopped_by);
-            assert_eq!(finish(&rest).usage.unwrap().completion_tokens, finish(&whole).usage.unwrap().completion_tokens);
+            assert_eq!(
+                finish(&rest).usage.unwrap().completion_tokens,
+                finish(&whole).usage.unwrap().completion_tokens
+            );
             let complete = committed.len() == finish(&whole).usage.unwrap().completion_tokens as usize;
             assert_eq!(worker.seen().len() - asked, usize::from(!complete), "a whole answer needs no worker");
         }

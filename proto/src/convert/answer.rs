@@ -26,6 +26,12 @@ pub enum Answer {
         drafted: Vec<bool>,
         /// One per id when they were asked for, else empty.
         logprobs: Vec<TokenLogprobs>,
+        /// Drafts verified in the step that committed them.
+        verified: u32,
+        /// Whether those were the caller's prediction.
+        predicted: bool,
+        /// Prompt tokens that the prefix cache served; the same in every message.
+        cached_tokens: u32,
     },
     Finish {
         finish: Finish,
@@ -42,11 +48,19 @@ impl From<Answer> for worker::GenerateResponse {
                 fingerprint,
                 drafter: drafter.map(|d| d.as_str().to_owned()).unwrap_or_default(),
             }),
-            Answer::Tokens { index, ids, drafted, logprobs } => {
+            Answer::Tokens { index, ids, drafted, logprobs, verified, predicted, cached_tokens } => {
                 // All false is written as nothing.
                 let drafted = if drafted.contains(&true) { drafted } else { Vec::new() };
                 let logprobs = logprobs.into_iter().map(Into::into).collect();
-                Event::Tokens(worker::Tokens { index, ids: ids.to_ids(), drafted, logprobs })
+                Event::Tokens(worker::Tokens {
+                    index,
+                    ids: ids.to_ids(),
+                    drafted,
+                    logprobs,
+                    verified,
+                    predicted,
+                    cached_tokens,
+                })
             }
             Answer::Finish { finish, usage, speculation } => Event::Finish(worker::Finish {
                 reason: v1::FinishReason::from(finish).into(),
@@ -95,7 +109,15 @@ impl TryFrom<worker::GenerateResponse> for Answer {
                 }
                 let logprobs =
                     run.logprobs.into_iter().map(TokenLogprobs::try_from).collect::<Result<_, _>>()?;
-                Ok(Self::Tokens { index: run.index, ids, drafted, logprobs })
+                Ok(Self::Tokens {
+                    index: run.index,
+                    ids,
+                    drafted,
+                    logprobs,
+                    verified: run.verified,
+                    predicted: run.predicted,
+                    cached_tokens: run.cached_tokens,
+                })
             }
             Event::Finish(end) => Ok(Self::Finish {
                 finish: finish(end.reason)?,

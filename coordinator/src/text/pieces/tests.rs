@@ -28,15 +28,15 @@ fn model() -> ModelText {
         .key("tokenizer.ggml.merges", Value::Array(Array::Str(Vec::new())))
         .key("tokenizer.ggml.eos_token_id", Value::U32(END))
         .finish();
-    ModelText::new(&Header::read(file.as_slice(), file.len() as u64).unwrap()).unwrap()
+    let header = Header::read(file.as_slice(), file.len() as u64).unwrap();
+    ModelText::new(text::Tokenizer::from_gguf(&header).unwrap(), None).unwrap()
 }
 
 fn rules(strings: &[&str]) -> StopRules {
     StopRules {
         strings: StopStrings::new(strings.iter().map(ToString::to_string).collect()),
         ids: vec![TokenId(END)],
-        include: false,
-        min_tokens: 0,
+        ..StopRules::default()
     }
 }
 
@@ -50,13 +50,13 @@ fn push(pieces: &mut Pieces, ids: &[TokenId]) -> (String, usize) {
     for (i, id) in ids.iter().enumerate() {
         pieces.push(*id, false, &mut told);
         if pieces.stopped().is_some() {
-            return (text(told), i + 1);
+            return (joined(told), i + 1);
         }
     }
-    (text(told), ids.len())
+    (joined(told), ids.len())
 }
 
-fn text(pieces: Vec<Piece>) -> String {
+fn joined(pieces: Vec<Piece>) -> String {
     pieces.into_iter().map(|p| p.text).collect()
 }
 
@@ -65,7 +65,7 @@ fn whole(model: &ModelText, rules: StopRules, ids: &[TokenId]) -> (String, Optio
     let mut pieces = Pieces::new(model, rules);
     let (told, taken) = push(&mut pieces, ids);
     let stopped = pieces.stopped().cloned();
-    (told + &text(pieces.finish()), stopped, taken)
+    (told + &joined(pieces.finish()), stopped, taken)
 }
 
 #[test]
@@ -146,7 +146,7 @@ proptest! {
             let (after, rest) = push(&mut second, &tokens[cut..taken]);
             prop_assert_eq!(cut + rest, taken);
             prop_assert_eq!(second.stopped(), stopped.as_ref());
-            prop_assert_eq!(before + &after + &text(second.finish()), &*expected, "cut at {}", cut);
+            prop_assert_eq!(before + &after + &joined(second.finish()), &*expected, "cut at {}", cut);
         }
         // Never a part of what ended it.
         if let (Some(Stopped::String(string)), false) = (&stopped, include) {

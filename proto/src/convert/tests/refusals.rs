@@ -197,7 +197,7 @@ fn answers_are_refused_by_field() {
             index: 0,
             ids: vec![1; ids],
             drafted: vec![true; drafted],
-            logprobs: Vec::new(),
+            ..worker::Tokens::default()
         })
     };
     for (event, field) in [
