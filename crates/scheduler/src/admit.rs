@@ -6,7 +6,7 @@
 //! that was let in is not thrown out half computed. A sequence of strictly higher priority takes slot
 //! and pages from lower ones, the last in order first; if that would not do, it takes nothing.
 
-use kvcache::{PageHash, PageId, PageTable, hit_pages, longest_hit};
+use kvcache::{PAGE_POSITIONS, PageHash, PageId, PageTable, hit_pages, longest_hit};
 
 use crate::schedule::{Scheduler, change};
 use crate::sequence::{Order, Running};
@@ -16,6 +16,8 @@ use crate::{Admitted, Ahead, SequenceId, TableChange};
 struct Demand {
     /// The pages that the prefix cache has for it.
     chain: Vec<PageHash>,
+    /// Beyond them something is left to compute.
+    rows: bool,
     classes: Vec<ClassDemand>,
 }
 
@@ -35,7 +37,7 @@ impl Scheduler {
         let mut seen: Option<Order> = None;
         while let Some((order, id)) = self.next_waiting(seen) {
             seen = Some(order);
-            // Who could not use a slot now is passed over; it keeps its place in the line.
+            // Who could not use a slot now is passed over, here and below; it keeps its place in the line.
             if ahead(id) == Ahead::Hold {
                 continue;
             }
@@ -43,7 +45,7 @@ impl Scheduler {
             if self.free_slots.is_empty() && lower.is_empty() {
                 return;
             }
-            let Some(demand) = self.demand(id) else { continue };
+            let Some(demand) = self.demand(id).filter(|demand| demand.rows) else { continue };
             if !self.fits(&demand, &[]) && !self.fits(&demand, &lower) {
                 return;
             }
@@ -77,6 +79,7 @@ impl Scheduler {
         let most = if self.config.prefix_cache { (sequence.len() - 1).min(sequence.settled) } else { 0 };
         let chain = sequence.chain.reach(&sequence.tokens[..most as usize]);
         let chain = chain[..longest_hit(&self.pools, chain) as usize].to_vec();
+        let rows = sequence.wanted() > chain.len() as u32 * PAGE_POSITIONS;
         let (positions, stride) = (sequence.known_and_next(), sequence.stride);
         let classes = self.pools.iter().map(|pool| {
             let hit = hit_pages(pool, &chain);
@@ -84,7 +87,7 @@ impl Scheduler {
             ClassDemand { fresh: worst.saturating_sub(hit.len() as u32), hit }
         });
         let classes = classes.collect();
-        Some(Demand { chain, classes })
+        Some(Demand { chain, rows, classes })
     }
 
     /// Whether slot and pages are there once `gone` gave up theirs.
@@ -132,7 +135,7 @@ impl Scheduler {
                     .map(|page| change(slot, class, page.map_or(TableChange::Hole, TableChange::Share))),
             );
         }
-        let cached = demand.chain.len() as u32 * kvcache::PAGE_POSITIONS;
+        let cached = demand.chain.len() as u32 * PAGE_POSITIONS;
         let again = sequence.preempted;
         sequence.computed = cached;
         sequence.running = Some(Running { slot, tables, started: false });

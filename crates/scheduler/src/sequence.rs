@@ -88,11 +88,15 @@ impl Sequence {
         self.len() < self.limit
     }
 
-    /// Known positions that a step could compute now. The last one is computed only to pick the
-    /// next token, so it waits while the sequence may not grow.
+    /// Known positions to compute. The last one is computed only to pick the next token, so it waits
+    /// while the sequence may not grow.
+    pub(crate) fn wanted(&self) -> u32 {
+        if self.grows() { self.len() } else { self.len() - 1 }
+    }
+
+    /// Of the wanted positions, those a step could compute now.
     pub(crate) fn behind(&self) -> u32 {
-        let target = if self.grows() { self.len() } else { self.len() - 1 };
-        target.saturating_sub(self.computed)
+        self.wanted().saturating_sub(self.computed)
     }
 
     /// Positions to have pages for when it is admitted: all known ones and the next token's.
