@@ -1,7 +1,7 @@
 //! `paceline models`: getting model files and knowing what is in them.
 //!
-//! [`resolve`] is what the other commands use: it turns what a user wrote into a GGUF file on this
-//! machine, fetching it if need be. Reading weights is not done here (`model`), nor is serving.
+//! [`resolve`] is what the other commands use: it turns what a user wrote into a GGUF file or a folder
+//! on this machine, fetching it if need be. Reading weights is not done here (`model`), nor is serving.
 
 use std::path::{Path, PathBuf};
 
@@ -41,9 +41,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show what is in a model file.
+    /// Show what a model is.
     Show {
-        /// A name, or a path to a .gguf file.
+        /// A name, or a path to a .gguf file or a folder.
         model: String,
         /// Print JSON.
         #[arg(long)]
@@ -55,7 +55,7 @@ enum Command {
 struct PullArgs {
     /// A catalogue name (see `paceline models list`) or hf:org/repo[:file.gguf].
     model: String,
-    /// Keep a file of the hub under this name.
+    /// Keep a file or folder of the hub under this name.
     #[arg(long)]
     name: Option<String>,
     /// Where catalogue models are fetched from.
@@ -79,7 +79,7 @@ pub async fn run(args: ModelsArgs, open: impl FnOnce() -> Result<Store>) -> Resu
     Ok(())
 }
 
-/// The GGUF file of a model that a user named: a path is used in place, a name or a hub file is
+/// The file or folder of a model that a user named: a path is used in place, a name or a hub file is
 /// fetched when it is not in the store yet. Only then is the store opened.
 pub async fn resolve(
     open: impl FnOnce() -> Result<Store>,
@@ -97,8 +97,14 @@ pub async fn resolve(
 
 fn existing(path: &Path) -> Result<()> {
     ensure!(
-        path.is_file(),
-        "{} is not a file: give the path of a .gguf file, or a model's name",
+        !path.is_dir() || store::is_model(path),
+        "{} is a folder without a config.json: give the path of a .gguf file, of a folder with a model, or a \
+         model's name",
+        path.display()
+    );
+    ensure!(
+        path.is_dir() || path.is_file(),
+        "{} is not a file: give the path of a .gguf file, of a folder with a model, or a model's name",
         path.display()
     );
     Ok(())

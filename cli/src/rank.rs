@@ -199,9 +199,10 @@ pub async fn serve(
     ended(&tasks.run(idle, deadlines).await)
 }
 
-/// Name under which a model file is served: the file's, without its ending.
+/// Name under which a model is served: the file's without its ending, or the folder's.
 pub fn served_name(path: &Path) -> String {
-    path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map_or_else(|| "model".into(), |stem| stem.to_string_lossy().replace(' ', "-"))
 }
 
 /// What a model's files say besides the weights.

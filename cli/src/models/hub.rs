@@ -1,4 +1,4 @@
-//! Fetching a GGUF file from the Hugging Face hub, with resume.
+//! Fetching files from the Hugging Face hub, with resume.
 //!
 //! The crate `hf-hub` knows the hub's addresses and sends the token. Here: which file, at which
 //! commit, and continuing where an earlier run stopped (`docs/decisions/0010-hf-hub-without-xet.md`).
@@ -54,6 +54,15 @@ pub(crate) struct Located {
     pub commit: String,
 }
 
+/// What a repository's name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// A GGUF file.
+    File(Located),
+    /// The files of a model in safetensors; their names hold no slash.
+    Folder(Vec<Located>),
+}
+
 impl Hub {
     /// `endpoint`: `None` is `HF_ENDPOINT`, or huggingface.co.
     pub(crate) fn new(endpoint: Option<&str>) -> Result<Self> {
@@ -83,6 +92,14 @@ impl Hub {
         let look = async { self.list(repo).await?.locate(repo, file) };
         let located = tokio::time::timeout(deadline, look).await;
         located
+            .with_context(|| format!("{} gave no answer within {} s", self.endpoint(), deadline.as_secs()))?
+    }
+
+    /// Finds what is meant: the GGUF file, or the files of a model in safetensors.
+    pub(crate) async fn find(&self, repo: &str, file: Option<&str>, deadline: Duration) -> Result<Found> {
+        let look = async { self.list(repo).await?.find(repo, file) };
+        let found = tokio::time::timeout(deadline, look).await;
+        found
             .with_context(|| format!("{} gave no answer within {} s", self.endpoint(), deadline.as_secs()))?
     }
 

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 
 use super::catalogue::{self, Entry, HubFile};
-use super::hub::{Hub, Located};
+use super::hub::{Found, Hub, Located};
 use super::pip;
 use super::progress::Progress;
 use super::source::Source;
@@ -54,7 +54,7 @@ impl Default for Options {
     }
 }
 
-/// Makes sure that a model is in the store and gives its file. `rename`: the name it gets there,
+/// Makes sure that a model is in the store and gives its file or folder. `rename`: the name it gets there,
 /// for a file of the hub.
 pub(crate) async fn pull(
     store: &Store,
@@ -66,7 +66,7 @@ pub(crate) async fn pull(
     match source {
         Source::Path(path) => {
             super::existing(path)?;
-            bail!("{} is a file already: use its path where a model is wanted", path.display())
+            bail!("{} is here already: use its path where a model is wanted", path.display())
         }
         Source::Name(name) => {
             ensure!(rename.is_none(), "{name} has a name already; --name is for hf: sources");
@@ -86,7 +86,7 @@ async fn pull_name(store: &Store, name: &Name, options: &Options, progress: &Pro
         let known: Vec<_> = entries.iter().map(|e| e.name.as_str()).collect();
         let have: Vec<_> = store.list()?.iter().map(|i| i.name.to_string()).collect();
         bail!(
-            "no model \"{name}\": the catalogue has {}; {} holds {}. Or give a path to a .gguf file, or hf:org/repo",
+            "no model \"{name}\": the catalogue has {}; {} holds {}. Or give a path to a .gguf file or a folder, or hf:org/repo",
             known.join(", "),
             store.dir().display(),
             if have.is_empty() { "none".to_owned() } else { have.join(", ") }
@@ -182,21 +182,25 @@ async fn pull_hub(
         return Ok(path);
     }
     let hub = Hub::new(options.hub_endpoint.as_deref())?;
-    let located = hub.locate(repo, file, HUB_DEADLINE).await?;
-    let name = match rename {
-        Some(name) => name,
-        None => name_of(&located.file)?,
+    let found = hub.find(repo, file, HUB_DEADLINE).await?;
+    let (source, name) = match &found {
+        Found::File(located) => (located.file.describe(), name_of(&located.file)),
+        Found::Folder(_) => (format!("hf:{repo}"), name_of_repo(repo)),
     };
+    let name = rename.map_or(name, Ok)?;
     let _lock = lock(store, &name, progress).await?;
     if let Some(installed) = store.find(&name)? {
         let from = installed.record.map_or("an unknown source".to_owned(), |r| r.source);
         ensure!(
-            from == located.file.describe(),
+            from == source,
             "the store has a {name} from {from}; give this one another name with `paceline models pull --name`"
         );
         return Ok(installed.path);
     }
-    from_hub(store, &name, &hub, &located, progress).await
+    match found {
+        Found::File(located) => from_hub(store, &name, &hub, &located, progress).await,
+        Found::Folder(files) => folder_from_hub(store, &name, source, &hub, files, progress).await,
+    }
 }
 
 /// A file of the hub that is in the store needs no hub.
@@ -206,10 +210,16 @@ fn pulled_before(
     file: Option<&str>,
     name: Option<&Name>,
 ) -> Result<Option<PathBuf>> {
-    let prefix = format!("hf:{repo}:");
+    let whole = format!("hf:{repo}");
     let of_repo = |i: &Installed| {
-        let source = i.record.as_ref().and_then(|r| r.source.strip_prefix(&prefix));
-        source.is_some_and(|have| file.is_none_or(|want| want == have)) && name.is_none_or(|n| *n == i.name)
+        let source = i.record.as_ref().and_then(|r| r.source.strip_prefix(&whole));
+        let meant = source.is_some_and(|rest| match (rest.strip_prefix(':'), file) {
+            (Some(have), Some(want)) => have == want,
+            (Some(_), None) => true,
+            // A folder: the repository without a file.
+            (None, want) => rest.is_empty() && want.is_none(),
+        });
+        meant && name.is_none_or(|n| *n == i.name)
     };
     let found: Vec<_> = store.list()?.into_iter().filter(of_repo).collect();
     Ok(match &found[..] {
@@ -221,6 +231,47 @@ fn pulled_before(
 fn name_of(file: &HubFile) -> Result<Name> {
     let stem = file.file.rsplit('/').next().unwrap_or_default().trim_end_matches(".gguf");
     Name::parse(stem).with_context(|| format!("{}: choose a name with --name", file.describe()))
+}
+
+fn name_of_repo(repo: &str) -> Result<Name> {
+    let name = repo.rsplit('/').next().unwrap_or_default();
+    Name::parse(name).with_context(|| format!("hf:{repo}: choose a name with --name"))
+}
+
+/// Fetches the files of a model in safetensors, one after the other; what is complete is not fetched
+/// again.
+async fn folder_from_hub(
+    store: &Store,
+    name: &Name,
+    source: String,
+    hub: &Hub,
+    mut files: Vec<Located>,
+    progress: &Progress,
+) -> Result<PathBuf> {
+    files.sort_by(|a, b| a.file.file.cmp(&b.file.file));
+    let commit = files.first().map(|f| f.commit.clone()).unwrap_or_default();
+    let folder = store.partial_folder(name, &commit);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let bytes: u64 = files.iter().map(|f| f.bytes).sum();
+    store.require_space(bytes.saturating_sub(super::store::folder_bytes(&folder)?) + SPARE_BYTES)?;
+    let mut all = Sha256::new();
+    for located in &files {
+        let file = &located.file.file;
+        let (complete, partial) = (folder.join(file), folder.join(format!("{file}.partial")));
+        if complete.metadata().map_or(0, |m| m.len()) != located.bytes {
+            let stage = progress.stage(&format!("{name}: {file}"), located.bytes);
+            hub.download(located, &partial, &stage).await?;
+            drop(stage);
+            std::fs::rename(&partial, &complete)
+                .with_context(|| format!("cannot rename to {}", complete.display()))?;
+        }
+        let found = sha256(&complete, &format!("{name}: checking {file}"), progress).await?;
+        if let Some(expected) = &located.sha256 {
+            expect_sha256(name, &complete, &found, expected)?;
+        }
+        all.update(format!("{found}  {file}\n"));
+    }
+    store.install(name, &folder, &Record::new(source, hex(all), bytes))
 }
 
 async fn from_hub(

@@ -1,4 +1,4 @@
-//! `paceline models show`: what a GGUF file says of itself.
+//! `paceline models show`: what a GGUF file or a folder says of itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use gguf::{Header, Metadata};
 use indicatif::DecimalBytes;
 use serde::Serialize;
-use text::Tokenizer;
+use text::{ChatTemplate, Tokenizer};
 
 use super::source::Source;
 use super::store::{Record, Store};
@@ -31,6 +31,10 @@ struct Description {
     kv_heads: Option<u32>,
     feed_forward: Option<u32>,
     context: Option<u32>,
+    /// Positions that `--context` may ask for.
+    longest: Option<u32>,
+    /// Positions that a token looks back on; `null`: all.
+    window: Option<u32>,
     vocabulary: Option<usize>,
     tokenizer: Option<String>,
     chat_template: bool,
@@ -69,7 +73,7 @@ fn locate(
         }
         Source::Name(name) => name,
         Source::Hub { .. } => {
-            bail!("show reads files that are here: run `paceline models pull` first, then name the model")
+            bail!("show reads models that are here: run `paceline models pull` first, then name the model")
         }
     };
     let store = open()?;
@@ -83,6 +87,45 @@ fn locate(
 }
 
 fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Description> {
+    if path.is_dir() { describe_folder(name, path, record) } else { describe_file(name, path, record) }
+}
+
+/// What the readers of weights and of the tokenizer say: the same two that a worker calls.
+fn describe_folder(name: String, path: &Path, record: Option<Record>) -> Result<Description> {
+    let (model, text) = (model::Description::read(path), Tokenizer::open(path));
+    let unsupported =
+        model.as_ref().err().map(ToString::to_string).or(text.as_ref().err().map(ToString::to_string));
+    let number = |get: fn(&model::Description) -> u32| model.as_ref().ok().map(get);
+    let mut tensors: BTreeMap<&'static str, Tensors> = BTreeMap::new();
+    for t in model.iter().flat_map(|m| &m.tensors) {
+        tensors.insert(t.kind, Tensors { count: t.tensors, bytes: t.bytes });
+    }
+    Ok(Description {
+        name,
+        path: path.to_owned(),
+        file_bytes: super::store::folder_bytes(path)?,
+        record,
+        title: None,
+        architecture: model.as_ref().map_or("not known", |m| m.architecture).to_owned(),
+        parameters: model.as_ref().map_or(0, |m| m.parameters),
+        layers: number(|m| m.layers),
+        hidden: number(|m| m.hidden),
+        heads: number(|m| m.heads),
+        kv_heads: number(|m| m.kv_heads),
+        feed_forward: number(|m| m.feed_forward),
+        context: number(|m| m.context),
+        longest: number(|m| m.longest),
+        window: model.as_ref().ok().and_then(|m| m.window),
+        vocabulary: text.as_ref().ok().map(|t| t.vocab_len() as usize),
+        tokenizer: text.is_ok().then(|| "tokenizer.json".to_owned()),
+        chat_template: ChatTemplate::open(path).is_ok(),
+        supported: unsupported.is_none(),
+        unsupported,
+        tensors,
+    })
+}
+
+fn describe_file(name: String, path: &Path, record: Option<Record>) -> Result<Description> {
     let file_bytes = path.metadata()?.len();
     let header = Header::open(path)?;
     model::refuse_split(&header.metadata)?;
@@ -91,7 +134,8 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
     let Header { metadata, tensors, .. } = header;
     let architecture = metadata.str("general.architecture")?.to_owned();
     let number = |key: &str| metadata.optional(&format!("{architecture}.{key}"), Metadata::u32);
-    let model = model::Description::read(path).map(drop);
+    let model = model::Description::read(path);
+    let (longest, window) = model.as_ref().map_or((None, None), |m| (Some(m.longest), m.window));
     let unsupported = model.err().map(|e| e.to_string()).or(text.err().map(|e| e.to_string()));
     let mut kinds: BTreeMap<&'static str, Tensors> = BTreeMap::new();
     for tensor in &tensors {
@@ -112,6 +156,8 @@ fn describe(name: String, path: &Path, record: Option<Record>) -> Result<Descrip
         kv_heads: number("attention.head_count_kv")?,
         feed_forward: number("feed_forward_length")?,
         context: number("context_length")?,
+        longest,
+        window,
         vocabulary: metadata.optional("tokenizer.ggml.tokens", Metadata::strs)?.map(<[String]>::len),
         tokenizer: tokenizer_name(&metadata)?,
         chat_template: metadata.get("tokenizer.chat_template").is_some(),
@@ -135,7 +181,7 @@ impl Description {
         let mut lines = vec![("name", self.name.clone())];
         let mut add = |what, value: Option<String>| lines.extend(value.map(|v| (what, v)));
         add("title", self.title.clone());
-        add("file", Some(self.path.display().to_string()));
+        add(if self.path.is_dir() { "folder" } else { "file" }, Some(self.path.display().to_string()));
         add("size", Some(DecimalBytes(self.file_bytes).to_string()));
         add("source", self.record.as_ref().map(|r| r.source.clone()));
         add("pulled", self.record.as_ref().map(|r| r.date.clone()));
@@ -146,7 +192,10 @@ impl Description {
         add("hidden", self.hidden.map(|n| n.to_string()));
         add("heads", self.heads.map(|n| format!("{n}, key-value {}", self.kv_heads.unwrap_or(n))));
         add("feed-forward", self.feed_forward.map(|n| n.to_string()));
-        add("context", self.context.map(|n| format!("{n} tokens")));
+        let reach = self.longest.filter(|n| self.context.is_some_and(|own| own < *n));
+        let reach = reach.map_or(String::new(), |n| format!(", with RoPE scaling up to {n}"));
+        add("context", self.context.map(|n| format!("{n} tokens{reach}")));
+        add("window", self.window.map(|n| format!("{n} tokens")));
         add("vocabulary", self.vocabulary.map(|n| format!("{n} tokens")));
         add("tokenizer", self.tokenizer.clone());
         add("chat template", Some(if self.chat_template { "yes" } else { "none" }.to_owned()));

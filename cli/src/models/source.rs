@@ -11,9 +11,10 @@ use super::store::Name;
 pub enum Source {
     /// A model in the store or the catalogue.
     Name(Name),
-    /// A file that is used where it is.
+    /// A file or a folder that is used where it is.
     Path(PathBuf),
-    /// `hf:org/repo[:file]`; without a file the repository must hold exactly one GGUF.
+    /// `hf:org/repo[:file]`; without a file the repository must hold exactly one GGUF file, or a model in
+    /// safetensors and no GGUF file.
     Hub { repo: String, file: Option<String> },
 }
 
@@ -22,7 +23,7 @@ impl Source {
     pub fn parse(text: &str) -> Result<Self> {
         ensure!(
             !text.trim().is_empty(),
-            "the model is empty: give a name, a path to a .gguf file, or hf:org/repo"
+            "the model is empty: give a name, a path to a .gguf file or a folder, or hf:org/repo"
         );
         if let Some(rest) = text.strip_prefix("hf:") {
             return parse_hub(text, rest);
@@ -54,8 +55,8 @@ fn parse_hub(text: &str, rest: &str) -> Result<Source> {
     if let Some(file) = file {
         ensure!(
             file.ends_with(".gguf") && file.split('/').all(plain),
-            "{text}: \"{file}\" is not a GGUF file of a repository; safetensors are not built yet, \
-             name a file that ends in .gguf"
+            "{text}: \"{file}\" is not a GGUF file of a repository; name a file that ends in .gguf, \
+             or no file for a model in safetensors"
         );
     }
     Ok(Source::Hub { repo: repo.to_owned(), file: file.map(str::to_owned) })
@@ -91,7 +92,7 @@ mod tests {
             ("hf:Qwen", "missing its owner"),
             ("hf:/x", "is not a repository"),
             ("hf:a/b/c", "is not a repository"),
-            ("hf:a/b:model.safetensors", "ends in .gguf"),
+            ("hf:a/b:model.safetensors", "or no file for a model in safetensors"),
             ("hf:a/b:../../etc/x.gguf", "is not a GGUF file"),
         ] {
             let error = Source::parse(text).unwrap_err().to_string();

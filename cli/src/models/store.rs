@@ -1,7 +1,8 @@
-//! The store: a directory that holds `NAME.gguf` and, beside it, `NAME.json` with its origin.
+//! The store: a directory that holds `NAME.gguf`, or the folder `NAME` with safetensors, and beside it
+//! `NAME.json` with its origin.
 //!
 //! A model appears under its final name only when it is complete and checked; what is on its way
-//! has another name (`NAME.gguf.*.partial`, `parts/NAME/`). One lock file per model keeps two
+//! has another name (`NAME.gguf.*.partial`, `NAME.*.partial/`, `parts/NAME/`). One lock file per model keeps two
 //! processes from pulling the same one.
 
 use std::ffi::OsString;
@@ -22,7 +23,8 @@ pub struct Name(String);
 pub struct Record {
     /// `hf:...` or `pip:...`.
     pub source: String,
-    /// Of the GGUF file, lower-case hex.
+    /// Of the GGUF file, lower-case hex. Of a folder: over a line for each file, by name, as `sha256sum`
+    /// prints it.
     pub sha256: String,
     pub bytes: u64,
     /// When it was pulled, RFC 3339 in UTC.
@@ -33,9 +35,11 @@ pub struct Record {
 #[derive(Clone, Debug)]
 pub struct Installed {
     pub name: Name,
+    /// A `.gguf` file, or a folder.
     pub path: PathBuf,
+    /// Of all its files.
     pub bytes: u64,
-    /// `None`: the file was put there by hand.
+    /// `None`: the model was put there by hand.
     pub record: Option<Record>,
 }
 
@@ -114,6 +118,17 @@ impl Store {
         self.dir.join(format!("{name}.gguf.{short}.partial"))
     }
 
+    /// The folder of a complete model in safetensors.
+    pub fn folder(&self, name: &Name) -> PathBuf {
+        self.dir.join(name.as_str())
+    }
+
+    /// The folder of a model on its way; see [`Self::partial`].
+    pub fn partial_folder(&self, name: &Name, identity: &str) -> PathBuf {
+        let short: String = identity.chars().filter(char::is_ascii_alphanumeric).take(16).collect();
+        self.dir.join(format!("{name}.{short}.partial"))
+    }
+
     /// Where downloaded parts of a model wait to be joined.
     pub fn parts(&self, name: &Name) -> PathBuf {
         self.dir.join("parts").join(name.as_str())
@@ -121,12 +136,19 @@ impl Store {
 
     /// A model of the store, if it is there.
     pub fn find(&self, name: &Name) -> Result<Option<Installed>> {
-        let path = self.gguf(name);
-        let bytes = match fs::metadata(&path) {
-            Ok(meta) if meta.is_file() => meta.len(),
-            Ok(_) => bail!("{} is not a file; move it away and pull the model again", path.display()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e).with_context(|| format!("cannot look at {}", path.display())),
+        let file = self.gguf(name);
+        let (path, bytes) = match fs::metadata(&file) {
+            Ok(meta) if meta.is_file() => (file, meta.len()),
+            Ok(_) => bail!("{} is not a file; move it away and pull the model again", file.display()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let folder = self.folder(name);
+                if !is_model(&folder) {
+                    return Ok(None);
+                }
+                let bytes = folder_bytes(&folder)?;
+                (folder, bytes)
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot look at {}", file.display())),
         };
         let record = self.record(name)?;
         if let Some(record) = &record {
@@ -147,7 +169,18 @@ impl Store {
             fs::read_dir(&self.dir).with_context(|| format!("cannot list {}", self.dir.display()))?;
         for entry in entries {
             let file = entry.with_context(|| format!("cannot list {}", self.dir.display()))?.file_name();
-            let Some(stem) = file.to_str().and_then(|f| f.strip_suffix(".gguf")) else { continue };
+            let Some(file) = file.to_str() else { continue };
+            let stem = match file.strip_suffix(".gguf") {
+                Some(stem) => stem,
+                // Once, although a file of the same name goes before the folder.
+                None if is_model(&self.dir.join(file)) && !self.dir.join(format!("{file}.gguf")).exists() => {
+                    file
+                }
+                None => continue,
+            };
+            if stem.ends_with(".partial") {
+                continue;
+            }
             let Ok(name) = Name::parse(stem) else { continue };
             found.extend(self.find(&name)?);
         }
@@ -155,14 +188,14 @@ impl Store {
         Ok(found)
     }
 
-    /// Makes a complete, checked file the model `name`. The record is written first: a model
+    /// Makes a complete, checked file or folder the model `name`. The record is written first: a model
     /// without one would be taken for one put there by hand.
     pub fn install(&self, name: &Name, complete: &Path, record: &Record) -> Result<PathBuf> {
         self.write_record(name, record)?;
         File::open(complete)
             .and_then(|f| f.sync_all())
             .with_context(|| format!("cannot flush {}", complete.display()))?;
-        let path = self.gguf(name);
+        let path = if complete.is_dir() { self.folder(name) } else { self.gguf(name) };
         fs::rename(complete, &path).with_context(|| format!("cannot rename to {}", path.display()))?;
         Ok(path)
     }
@@ -238,6 +271,24 @@ impl Store {
         })?;
         Ok(Some(record))
     }
+}
+
+/// Whether a folder is a model's, and not `parts` or something else that lies there.
+pub(super) fn is_model(path: &Path) -> bool {
+    path.join("config.json").is_file()
+}
+
+/// Bytes of the files directly in a folder.
+pub(super) fn folder_bytes(folder: &Path) -> Result<u64> {
+    let cannot = || format!("cannot list {}", folder.display());
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder).with_context(cannot)? {
+        let meta = entry.and_then(|entry| fs::metadata(entry.path())).with_context(cannot)?;
+        if meta.is_file() {
+            bytes += meta.len();
+        }
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

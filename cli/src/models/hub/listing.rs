@@ -1,9 +1,9 @@
-//! What a repository holds, as the hub lists it, and which of its GGUF files is meant.
+//! What a repository holds, as the hub lists it, and which of its files are meant.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use super::Located;
+use super::{Found, Located};
 use crate::models::catalogue::HubFile;
 
 /// The answer of `/api/models/{repo}/revision/{revision}?blobs=true`; what we do not read is left out.
@@ -36,35 +36,87 @@ impl Listing {
         Ok(listing)
     }
 
+    /// What is meant of `repo`: the GGUF file `wanted`, or the only one, or the files of a model in
+    /// safetensors where there is no GGUF file.
+    pub(super) fn find(self, repo: &str, wanted: Option<&str>) -> Result<Found> {
+        let is = |end: &str| self.siblings.iter().any(|s| s.rfilename.ends_with(end));
+        if wanted.is_some() || is(".gguf") || !is(".safetensors") {
+            return self.locate(repo, wanted).map(Found::File);
+        }
+        let Self { sha: commit, siblings } = self;
+        let has = |name: &str| siblings.iter().any(|s| s.rfilename == name);
+        for file in NEEDED {
+            ensure!(has(file), "hf:{repo} has safetensors, but no {file}, without which they are no model");
+        }
+        // One file with all weights goes before its shards, where a repository has both.
+        let single = has("model.safetensors");
+        ensure!(
+            single || has(INDEX),
+            "hf:{repo} has neither model.safetensors nor {INDEX}; files of other names are not read"
+        );
+        let wanted = |name: &str| {
+            TEXT.contains(&name)
+                || if single { name == "model.safetensors" } else { name == INDEX || is_shard(name) }
+        };
+        let files = siblings.into_iter().filter(|s| wanted(&s.rfilename));
+        files.map(|file| located(repo, file, &commit)).collect::<Result<_>>().map(Found::Folder)
+    }
+
     /// The GGUF file of `repo` that is meant: `wanted`, or the only one.
     pub(super) fn locate(self, repo: &str, wanted: Option<&str>) -> Result<Located> {
         let Self { sha: commit, siblings } = self;
         let files: Vec<Sibling> = siblings.into_iter().filter(|s| s.rfilename.ends_with(".gguf")).collect();
         let names: Vec<&str> = files.iter().map(|f| f.rfilename.as_str()).collect();
         let path = choose(repo, wanted, &names)?.to_owned();
-        let found = files.into_iter().find(|f| f.rfilename == path);
-        let (size, lfs) = found.map_or((None, None), |f| (f.size, f.lfs));
-        let file = HubFile { repo: repo.to_owned(), file: path };
-        let Some(bytes) = size.filter(|n| *n > 0) else {
-            bail!("the hub tells no size of {}; a mirror has to know blobs=true", file.describe());
-        };
-        let sha256 = lfs.and_then(|l| l.sha256).map(|s| s.to_lowercase());
-        if let Some(claim) = &sha256 {
-            ensure!(
-                is_hex(claim, 64..=64),
-                "the hub names \"{claim:.80}\" as the SHA-256 of {}",
-                file.describe()
-            );
+        match files.into_iter().find(|f| f.rfilename == path) {
+            Some(file) => located(repo, file, &commit),
+            None => bail!("hf:{repo} has no file \"{path}\""),
         }
-        Ok(Located { file, bytes, sha256, commit })
     }
+}
+
+/// Without these safetensors are no model.
+const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
+const INDEX: &str = "model.safetensors.index.json";
+/// The files of a model besides its weights; each is small.
+const TEXT: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// `model-00001-of-00003.safetensors`.
+fn is_shard(path: &str) -> bool {
+    path.strip_suffix(".safetensors").is_some_and(|stem| stem.starts_with("model-") && is_part(stem))
+}
+
+fn located(repo: &str, file: Sibling, commit: &str) -> Result<Located> {
+    let Sibling { rfilename, size, lfs } = file;
+    let file = HubFile { repo: repo.to_owned(), file: rfilename };
+    let Some(bytes) = size.filter(|n| *n > 0) else {
+        bail!("the hub tells no size of {}; a mirror has to know blobs=true", file.describe());
+    };
+    let sha256 = lfs.and_then(|l| l.sha256).map(|s| s.to_lowercase());
+    if let Some(claim) = &sha256 {
+        ensure!(
+            is_hex(claim, 64..=64),
+            "the hub names \"{claim:.80}\" as the SHA-256 of {}",
+            file.describe()
+        );
+    }
+    Ok(Located { file, bytes, sha256, commit: commit.to_owned() })
 }
 
 /// Which of a repository's GGUF files is meant.
 fn choose<'a>(repo: &str, wanted: Option<&str>, files: &[&'a str]) -> Result<&'a str> {
     let listed = || files.iter().map(|path| format!("\n  hf:{repo}:{path}")).collect::<String>();
     let found = match (wanted, files) {
-        (_, []) => bail!("hf:{repo} holds no GGUF file; Paceline reads GGUF only so far"),
+        (_, []) => bail!("hf:{repo} holds no GGUF file and no safetensors; other formats are not read"),
         (Some(wanted), _) => match files.iter().find(|path| **path == wanted) {
             Some(found) => found,
             None => bail!("hf:{repo} has no file \"{wanted}\"; its GGUF files are:{}", listed()),
@@ -81,7 +133,11 @@ fn choose<'a>(repo: &str, wanted: Option<&str>, files: &[&'a str]) -> Result<&'a
 
 /// `model-00001-of-00003.gguf`.
 fn is_split(path: &str) -> bool {
-    let Some(stem) = path.strip_suffix(".gguf") else { return false };
+    path.strip_suffix(".gguf").is_some_and(is_part)
+}
+
+/// `model-00001-of-00003`: one of several, letters of safe names only.
+fn is_part(stem: &str) -> bool {
     let mut words = stem.rsplit('-');
     let number = |w: Option<&str>| w.is_some_and(|w| w.len() == 5 && w.bytes().all(|b| b.is_ascii_digit()));
     number(words.next()) && words.next() == Some("of") && number(words.next())
@@ -154,6 +210,38 @@ mod tests {
             (None, &["m-00001-of-00002.gguf"][..], "not built yet"),
         ] {
             let error = choose("o/r", wanted, files).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn safetensors_are_taken_with_all_that_makes_them_a_model() {
+        let find = |names: &[&str], wanted| {
+            let file = |name: &&str| json!({ "rfilename": name, "size": 5 });
+            let files: Vec<Value> = names.iter().map(file).collect();
+            let listing = Listing::parse(listing(&files).to_string().as_bytes()).unwrap();
+            listing.find("o/r", wanted).map(|found| match found {
+                Found::File(one) => vec![one.file.file],
+                Found::Folder(files) => files.into_iter().map(|f| f.file.file).collect(),
+            })
+        };
+        let (one, two) = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors");
+        let text = ["config.json", "tokenizer.json", "chat_template.jinja"];
+        let other =
+            ["README.md", "consolidated.safetensors", "sub/config.json", "model-x/../of-1.safetensors"];
+        let sharded = [&text[..], &[INDEX, one, two]].concat();
+        assert_eq!(find(&[&sharded[..], &other].concat(), None).unwrap(), sharded);
+        let single = [&text[..], &["model.safetensors"]].concat();
+        assert_eq!(find(&[&single[..], &[INDEX, one, two], &other].concat(), None).unwrap(), single);
+        assert_eq!(find(&[&single[..], &["q4.gguf"]].concat(), None).unwrap(), ["q4.gguf"]);
+        for (names, wanted, says) in [
+            (&["model.safetensors"][..], None, "has safetensors, but no config.json"),
+            (&["model.safetensors", "config.json"], None, "but no tokenizer.json"),
+            (&["x.safetensors", "config.json", "tokenizer.json"], None, "has neither model.safetensors nor"),
+            (&["model.safetensors", "config.json", "tokenizer.json"], Some("a.gguf"), "holds no GGUF file"),
+            (&["pytorch_model.bin"], None, "holds no GGUF file and no safetensors"),
+        ] {
+            let error = find(names, wanted).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         }
     }

@@ -154,3 +154,65 @@ async fn an_unknown_name_lists_what_there_is() {
     let error = error.to_string();
     assert!(error.contains("smollm2-135m") && error.contains("holds mine"), "{error}");
 }
+
+#[tokio::test]
+async fn a_repository_of_safetensors_becomes_a_folder() {
+    let mut place = place();
+    let weights: Vec<u8> = (0..9000u32).map(|i| (i % 251) as u8).collect();
+    let fake = FakeHub::new(vec![
+        ("README.md", b"words".to_vec()),
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{ }".to_vec()),
+        ("model.safetensors", weights.clone()),
+    ]);
+    place.options.hub_endpoint = Some(fake.serve().await);
+    let source = Source::parse("hf:org/repo").unwrap();
+    let pulled = |place: &Place, source: &Source, name: Option<&str>| {
+        let (store, source, options) = (place.store.clone(), source.clone(), place.options.clone());
+        let name = name.map(|name| Name::parse(name).unwrap());
+        async move { pull(&store, &source, name, &options, &Progress::quiet()).await }
+    };
+    // The line breaks before the weights are whole: nothing is there yet, and the next run goes on.
+    fake.break_off.store(u32::MAX, std::sync::atomic::Ordering::SeqCst);
+    pulled(&place, &source, None).await.unwrap_err();
+    assert!(place.store.list().unwrap().is_empty());
+    fake.break_off.store(0, std::sync::atomic::Ordering::SeqCst);
+    let path = pulled(&place, &source, None).await.unwrap();
+    assert_eq!(path, place.store.folder(&Name::parse("repo").unwrap()));
+    assert_eq!(std::fs::read(path.join("model.safetensors")).unwrap(), weights);
+    let mut files: Vec<_> = std::fs::read_dir(&path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(files, ["config.json", "model.safetensors", "tokenizer.json"]);
+
+    let [installed] = &place.store.list().unwrap()[..] else { panic!("one model") };
+    let record = installed.record.clone().unwrap();
+    assert_eq!((record.source.as_str(), record.bytes), ("hf:org/repo", 9005));
+    let lines = format!(
+        "{}  config.json\n{}  model.safetensors\n{}  tokenizer.json\n",
+        digest(b"{}"),
+        digest(&weights),
+        digest(b"{ }")
+    );
+    assert_eq!(record.sha256, digest(lines.as_bytes()));
+
+    // Without the hub, by either name; and not again under a name that is taken.
+    place.options.hub_endpoint = Some("http://127.0.0.1:9".into());
+    assert_eq!(pulled(&place, &source, None).await.unwrap(), path);
+    assert_eq!(pulled(&place, &Source::parse("repo").unwrap(), None).await.unwrap(), path);
+}
+
+#[tokio::test]
+async fn a_damaged_file_of_a_folder_is_removed_and_named() {
+    let mut place = place();
+    let files = ["config.json", "tokenizer.json", "model.safetensors"];
+    let mut fake = FakeHub::new(files.map(|name| (name, b"bytes".to_vec())).to_vec());
+    fake.claim = Some("1111111111111111111111111111111111111111111111111111111111111111");
+    place.options.hub_endpoint = Some(fake.serve().await);
+    let source = Source::parse("hf:org/repo").unwrap();
+    let error = pull(&place.store, &source, None, &place.options, &Progress::quiet()).await.unwrap_err();
+    assert!(error.to_string().contains("is not the model"), "{error}");
+    assert!(place.store.list().unwrap().is_empty());
+}

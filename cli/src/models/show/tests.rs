@@ -86,3 +86,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_folder_is_described_or_said_why_it_does_not_run() {
+    let fixture = |name: &str| {
+        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures").join(name)
+    };
+    let shown = |path: PathBuf, json: bool| {
+        render(|| bail!("a path needs no store"), &Source::Path(path), json).unwrap()
+    };
+    let text = shown(fixture("yarn"), false);
+    for line in
+        ["architecture  qwen2", "layers        2", "context       32 tokens, with RoPE scaling up to 128"]
+    {
+        assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&shown(fixture("mistral"), true)).unwrap();
+    assert_eq!((&json["architecture"], &json["window"]), (&"mistral".into(), &20.into()));
+    assert_eq!(json["supported"], false);
+    assert!(json["unsupported"].as_str().unwrap().contains("tokenizer.json is missing"), "{json}");
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), r#"{ "model_type": "mamba" }"#).unwrap();
+    let text = shown(dir.path().to_owned(), false);
+    assert!(text.contains("runs here     no: architecture \"mamba\" is not supported"), "{text}");
+}
