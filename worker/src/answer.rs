@@ -22,6 +22,8 @@ pub(crate) struct AnswerOutlet {
     pub(crate) reader: mpsc::Sender<Result<GenerateResponse, Status>>,
     pub(crate) prompt_len: u32,
     pub(crate) stages: Stages,
+    /// Prompt tokens that the prefix cache served.
+    pub(crate) cached: u32,
     pub(crate) port: Arc<Port>,
     /// Signalled when the sequence leaves the queue.
     pub(crate) started: CancellationToken,
@@ -44,15 +46,28 @@ impl Outlet<TargetEvent> for AnswerOutlet {
 
     fn deliver(&mut self, event: TargetEvent) {
         let answer = match event {
-            TargetEvent::Committed { frame, drafted, logprobs, verified } => {
+            TargetEvent::Committed { frame, drafted, logprobs, verified, predicted } => {
                 self.stages.committed(&drafted);
-                let accepted = drafted.iter().filter(|d| **d).count();
-                let index = frame.at - self.prompt_len;
-                let answer = Answer::Tokens { index, ids: frame.ids.clone(), drafted, logprobs };
-                self.port.commit(frame, verified as usize, accepted);
+                // A prediction says nothing of the drafter.
+                let theirs = if predicted {
+                    (0, 0)
+                } else {
+                    (verified as usize, drafted.iter().filter(|d| **d).count())
+                };
+                let answer = Answer::Tokens {
+                    index: frame.at - self.prompt_len,
+                    ids: frame.ids.clone(),
+                    drafted,
+                    logprobs,
+                    verified,
+                    predicted,
+                    cached_tokens: self.cached,
+                };
+                self.port.commit(frame, theirs.0, theirs.1);
                 answer
             }
             TargetEvent::Started { cached } => {
+                self.cached = cached;
                 self.stages.started(cached);
                 self.started.cancel();
                 return;

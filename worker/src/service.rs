@@ -122,6 +122,7 @@ impl Service {
             reader,
             prompt_len: request.prompt.len() as u32,
             stages,
+            cached: 0,
             port,
             started,
             _answer: under_way,
