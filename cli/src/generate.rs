@@ -44,13 +44,15 @@ pub async fn run(args: GenerateArgs, store: &StoreArgs) -> Result<()> {
 }
 
 fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
-    let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
-    model::refuse_split(&header.metadata).with_context(|| path.display().to_string())?;
-    let tokenizer = Tokenizer::from_gguf(&header)?;
+    if path.is_file() {
+        let header = gguf::Header::open(path).with_context(|| path.display().to_string())?;
+        model::refuse_split(&header.metadata).with_context(|| path.display().to_string())?;
+    }
+    let tokenizer = Tokenizer::open(path).with_context(|| path.display().to_string())?;
     let prompt = if args.raw {
         tokenizer.prompt(&args.prompt, false)?
     } else {
-        let template = ChatTemplate::from_gguf(&header).context("no usable chat template: pass --raw")?;
+        let template = ChatTemplate::open(path).context("no usable chat template: pass --raw")?;
         tokenizer.encode(&template.render(&vec![Message::new("user", args.prompt.as_str())].into())?, true)?
     };
     let max_tokens = args.sampling.max_tokens.unwrap_or(MAX_TOKENS);

@@ -38,7 +38,8 @@ enum Command {
     /// Show which models are here and which are known.
     List {
         /// Print JSON.
-        #[arg(long)]
+        // The global flag --log-json has the id json.
+        #[arg(id = "list_json", long = "json")]
         json: bool,
     },
     /// Show what a model is.
@@ -46,7 +47,8 @@ enum Command {
         /// A name, or a path to a .gguf file or a folder.
         model: String,
         /// Print JSON.
-        #[arg(long)]
+        // The global flag --log-json has the id json.
+        #[arg(id = "show_json", long = "json")]
         json: bool,
     },
 }
