@@ -33,13 +33,15 @@ pub(crate) struct Compiler {
     stop: Vec<TokenId>,
 }
 
-/// Why a constraint is not taken.
+/// Why a constraint was not compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {reason}")]
-pub struct CompileError {
-    /// The field of the request, as `request::Constraint::field` names it.
-    pub field: &'static str,
-    pub reason: String,
+pub enum CompileError {
+    /// It is wrong, not supported, or costs too much. `field` as `request::Constraint::field` names it.
+    #[error("{field}: {reason}")]
+    Refused { field: &'static str, reason: String },
+    /// Nothing is known against it: others hold the compiler. The caller may come again.
+    #[error("{field}: other constraints, slow to compile, hold the compiler; try again later")]
+    Busy { field: &'static str },
 }
 
 /// What one constraint may cost. llguidance's own figures where nothing else is said.
@@ -81,13 +83,10 @@ impl Grammars {
     /// Milliseconds for the schemas of applications; hostile ones are given up after some seconds. Blocks:
     /// call it off the threads that serve others.
     pub fn compile(&self, constraint: &Constraint) -> Result<Box<dyn engine::Constraint>, CompileError> {
-        let refused = |reason| CompileError { field: constraint.field(), reason };
+        let field = constraint.field();
+        let refused = |reason| CompileError::Refused { field, reason };
         constraint.validate().map_err(|e| refused(e.why))?;
-        let place = Places::take(&self.places, PATIENCE).ok_or_else(|| {
-            refused(
-                "other constraints that are slow to compile hold the compiler; try again later".to_owned(),
-            )
-        })?;
+        let place = Places::take(&self.places, PATIENCE).ok_or(CompileError::Busy { field })?;
         let (tell, told) = mpsc::sync_channel(1);
         let (compiler, source) = (self.compiler.clone(), constraint.clone());
         let work = move || {

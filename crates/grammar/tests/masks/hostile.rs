@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::toy::{TOY, Toy, allowed, one, schema};
 
-/// A chain of definitions, each a reference to the next.
-fn references(links: usize) -> Value {
-    let link = |i: usize| (format!("a{i}"), json!({"$ref": format!("#/$defs/a{}", i + 1)}));
-    let mut chain: serde_json::Map<String, Value> = (0..links).map(link).collect();
-    chain.insert(format!("a{links}"), json!({"type": "null"}));
-    json!({"$ref": "#/$defs/a0", "$defs": chain})
+/// A chain of definitions, each a reference to the next, under as many arrays as JSON may be deep.
+fn references(links: usize, arrays: usize) -> String {
+    let (open, close) = ("{\"items\":".repeat(arrays), "}".repeat(arrays));
+    let link = |i: usize| format!("\"{i:x}\":{open}{{\"$ref\":\"#/$defs/{:x}\"}}{close},", i + 1);
+    let chain: String = (0..links).map(link).collect();
+    format!("{{\"$ref\":\"#/$defs/0\",\"$defs\":{{{chain}\"{links:x}\":{{\"type\":\"null\"}}}}}}")
 }
 
 fn nested(depth: usize) -> String {
@@ -20,7 +20,7 @@ fn nested(depth: usize) -> String {
 }
 
 fn chain(rules: usize, name: &str, last: &str) -> String {
-    let rule = |i: usize| format!("{name}{i}: {name}{}\n", i + 1);
+    let rule = |i: usize| format!("{name}{i}:{name}{}\n", i + 1);
     (0..rules).map(rule).collect::<String>() + &format!("{name}{rules}: {last}\n")
 }
 
@@ -43,8 +43,8 @@ fn all() -> Vec<(&'static str, Constraint)> {
         ("an intersection", lark("start: T\nT: /(.*a.{7})/ & /(.*b.{6})/ & ~/(.*c.{7})/".to_owned())),
         ("groups in groups", regex(&format!("{}a{}", "(".repeat(60_000), ")".repeat(60_000)))),
         ("brackets in brackets", lark(format!("start: {}\"a\"{}", "(".repeat(100_000), ")".repeat(100_000)))),
-        ("a chain of rules", lark(format!("start: r0\n{}", chain(12_000, "r", "\"a\"")))),
-        ("a chain of terminals", lark(format!("start: R0\n{}", chain(12_000, "R", "\"a\"")))),
+        ("a chain of rules", lark(format!("start: r0\n{}", chain(18_000, "r", "\"a\"")))),
+        ("a chain of terminals", lark(format!("start: R0\n{}", chain(18_000, "R", "\"a\"")))),
         ("rules into themselves", lark("start: a\na: b | a a | \"x\"?\nb: a | b b\n".to_owned())),
         ("ambiguity", lark(format!("start: ({})+", ["e"; 400].join("|")) + "\ne: \"a\"? | e e\n")),
         ("numbers of an object", schema(json!({"type": "array", "minItems": 100_000_000}))),
@@ -55,7 +55,8 @@ fn all() -> Vec<(&'static str, Constraint)> {
         ("a large enumeration", schema(json!({"enum": many}))),
         ("a product of options", schema(json!({"allOf": options}))),
         ("many properties", schema(json!({"type": "object", "properties": properties}))),
-        ("a chain of references", schema(references(6_000))),
+        ("a chain of references", schema(references(8_000, 0))),
+        ("references under arrays", schema(references(210, 110))),
         ("a reference to itself", schema(json!({"$ref": "#"}))),
         ("nesting", schema(nested(20_000))),
         ("nesting that JSON allows", schema(nested(120))),
