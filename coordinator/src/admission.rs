@@ -38,11 +38,14 @@ impl Admission {
 
     pub(crate) fn admit(&self) -> Result<Permit, Failure> {
         match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) => Ok(Permit(Arc::new(Held {
-                admission: self.clone(),
-                slots: Mutex::new(slot),
-                _under_way: self.under_way.token(),
-            }))),
+            Ok(slot) => {
+                telemetry::meters().requests_in_flight.add(1, &[]);
+                Ok(Permit(Arc::new(Held {
+                    admission: self.clone(),
+                    slots: Mutex::new(slot),
+                    _under_way: self.under_way.token(),
+                })))
+            }
             Err(TryAcquireError::NoPermits) => Err(self.full()),
             Err(TryAcquireError::Closed) => Err(failure::later(
                 Reason::Draining,
@@ -79,6 +82,12 @@ impl Admission {
     }
 }
 
+impl Drop for Held {
+    fn drop(&mut self) {
+        telemetry::meters().requests_in_flight.add(-1, &[]);
+    }
+}
+
 impl Permit {
     /// Counts for `choices` from now on: each is a stream of its own. Never for fewer than before, and
     /// not refused by a shutdown that came meanwhile.
@@ -87,7 +96,10 @@ impl Permit {
         if choices > admission.most {
             return Err(invalid(
                 "n",
-                format!("n: {choices} choices are more than this coordinator takes at once ({})", admission.most),
+                format!(
+                    "n: {choices} choices are more than this coordinator takes at once ({})",
+                    admission.most
+                ),
             ));
         }
         let mut held = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -31,8 +31,9 @@ pub(crate) fn from_field(error: &InvalidField) -> Failure {
     new(reason, error.to_string()).at(error.field)
 }
 
-/// What a client is told goes to the log, too, when it is not the client's own doing.
+/// What a client is told goes to the log, too, when it is not the client's own doing; and is counted.
 pub(crate) fn log(request: &str, failure: &Failure) {
+    crate::observe::not_answered(failure.reason);
     if failure.reason.http() >= 500 {
         tracing::warn!(request, reason = %failure.reason, why = %failure, "not answered");
     } else {

@@ -52,4 +52,8 @@ pub(crate) struct Prepared {
     /// Choices.
     pub(crate) n: u32,
     pub(crate) deadline: Instant,
+    /// In the words of the GenAI conventions: `chat` or `text_completion`.
+    pub(crate) operation: &'static str,
+    /// When the question had been read.
+    pub(crate) arrived: std::time::Instant,
 }

@@ -18,6 +18,7 @@ mod failure;
 mod frontdoor;
 mod generate;
 mod models;
+mod observe;
 mod question;
 mod random;
 mod router;

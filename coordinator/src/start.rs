@@ -94,7 +94,8 @@ impl Coordinator {
             max_body_bytes: usize::try_from(config.max_body_bytes.as_u64()).unwrap_or(usize::MAX),
             slow_client,
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        });
+        })
+        .layer(axum::middleware::from_fn(crate::observe::traced));
         let connections = config.max_in_flight as usize + SPARE_CONNECTIONS;
         tasks.spawn("http", crate::serve::serve(listener, app, connections, slow_client, shutdown));
 

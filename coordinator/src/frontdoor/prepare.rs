@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proto::bounds::MAX_STOP_IDS;
 use request::{Limits, Request, Sampling, TokenId};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{FrontDoor, request_id};
 use crate::failure::{self, Failure, Reason, from_field, invalid};
@@ -12,7 +13,7 @@ use crate::generate::Prepared;
 use crate::models::Model;
 use crate::question::{Prediction, Prompt, Question, Spelling};
 use crate::random;
-use crate::text::{Pieces, StopRules, Stopped, StopStrings};
+use crate::text::{Pieces, StopRules, StopStrings, Stopped};
 
 /// What only the model's text can say.
 struct Resolved {
@@ -30,6 +31,8 @@ pub(super) async fn prepare(
     spelling: Spelling,
     deadline: Instant,
 ) -> Result<Prepared, Failure> {
+    let arrived = std::time::Instant::now();
+    let operation = if matches!(question.prompt, Prompt::Chat(_)) { "chat" } else { "text_completion" };
     let model = Arc::clone(door.models.find(&question.model)?);
     question.validate(spelling)?;
     let context = door.router.context(&model.name, model.text.vocab_hash())?;
@@ -50,7 +53,9 @@ pub(super) async fn prepare(
     };
     let (prompt, prediction, committed) = (question.prompt, question.prediction, question.committed);
     let Resolved { prompt, mut prediction, committed, pieces } =
-        resolve(door, &model, prompt, prediction, committed, rules, spelling, deadline).await?;
+        resolve(door, &model, prompt, prediction, committed, rules, spelling, deadline)
+            .instrument(telemetry::span!("tokenize"))
+            .await?;
     let max_tokens = max_tokens(door, question.max_tokens, prompt.len(), context, &model.name, spelling)?;
     // What lies beyond the answer's end predicts nothing.
     prediction.truncate(max_tokens as usize);
@@ -81,7 +86,8 @@ pub(super) async fn prepare(
         ..Request::new(id, prompt, sampling, limits)
     };
     request.validate().map_err(|e| from_field(&e))?;
-    Ok(Prepared { model, request, named_stop_ids: question.stop.ids, pieces, n: question.n, deadline })
+    let (named_stop_ids, n) = (question.stop.ids, question.n);
+    Ok(Prepared { model, request, named_stop_ids, pieces, n, deadline, operation, arrived })
 }
 
 #[expect(clippy::too_many_arguments, reason = "one closure's captures, named once")]

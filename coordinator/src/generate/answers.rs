@@ -4,11 +4,13 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use futures::stream::{self, BoxStream, SelectAll};
 use futures::{StreamExt as _, stream::select_all};
+use tracing::Span;
 
 use super::choice::Choice;
 use super::{Event, Patience, Prepared};
 use crate::admission::Permit;
 use crate::failure::{self, Failure, Reason};
+use crate::observe::Observer;
 use crate::router::Router;
 
 /// All choices of one question, as their events come. Dropping it cancels the workers' parts.
@@ -19,6 +21,8 @@ pub(crate) struct Answers {
     fingerprint: String,
     seed: u64,
     over: bool,
+    /// Of what the client is told.
+    observer: Option<Observer>,
     _permit: Permit,
 }
 
@@ -26,6 +30,22 @@ impl Answers {
     /// Places every choice and waits for the first token of one, so that whatever is wrong until then
     /// is the whole answer. The first choice is placed alone: the others prefer its numerics.
     pub(crate) async fn begin(
+        router: Arc<Router>,
+        patience: Patience,
+        prepared: Prepared,
+        permit: Permit,
+    ) -> Result<Self, Failure> {
+        let observer = Observer::new(telemetry::meters(), &prepared);
+        match Self::place(router, patience, prepared, permit).await {
+            Ok(answers) => Ok(Self { observer: Some(observer), ..answers }),
+            Err(failure) => {
+                observer.refused(&failure);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn place(
         router: Arc<Router>,
         patience: Patience,
         prepared: Prepared,
@@ -48,9 +68,10 @@ impl Answers {
         first.tell(&fingerprint);
         let choices = select_all(std::iter::once(first).chain(others).map(events));
         let early = VecDeque::new();
-        let mut answers = Self { choices, early, fingerprint, seed, over: false, _permit: permit };
+        let mut answers =
+            Self { choices, early, fingerprint, seed, over: false, observer: None, _permit: permit };
         loop {
-            match answers.next().await {
+            match answers.pull().await {
                 // Nobody was told of the numerics that it crosses from.
                 Some(Ok((_, Event::Crossed { fingerprint }))) if n == 1 => answers.fingerprint = fingerprint,
                 Some(Ok((index, event))) => {
@@ -75,9 +96,26 @@ impl Answers {
         self.seed
     }
 
+    /// Of the request, for who goes on reading after its handler has returned.
+    pub(crate) fn span(&self) -> Span {
+        self.observer.as_ref().map_or_else(Span::none, |observer| observer.span().clone())
+    }
+
     /// The next event and the index of its choice; `None` when all have ended, or after a failure,
     /// which is every choice's.
     pub(crate) async fn next(&mut self) -> Option<Result<(u32, Event), Failure>> {
+        let next = self.pull().await;
+        if let Some(observer) = &mut self.observer {
+            match &next {
+                Some(Ok((choice, event))) => observer.event(*choice, event),
+                Some(Err(failure)) => observer.broke(failure),
+                None => {}
+            }
+        }
+        next
+    }
+
+    async fn pull(&mut self) -> Option<Result<(u32, Event), Failure>> {
         if let Some(early) = self.early.pop_front() {
             return Some(Ok(early));
         }

@@ -8,9 +8,11 @@ use proto::worker::worker_client::WorkerClient;
 use proto::worker::{GenerateRequest, GenerateResponse};
 use proto::{Answer as Said, Candidate};
 use request::Request;
+use telemetry::trace;
 use tokio::time::Instant;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
+use tracing::Span;
 
 use crate::failure::{self, Failure, Reason};
 use crate::router::Placed;
@@ -26,6 +28,8 @@ pub(super) struct Attempt {
     stream: Streaming<GenerateResponse>,
     fingerprint: String,
     drafter: Option<NodeId>,
+    /// Until the worker's part is over.
+    span: Span,
 }
 
 /// Why a worker does not go on.
@@ -39,9 +43,28 @@ pub(super) enum Broken {
     Final(Failure),
 }
 
+impl Broken {
+    fn reason(&self) -> Reason {
+        match self {
+            Self::Refused(failure) | Self::Final(failure) => failure.reason,
+            Self::Lost(_) => Reason::NoWorker,
+        }
+    }
+}
+
 impl Attempt {
     /// Sends the request and waits until it is in the worker's inbox. The caller bounds the wait.
     pub(super) async fn open(placed: Placed, request: &Request, deadline: Instant) -> Result<Self, Broken> {
+        let span = telemetry::span!(
+            "generate", otel.kind = "client", rpc.system.name = "grpc",
+            rpc.method = "paceline.worker.v1.Worker/Generate", server.address = %placed.worker.endpoint,
+            paceline.worker = %placed.worker.id, paceline.request.attempt = request.attempt
+        );
+        let opened = Self::ask(placed, request, deadline, span.clone()).await;
+        opened.inspect_err(|broken| trace::fail(&span, broken.reason().as_str()))
+    }
+
+    async fn ask(placed: Placed, request: &Request, deadline: Instant, span: Span) -> Result<Self, Broken> {
         let message = GenerateRequest::from(proto::Placed {
             model: placed.worker.model.clone(),
             request: request.clone(),
@@ -49,6 +72,7 @@ impl Attempt {
         });
         let mut call = tonic::Request::new(message);
         call.set_timeout(deadline.saturating_duration_since(Instant::now()) + ROUNDING);
+        trace::inject(&span, call.metadata_mut().as_mut());
         let mut client = WorkerClient::new(placed.channel.clone())
             .max_encoding_message_size(MAX_REQUEST_BYTES)
             .max_decoding_message_size(MAX_FRAME_BYTES);
@@ -57,7 +81,7 @@ impl Attempt {
         let first = stream.message().await.map_err(refused)?;
         match first.map(Said::try_from) {
             Some(Ok(Said::Accepted { fingerprint, drafter, .. })) => {
-                Ok(Self { placed, stream, fingerprint, drafter })
+                Ok(Self { placed, stream, fingerprint, drafter, span })
             }
             Some(Ok(other)) => Err(Broken::Lost(format!("began with {} instead of Accepted", name(&other)))),
             Some(Err(e)) => Err(Broken::Lost(format!("began with a malformed message: {e}"))),
@@ -67,6 +91,11 @@ impl Attempt {
 
     /// Tokens or Finish.
     pub(super) async fn next(&mut self) -> Result<Said, Broken> {
+        let said = self.hear().await;
+        said.inspect_err(|broken| trace::fail(&self.span, broken.reason().as_str()))
+    }
+
+    async fn hear(&mut self) -> Result<Said, Broken> {
         let Some(message) = self.stream.message().await.map_err(|status| after_accepted(&status))? else {
             return Err(Broken::Lost("ended its stream without Finish".into()));
         };

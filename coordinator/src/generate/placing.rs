@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use request::Request;
+use telemetry::Label;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Event;
@@ -38,7 +39,9 @@ impl Choice {
                 // Who lost its worker in mid-answer asks them all.
                 new: (self.admitted == 0).then_some(self.request.priority),
             };
-            let placed = match self.router.place(&need, random::draw()?) {
+            let draw = random::draw()?;
+            let placed = telemetry::span!("route").in_scope(|| self.router.place(&need, draw));
+            let placed = match placed {
                 Ok(placed) => placed,
                 Err(nowhere) => return Err(most_telling(refused, nowhere)),
             };
@@ -76,6 +79,10 @@ impl Choice {
 
     fn admit(&mut self, attempt: Attempt) {
         self.admitted += 1;
+        self.router.admitted(attempt.worker());
+        if self.admitted > 1 {
+            telemetry::meters().model_migration.add(1, &[Label::model(&self.model.name)]);
+        }
         attempt.fingerprint().clone_into(&mut self.fingerprint);
         if let Some(told) = self.told.take_if(|told| *told != self.fingerprint) {
             tracing::warn!(

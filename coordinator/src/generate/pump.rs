@@ -3,6 +3,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::{Answers, Event};
 use crate::failure::{self, Failure, Reason};
@@ -24,7 +25,9 @@ pub(crate) struct Pump {
 impl Pump {
     pub(crate) fn new(answers: Answers, slow_client: Duration) -> Self {
         let (sender, events) = mpsc::channel(AHEAD);
-        let task = AbortOnDropHandle::new(tokio::spawn(pump(answers, sender, slow_client)));
+        let span = answers.span();
+        let pumping = pump(answers, sender, slow_client).instrument(span);
+        let task = AbortOnDropHandle::new(tokio::spawn(pumping));
         Self { events, task, over: false }
     }
 
@@ -44,7 +47,11 @@ impl Pump {
     }
 }
 
-async fn pump(mut answers: Answers, events: mpsc::Sender<(u32, Event)>, slow_client: Duration) -> Result<(), Failure> {
+async fn pump(
+    mut answers: Answers,
+    events: mpsc::Sender<(u32, Event)>,
+    slow_client: Duration,
+) -> Result<(), Failure> {
     while let Some(event) = answers.next().await {
         if timeout(slow_client, events.send(event?)).await.is_err() {
             return Err(failure::new(

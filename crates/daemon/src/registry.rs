@@ -5,6 +5,7 @@
 //!
 //! Start at [`Registry::new`]; `table` is the owner's loop, `service` the streams.
 
+mod gauges;
 mod service;
 mod table;
 

@@ -13,9 +13,11 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::codegen::http::{Request, Response};
 use tonic::server::NamedService;
+use tracing::Instrument as _;
 
 use crate::failure::{self, Failure, Reason};
 use crate::frontdoor::{FrontDoor, request_id};
+use crate::observe;
 
 /// For a message to arrive; a client that sends it more slowly holds a place for nothing.
 const MESSAGE: Duration = Duration::from_secs(30);
@@ -51,11 +53,13 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if request.uri().path() == GENERATE {
+            let span = observe::span(request.headers());
             match self.door.admit() {
                 Ok(permit) => request.extensions_mut().insert(permit),
-                Err(failure) => return Box::pin(async { Ok(refuse(failure)) }),
+                Err(failure) => return Box::pin(async move { Ok(span.in_scope(|| refuse(failure))) }),
             };
             request = request.map(in_time);
+            return Box::pin(self.inner.call(request).instrument(span));
         }
         Box::pin(self.inner.call(request))
     }

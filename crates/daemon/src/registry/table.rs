@@ -32,9 +32,9 @@ pub(super) async fn own(
     let mut ticks = interval(config.heartbeat / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let first = tokio::select! {
-            command = inbox.recv() => command,
-            _ = ticks.tick() => None,
+        let (first, ticked) = tokio::select! {
+            command = inbox.recv() => (command, false),
+            _ = ticks.tick() => (None, true),
             () = shutdown.stopping() => return Ok(()),
         };
         // What has arrived counts before silence does: a process that was paused would otherwise
@@ -49,6 +49,9 @@ pub(super) async fn own(
         log(&changes);
         if changed {
             publish.send_replace(table.view());
+        }
+        if ticked {
+            super::gauges::record(telemetry::meters(), &publish.borrow(), started.elapsed());
         }
     }
 }
