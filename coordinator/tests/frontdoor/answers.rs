@@ -12,7 +12,7 @@ use crate::model_file;
 
 /// The `data:` payloads of an event stream.
 pub(crate) fn events(body: &str) -> Vec<String> {
-    body.split("\n\n").filter_map(|e| e.strip_prefix("data: ")).map(String::from).collect()
+    body.lines().filter_map(|line| line.strip_prefix("data: ")).map(String::from).collect()
 }
 
 /// The text of the chunks before `[DONE]` or an error.
@@ -49,7 +49,13 @@ async fn a_whole_answer() {
     let prompt_tokens = prompt.replace("<|im_start|>", "1").replace("<|im_end|>", "2").len();
     assert_eq!(
         body["usage"],
-        json!({"prompt_tokens": prompt_tokens, "completion_tokens": TEXT.len() + 1, "total_tokens": prompt_tokens + TEXT.len() + 1})
+        json!({
+            "prompt_tokens": prompt_tokens, "completion_tokens": TEXT.len() + 1,
+            "total_tokens": prompt_tokens + TEXT.len() + 1,
+            "prompt_tokens_details": {"cached_tokens": 3},
+            "completion_tokens_details":
+                {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0, "reasoning_tokens": 0},
+        })
     );
     assert_eq!(
         body["metrics"]["speculative_decoding"],

@@ -36,6 +36,8 @@ pub(crate) enum Act {
     Refuse(Reason),
     /// Not admitted: full for so many seconds.
     Full(u64),
+    /// The same for ever.
+    AlwaysFull,
     /// Up to this output index, then the stream ends without Finish.
     EndAt(usize),
     /// Up to this output index, then the process is gone: the connection breaks.
@@ -58,6 +60,10 @@ pub(crate) enum Act {
     IdleDrafter,
     /// Nothing, not even Accepted.
     Mute,
+    /// This text instead.
+    Say(&'static str),
+    /// Not admitted because of this field.
+    RefuseField(&'static str),
 }
 
 pub(crate) struct Fake {
@@ -72,6 +78,8 @@ pub(crate) struct Fake {
 pub(crate) struct Shared {
     script: Mutex<VecDeque<Act>>,
     pub(crate) seen: Mutex<Vec<Placed>>,
+    /// The deadline of each, as the call said it.
+    pub(crate) timeouts: Mutex<Vec<String>>,
     go: Notify,
     /// Tokens given to the transport.
     pub(crate) sent: AtomicU32,
@@ -304,10 +312,16 @@ impl Worker for Service {
     type GenerateStream = Answers;
 
     async fn generate(&self, request: Request<wire::GenerateRequest>) -> Result<Response<Answers>, Status> {
-        assert!(request.metadata().contains_key("grpc-timeout"), "every call has a deadline");
+        let timeout = request.metadata().get("grpc-timeout").expect("every call has a deadline");
+        self.shared.timeouts.lock().unwrap().push(timeout.to_str().unwrap().to_owned());
         let placed = Placed::try_from(request.into_inner())?;
         self.shared.seen.lock().unwrap().push(placed.clone());
-        let act = self.shared.script.lock().unwrap().pop_front().unwrap_or(Act::Answer);
+        let act = {
+            let mut script = self.shared.script.lock().unwrap();
+            let always = matches!(script.front(), Some(Act::AlwaysFull));
+            let next = if always { Some(Act::Full(1)) } else { script.pop_front() };
+            next.unwrap_or(Act::Answer)
+        };
         if let Act::Refuse(reason) = act {
             let retry = (reason == Reason::Overloaded).then_some(Duration::from_secs(3));
             return Err(status(reason, format!("scripted {reason}"), retry));
@@ -315,6 +329,16 @@ impl Worker for Service {
         if let Act::Full(seconds) = act {
             let retry = Some(Duration::from_secs(seconds));
             return Err(status(Reason::Overloaded, "scripted queue".into(), retry));
+        }
+        if let Act::RefuseField(field) = act {
+            let message = format!("{field}: does not compile");
+            let failure = Failure {
+                field: Some(field.into()),
+                reason: Reason::InvalidField,
+                message,
+                retry_after: None,
+            };
+            return Err(failure.into());
         }
         if let Act::Mute = act {
             std::future::pending::<Infallible>().await;
@@ -371,6 +395,10 @@ impl Play {
         let endless = matches!(self.act, Act::Forever);
         let choice = self.placed.request.sampling.choice;
         let mut text = if endless { model_file::tokens(TEXT) } else { output_of(choice) };
+        if let Act::Say(said) = self.act {
+            text = model_file::tokens(said);
+            text.push(TokenId(model_file::IM_END));
+        }
         let stops = |id: &TokenId| self.placed.request.limits.stop_ids.contains(id);
         if let (Some(stop), false) = (text.iter().position(stops), endless) {
             text.truncate(stop + 1);

@@ -22,7 +22,7 @@ async fn requests_that_cannot_be_served_say_why() {
     let long = "x".repeat(600);
     for (fields, status, code, param, help) in [
         (json!({"model": "gpt-9"}), 404, "model_not_found", Some("model"), "bytes"),
-        (json!({"tools": [{}]}), 400, "unsupported_parameter", Some("tools"), "not built"),
+        (json!({"functions": [{}]}), 400, "unsupported_parameter", Some("functions"), "not built"),
         (json!({"temperature": 3}), 400, "invalid_value", Some("temperature"), "3"),
         (
             json!({"messages": [{"role": "user", "content": long}]}),
@@ -121,6 +121,42 @@ async fn the_soonest_of_full_workers_is_told() {
         (response.status().as_u16(), &response.headers()["retry-after"]),
         (429, &HeaderValue::from(2))
     );
+}
+
+/// A flood on full workers is refused here; they are asked now and then whether they still are. What is
+/// under way does not feel it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_is_refused_without_asking() {
+    const FLOOD: usize = 400;
+    let front = front(|c| c.max_in_flight = 1000).await;
+    let worker = front.worker("w0", [Act::HangAt(4), Act::AlwaysFull]).await;
+    let running = front.send(&ask(json!({"stream": true, "max_tokens": 100}))).await;
+    let client = reqwest::Client::new();
+    let begun = std::time::Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (client, url) = (client.clone(), front.url("/v1/chat/completions"));
+        clients.spawn(async move {
+            for _ in 0..FLOOD / 8 {
+                let response = client.post(&url).json(&ask(json!({}))).send().await.unwrap();
+                assert_eq!(
+                    (response.status().as_u16(), &response.headers()["retry-after"]),
+                    (429, &HeaderValue::from(1))
+                );
+            }
+        });
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.unwrap();
+    }
+    let took = begun.elapsed();
+    let asked = worker.seen().len() - 1;
+    eprintln!("{FLOOD} refusals in {took:?}, the worker was asked {asked} times");
+    // Every 50 ms one asks; at the very start all eight may.
+    let most = 8 + 2 * (took.as_millis() / 50) as usize;
+    assert!(asked <= most, "asked {asked} times in {took:?}, at most {most} expected");
+    worker.release();
+    assert!(running.text().await.unwrap().ends_with("data: [DONE]\n\n"));
 }
 
 #[tokio::test]

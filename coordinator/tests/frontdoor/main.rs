@@ -11,5 +11,6 @@ mod errors;
 mod grpc;
 mod leaving;
 mod model_file;
+mod openai;
 mod replays;
 mod stops;

@@ -1,6 +1,7 @@
 //! A model file of bytes: token i is byte i; 256 and on are control tokens.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use gguf::write::Writer;
 use gguf::{Array, Header, Value};
@@ -10,9 +11,14 @@ pub(crate) const IM_END: u32 = 258;
 
 /// One file a test process, in the temporary folder of the build.
 pub(crate) fn path() -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("bytes-{}.gguf", std::process::id()));
-    std::fs::write(&path, bytes()).unwrap();
-    path
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    let write = || {
+        let name = format!("bytes-{}.gguf", std::process::id());
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&path, bytes()).unwrap();
+        path
+    };
+    PATH.get_or_init(write).clone()
 }
 
 pub(crate) fn vocab_hash() -> [u8; 32] {

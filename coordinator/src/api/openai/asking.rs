@@ -45,7 +45,8 @@ pub(super) async fn named<F>(prefix: &str, answer: impl FnOnce(RequestId) -> F) 
 where
     F: Future<Output = Result<Response, Failure>>,
 {
-    let id = RequestId::new(&format!("{prefix}{}", uuid::Uuid::new_v4().simple())).map_err(|e| from_field(&e));
+    let id =
+        RequestId::new(&format!("{prefix}{}", uuid::Uuid::new_v4().simple())).map_err(|e| from_field(&e));
     let id = match id {
         Ok(id) => id,
         Err(failure) => return error::respond(failure),
@@ -127,7 +128,8 @@ impl Asking {
             match &self.form {
                 Some(form) if theirs == Some(form.constraint.field()) || theirs == Some("constraint") => {
                     let theirs = failure.field.unwrap_or_default();
-                    let why = failure.message.strip_prefix(&format!("{theirs}: ")).unwrap_or(&failure.message);
+                    let why =
+                        failure.message.strip_prefix(&format!("{theirs}: ")).unwrap_or(&failure.message);
                     let message = format!("{}: {why}", form.field);
                     Failure { field: Some(form.field.into()), message, ..failure }
                 }

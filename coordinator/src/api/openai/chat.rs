@@ -1,11 +1,11 @@
 //! `POST /v1/chat/completions`.
 
+use ::request::RequestId;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use ::request::RequestId;
 
 use super::asking::{self, Asking};
 use super::events::{direct, pumped, respond};

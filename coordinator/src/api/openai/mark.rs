@@ -77,10 +77,14 @@ pub(super) fn resumed(
     if !stream {
         return Err(wrong("is for streamed answers; send stream true or leave the header out"));
     }
-    let mark = id.to_str().ok().and_then(Mark::parse).ok_or_else(|| {
-        wrong("is no id of an event of ours; send the id of the last event that arrived")
-    })?;
-    if mark.answer.request != digest(body) || mark.places.len() != choices || seed.is_some_and(|s| s != mark.answer.seed) {
+    let mark =
+        id.to_str().ok().and_then(Mark::parse).ok_or_else(|| {
+            wrong("is no id of an event of ours; send the id of the last event that arrived")
+        })?;
+    if mark.answer.request != digest(body)
+        || mark.places.len() != choices
+        || seed.is_some_and(|s| s != mark.answer.seed)
+    {
         return Err(wrong("belongs to another request; send the body of the first attempt unchanged"));
     }
     if mark.answer.crossed {
@@ -125,7 +129,8 @@ impl Mark {
         let request = number(parts.next()?)?;
         let fingerprint = u32::try_from(number(parts.next()?)?).ok()?;
         let created = number(parts.next()?)?;
-        let id = parts.next().filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))?.to_owned();
+        let id =
+            parts.next().filter(|id| id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()))?.to_owned();
         let seed = number(parts.next()?)?;
         let flags = number(parts.next()?).filter(|flags| *flags < 4)?;
         let (crossed, figures) = (flags & 1 != 0, flags & 2 != 0);
@@ -160,7 +165,12 @@ impl Place {
         let mut parts = text.split('-');
         let stage = hex(parts.next()?).filter(|stage| *stage < 4)?;
         let (tokens, bytes) = (hex(parts.next()?)?, hex(parts.next()?)?);
-        parts.next().is_none().then_some(Self { opened: stage & 1 != 0, ended: stage & 2 != 0, tokens, bytes })
+        parts.next().is_none().then_some(Self {
+            opened: stage & 1 != 0,
+            ended: stage & 2 != 0,
+            tokens,
+            bytes,
+        })
     }
 }
 
@@ -182,7 +192,12 @@ mod tests {
         let answer = (any::<u64>(), any::<u32>(), any::<bool>(), any::<u64>(), "[0-9a-f]{32}", any::<u64>());
         (answer, places, any::<bool>()).prop_map(|(answer, places, figures)| {
             let (request, fingerprint, crossed, created, id, seed) = answer;
-            let places = places.into_iter().map(|(opened, ended, tokens, bytes)| Place { opened, ended, tokens, bytes });
+            let places = places.into_iter().map(|(opened, ended, tokens, bytes)| Place {
+                opened,
+                ended,
+                tokens,
+                bytes,
+            });
             let answer = Answer { request, fingerprint, crossed, created, id, seed };
             Mark { answer, places: places.collect(), figures }
         })

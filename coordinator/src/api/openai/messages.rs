@@ -206,7 +206,10 @@ fn text_of<'a>(part: &'a Map<String, Value>, kinds: &[&str], at: &str) -> Result
         Some(Value::String(kind)) => {
             let (field, shown) = (field("type"), shown(kind));
             return Err(if OTHER_PARTS.contains(&kind.as_str()) {
-                not_built(&field, format!("{field}: {shown:?} parts are not built; taken are text parts ({taken})"))
+                not_built(
+                    &field,
+                    format!("{field}: {shown:?} parts are not built; taken are text parts ({taken})"),
+                )
             } else {
                 invalid(&field, format!("{field}: {shown:?} is no part type; taken are text parts ({taken})"))
             });

@@ -23,9 +23,9 @@ mod output;
 mod request;
 mod stream;
 
+use self::request::ResponseRequest;
 use object::Object;
 use output::Output;
-use self::request::ResponseRequest;
 
 const SPELLING: Spelling = Spelling {
     prompt: "input",

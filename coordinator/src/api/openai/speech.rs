@@ -119,8 +119,13 @@ impl CallIds {
         const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
         let name = format!("{}/{}/{index}", self.answer, self.choice);
         let digest = Sha256::digest(name.as_bytes());
-        let letters = digest.iter().filter_map(|byte| LETTERS.get(usize::from(byte % 32)).copied().map(char::from));
-        if self.short { letters.take(9).collect() } else { format!("call_{}", letters.take(24).collect::<String>()) }
+        let letters =
+            digest.iter().filter_map(|byte| LETTERS.get(usize::from(byte % 32)).copied().map(char::from));
+        if self.short {
+            letters.take(9).collect()
+        } else {
+            format!("call_{}", letters.take(24).collect::<String>())
+        }
     }
 }
 
@@ -165,7 +170,9 @@ mod tests {
         let all: std::collections::HashSet<_> =
             [ids("a", 0, false), ids("a", 1, false), ids("b", 0, false)].concat().into_iter().collect();
         assert_eq!(all.len(), 6);
-        assert!(ids("a", 0, true).iter().all(|id| id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric())));
+        assert!(
+            ids("a", 0, true).iter().all(|id| id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric()))
+        );
     }
 
     #[test]

@@ -93,9 +93,7 @@ async fn tokens(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Fa
         }
     };
     let ids = api.door.aside.run(body.len(), field, deadline, work).await?;
-    let strs = |id: &TokenId| {
-        model.text.tokenizer().vocabulary().token(*id).unwrap_or_default().to_owned()
-    };
+    let strs = |id: &TokenId| model.text.tokenizer().vocabulary().token(*id).unwrap_or_default().to_owned();
     let context = api.door.serving(&model).context;
     Ok(Json(Tokenized {
         count: ids.len(),
@@ -117,7 +115,8 @@ async fn text(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Fail
     let vocab = model.text.vocab_len();
     if let Some(at) = ids.iter().position(|id| *id >= vocab) {
         let field = format!("tokens[{at}]");
-        let why = format!("{field}: {} is not below {vocab}, the size of {}'s vocabulary", ids[at], model.name);
+        let why =
+            format!("{field}: {} is not below {vocab}, the size of {}'s vocabulary", ids[at], model.name);
         return Err(invalid(field, why));
     }
     let bytes: Vec<u8> = ids.into_iter().flat_map(|id| bytes(&model, TokenId(id))).collect();

@@ -7,7 +7,7 @@ use grammar::tools::{Calls, Choice, Tool as Callable};
 use request::{Constraint, TokenId};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use text::{Tool, TokenKind, ToolSyntax};
+use text::{TokenKind, Tool, ToolSyntax};
 
 use super::body::{missing, shown, within};
 use super::constraint::Asked;
@@ -163,7 +163,11 @@ impl Offer {
     /// What the template is told. With `tool_choice` none the tools are left out: a model that does not
     /// know them calls none.
     pub(super) fn told(&self) -> Vec<Tool> {
-        if self.choice == ToolChoice::None { Vec::new() } else { self.tools.iter().map(|(t, _)| t.clone()).collect() }
+        if self.choice == ToolChoice::None {
+            Vec::new()
+        } else {
+            self.tools.iter().map(|(t, _)| t.clone()).collect()
+        }
     }
 
     /// The names of what may be called; empty: nothing.
@@ -171,7 +175,9 @@ impl Offer {
         match &self.choice {
             ToolChoice::None => Vec::new(),
             ToolChoice::Named(name) => vec![name.clone()],
-            ToolChoice::Auto | ToolChoice::Required => self.tools.iter().map(|(t, _)| t.name.clone()).collect(),
+            ToolChoice::Auto | ToolChoice::Required => {
+                self.tools.iter().map(|(t, _)| t.name.clone()).collect()
+            }
         }
     }
 
@@ -199,7 +205,10 @@ impl Offer {
         if let Some(form) = form {
             return Err(not_built(
                 form.field,
-                format!("{}: not built together with tools; send tool_choice \"none\" or leave one out", form.field),
+                format!(
+                    "{}: not built together with tools; send tool_choice \"none\" or leave one out",
+                    form.field
+                ),
             ));
         }
         let forced = matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_));

@@ -22,7 +22,10 @@ const PATHS: &[(&str, &str)] = &[
     ("/v1/evals", "evals are not built"),
     ("/v1/vector_stores", "vector stores are not built: nothing is stored here"),
     ("/v1/containers", "containers are not built"),
-    ("/v1/conversations", "conversations are not built: nothing is stored here; /v1/responses takes the whole input"),
+    (
+        "/v1/conversations",
+        "conversations are not built: nothing is stored here; /v1/responses takes the whole input",
+    ),
     ("/v1/assistants", "assistants are not built; use /v1/chat/completions with tools"),
     ("/v1/threads", "threads are not built; use /v1/chat/completions"),
     ("/v1/realtime", "realtime is not built; stream /v1/chat/completions"),
@@ -40,7 +43,9 @@ pub(super) async fn stored(method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(200).collect();
     error::no_route(
         StatusCode::NOT_FOUND,
-        format!("{method} {path}: responses are not stored here; send the whole conversation to POST /v1/responses"),
+        format!(
+            "{method} {path}: responses are not stored here; send the whole conversation to POST /v1/responses"
+        ),
     )
 }
 

@@ -62,7 +62,9 @@ impl Speaking {
         let mut heard: Vec<Heard> = self.choices.iter().map(|_| Heard::default()).collect();
         let mut done: Vec<Choice> = Vec::new();
         while let Some((index, event)) = events.next().await {
-            let (Some(heard), Some(speech)) = (heard.get_mut(index), self.choices.get_mut(index)) else { continue };
+            let (Some(heard), Some(speech)) = (heard.get_mut(index), self.choices.get_mut(index)) else {
+                continue;
+            };
             match event? {
                 Event::Crossed { fingerprint } => self.head.system_fingerprint = fingerprint,
                 Event::Tokens(out) => {

@@ -22,13 +22,16 @@ pub(super) fn gaps(prompts: Vec<Prompt>, suffix: &str, model: &Model) -> Result<
         [id] if tokenizer.vocabulary().token(*id) == Some(text) => Some(*id),
         _ => None,
     };
-    let found = MARKERS.iter().find_map(|[prefix, suffix, middle]| {
-        Some([marker(prefix)?, marker(suffix)?, marker(middle)?])
-    });
+    let found = MARKERS
+        .iter()
+        .find_map(|[prefix, suffix, middle]| Some([marker(prefix)?, marker(suffix)?, marker(middle)?]));
     let Some([before, behind, middle]) = found else {
         return Err(not_built(
             FIELD,
-            format!("{FIELD}: {} has no tokens for filling a gap; leave it out or use another model", model.name),
+            format!(
+                "{FIELD}: {} has no tokens for filling a gap; leave it out or use another model",
+                model.name
+            ),
         ));
     };
     let plain = |text: &str, field| {

@@ -94,7 +94,10 @@ impl CompletionRequest {
 fn prompts(prompt: &Value) -> Result<Vec<Prompt>, Failure> {
     const AT: &str = "prompt";
     let wrong = |at: &str| {
-        invalid(at, format!("{at}: must be a string, a list of strings, a list of token ids or a list of such lists"))
+        invalid(
+            at,
+            format!("{at}: must be a string, a list of strings, a list of token ids or a list of such lists"),
+        )
     };
     let ids = |value: &Value, at: &str| -> Result<Prompt, Failure> {
         let ids: Vec<u32> = within(value, at)?;
@@ -205,7 +208,11 @@ mod tests {
             (json!({"stream_options": {}}), "stream_options", InvalidField),
         ] {
             let failure = parse(fields.clone()).unwrap_err();
-            assert_eq!((failure.field.as_deref(), failure.reason), (Some(field), reason), "{fields}: {failure}");
+            assert_eq!(
+                (failure.field.as_deref(), failure.reason),
+                (Some(field), reason),
+                "{fields}: {failure}"
+            );
         }
         assert!(parse(json!({"best_of": 2, "n": 2})).is_ok());
         assert!(parse(json!({"best_of": 1, "n": 2, "echo": true, "suffix": "x"})).is_ok());

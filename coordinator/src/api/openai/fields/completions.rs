@@ -23,7 +23,5 @@ const OWN: &[(&str, &str)] = &[
     ("prediction", "as in chat completions (not OpenAI's here)"),
 ];
 
-const REFUSED: &[(&str, Neutral, &str)] = &[
-    ("response_format", Neutral::Null, "structured_outputs"),
-    ("prompt_embeds", Neutral::Null, "prompt"),
-];
+const REFUSED: &[(&str, Neutral, &str)] =
+    &[("response_format", Neutral::Null, "structured_outputs"), ("prompt_embeds", Neutral::Null, "prompt")];

@@ -29,10 +29,8 @@ const OWN: &[(&str, &str)] = &[
     ("speculation", "as in chat completions (not OpenAI's here)"),
 ];
 
-const NO_EFFECT: &[(&str, &str)] = &[
-    ("truncation", "an input that does not fit is refused"),
-    ("stream_options", "events are not padded"),
-];
+const NO_EFFECT: &[(&str, &str)] =
+    &[("truncation", "an input that does not fit is refused"), ("stream_options", "events are not padded")];
 
 const REFUSED: &[(&str, Neutral, &str)] = &[
     ("previous_response_id", Neutral::Null, "send the whole conversation as input: responses are not stored"),

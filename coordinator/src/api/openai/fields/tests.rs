@@ -48,7 +48,11 @@ fn the_document_lists_the_tables() {
         let refused = table.refused.iter().copied().flatten();
         rows.extend(refused.map(|(name, neutral, instead)| format!("| `{name}` | {neutral} | {instead} |")));
         for row in &rows {
-            assert!(section.lines().any(|l| l == row), "docs/openai-api.md, {}, lacks the row:\n{row}", table.path);
+            assert!(
+                section.lines().any(|l| l == row),
+                "docs/openai-api.md, {}, lacks the row:\n{row}",
+                table.path
+            );
         }
         let listed = section.lines().filter(|l| l.starts_with("| `")).count();
         assert_eq!(listed, rows.len(), "docs/openai-api.md, {}, lists a field that no table has", table.path);

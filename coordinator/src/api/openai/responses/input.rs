@@ -114,11 +114,9 @@ fn call(raw: RawCall, at: &str, messages: &mut Vec<Message>) -> Result<(), Failu
     let call = ToolCall { id: raw.call_id, name: raw.name, arguments };
     match messages.last_mut().filter(|last| last.role == "assistant") {
         Some(last) => last.tool_calls.push(call),
-        None => messages.push(Message {
-            role: "assistant".into(),
-            tool_calls: vec![call],
-            ..Message::default()
-        }),
+        None => {
+            messages.push(Message { role: "assistant".into(), tool_calls: vec![call], ..Message::default() })
+        }
     }
     Ok(())
 }

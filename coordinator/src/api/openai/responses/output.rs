@@ -97,7 +97,8 @@ impl Output {
     fn open_message(&mut self, events: &mut Vec<Value>) {
         self.open = Some(Item::Message { text: String::new(), logprobs: Vec::new() });
         let (id, index) = (self.item_id(), self.items.len());
-        let item = json!({"type": "message", "id": id, "status": "in_progress", "role": "assistant", "content": []});
+        let item =
+            json!({"type": "message", "id": id, "status": "in_progress", "role": "assistant", "content": []});
         events.push(json!({"type": "response.output_item.added", "output_index": index, "item": item}));
         events.push(json!({
             "type": "response.content_part.added", "item_id": id, "output_index": index, "content_index": 0,

@@ -60,14 +60,14 @@ impl ResponseRequest {
         let system = raw.instructions.iter().map(|text| Message::new("system", text.as_str()));
         let mut messages: Vec<Message> = system.collect();
         messages.extend(input::read(&input)?);
-        let offer = Offer::of_responses(raw.tools.as_ref(), raw.tool_choice.as_ref(), raw.parallel_tool_calls)?;
+        let offer =
+            Offer::of_responses(raw.tools.as_ref(), raw.tool_choice.as_ref(), raw.parallel_tool_calls)?;
         let (format, verbosity) = raw.text.map_or((None, None), |text| (text.format, text.verbosity));
         if verbosity.is_some_and(|v| v != "medium") {
             return Err(not_built("text.verbosity", "text.verbosity: not built; say it in the instructions"));
         }
         let form = format.as_ref().map(text_format).transpose()?.flatten();
-        let mut question =
-            Question::new(model, Prompt::Chat(Conversation { messages, tools: offer.told() }));
+        let mut question = Question::new(model, Prompt::Chat(Conversation { messages, tools: offer.told() }));
         sampling.apply(&mut question)?;
         if raw.max_output_tokens == Some(0) {
             return Err(invalid("max_output_tokens", "max_output_tokens: must be at least 1"));
@@ -102,10 +102,9 @@ fn logprobs(include: &[String], top: Option<u8>) -> Result<Option<u8>, Failure> 
             "top_logprobs",
             format!("top_logprobs: {n} is not between 0 and {}", Request::MOST_LOGPROBS),
         )),
-        Some(n) if n > 0 && !asked => Err(invalid(
-            "top_logprobs",
-            format!("top_logprobs: only allowed when include names {LOGPROBS}"),
-        )),
+        Some(n) if n > 0 && !asked => {
+            Err(invalid("top_logprobs", format!("top_logprobs: only allowed when include names {LOGPROBS}")))
+        }
         top => Ok(asked.then(|| top.unwrap_or(0))),
     }
 }

@@ -127,15 +127,30 @@ fn forms_arrive_with_the_field_that_asked() {
     let text = schema.to_string();
     for (fields, expected) in [
         (json!({"response_format": {"type": "text"}}), None),
-        (json!({"response_format": {"type": "json_object"}}), Some((Constraint::JsonObject, "response_format"))),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            Some((Constraint::JsonObject, "response_format")),
+        ),
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": true}}}),
             Some((Constraint::JsonSchema(text.clone()), "response_format.json_schema.schema")),
         ),
-        (json!({"structured_outputs": {"json": schema}}), Some((Constraint::JsonSchema(text.clone()), "structured_outputs.json"))),
-        (json!({"structured_outputs": {"json": text}}), Some((Constraint::JsonSchema(text), "structured_outputs.json"))),
-        (json!({"structured_outputs": {"json_object": true}}), Some((Constraint::JsonObject, "structured_outputs.json_object"))),
-        (json!({"structured_outputs": {"regex": "a+"}}), Some((Constraint::Regex("a+".into()), "structured_outputs.regex"))),
+        (
+            json!({"structured_outputs": {"json": schema}}),
+            Some((Constraint::JsonSchema(text.clone()), "structured_outputs.json")),
+        ),
+        (
+            json!({"structured_outputs": {"json": text}}),
+            Some((Constraint::JsonSchema(text), "structured_outputs.json")),
+        ),
+        (
+            json!({"structured_outputs": {"json_object": true}}),
+            Some((Constraint::JsonObject, "structured_outputs.json_object")),
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a+"}}),
+            Some((Constraint::Regex("a+".into()), "structured_outputs.regex")),
+        ),
         (
             json!({"structured_outputs": {"choice": ["a.b", "<c>", "d|e"]}}),
             Some((Constraint::Regex("(?:a\\.b|<c>|d\\|e)".into()), "structured_outputs.choice")),
@@ -197,8 +212,18 @@ fn bad_values_name_their_field() {
             InvalidField,
             "assistant",
         ),
-        (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id", InvalidField, "call"),
-        (json!({"messages": [{"role": "function", "content": "x"}]}), "messages[0].role", NotBuilt, "role tool"),
+        (
+            json!({"messages": [{"role": "tool", "content": "x"}]}),
+            "messages[0].tool_call_id",
+            InvalidField,
+            "call",
+        ),
+        (
+            json!({"messages": [{"role": "function", "content": "x"}]}),
+            "messages[0].role",
+            NotBuilt,
+            "role tool",
+        ),
         (
             json!({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": 5}]}),
             "messages[1].content",
@@ -261,7 +286,12 @@ fn bad_values_name_their_field() {
         ),
         (json!({"response_format": {}}), "response_format", InvalidField, "type"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type", InvalidField, "json_schema"),
-        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", InvalidField, "missing"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+            InvalidField,
+            "missing",
+        ),
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}),
             "response_format.json_schema.schema",
@@ -287,9 +317,19 @@ fn bad_values_name_their_field() {
             "contradicts",
         ),
         (json!({"structured_outputs": {}}), "structured_outputs", InvalidField, "one of"),
-        (json!({"structured_outputs": {"regex": "a", "choice": ["b"]}}), "structured_outputs", InvalidField, "one form"),
+        (
+            json!({"structured_outputs": {"regex": "a", "choice": ["b"]}}),
+            "structured_outputs",
+            InvalidField,
+            "one form",
+        ),
         (json!({"structured_outputs": {"choice": []}}), "structured_outputs.choice", InvalidField, "list"),
-        (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag", NotBuilt, ""),
+        (
+            json!({"structured_outputs": {"structural_tag": {}}}),
+            "structured_outputs.structural_tag",
+            NotBuilt,
+            "",
+        ),
         (json!({"guided_json": {}}), "guided_json", NotBuilt, "structured_outputs.json"),
         (json!({"typical_p": 0}), "typical_p", InvalidField, "above 0"),
         (json!({"presence_penalty": 3}), "presence_penalty", InvalidField, "between"),
@@ -302,8 +342,18 @@ fn bad_values_name_their_field() {
         (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]", InvalidField, "u32"),
         (json!({"top_logprobs": 2}), "top_logprobs", InvalidField, "logprobs is true"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs", InvalidField, "20"),
-        (json!({"prediction": {"type": "guess", "content": "x"}}), "prediction.type", InvalidField, "content"),
-        (json!({"prediction": {"type": "content", "content": 1}}), "prediction.content", InvalidField, "string"),
+        (
+            json!({"prediction": {"type": "guess", "content": "x"}}),
+            "prediction.type",
+            InvalidField,
+            "content",
+        ),
+        (
+            json!({"prediction": {"type": "content", "content": 1}}),
+            "prediction.content",
+            InvalidField,
+            "string",
+        ),
         (json!({"priority": 1.5}), "priority", InvalidField, "i32"),
         (json!({"speculation": {"rule": "magic"}}), "speculation.rule", InvalidField, "coupled"),
         (json!({"speculation": {"rule": "greedy"}}), "speculation.rule", InvalidField, "temperature 0"),

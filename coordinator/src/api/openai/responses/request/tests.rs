@@ -42,7 +42,8 @@ fn items_become_turns() {
         name: name.into(),
         arguments: arguments.as_object().unwrap().clone(),
     };
-    let result = |id: &str, text: &str| Message { tool_call_id: Some(id.into()), ..Message::new("tool", text) };
+    let result =
+        |id: &str, text: &str| Message { tool_call_id: Some(id.into()), ..Message::new("tool", text) };
     assert_eq!(
         told,
         [
@@ -72,7 +73,10 @@ fn other_fields_arrive() {
     assert_eq!((question.max_tokens, question.params.temperature, question.seed), (Some(9), 0.0, Some(3)));
     assert_eq!(question.logprobs, Some(2));
     let form = form.unwrap();
-    assert_eq!((form.constraint, form.field), (Constraint::JsonSchema("{\"type\":\"object\"}".into()), "text.format.schema"));
+    assert_eq!(
+        (form.constraint, form.field),
+        (Constraint::JsonSchema("{\"type\":\"object\"}".into()), "text.format.schema")
+    );
     assert!(stream && offer.told().is_empty());
     assert_eq!((echoed.max_output_tokens, echoed.tool_choice), (Some(9), json!("none")));
 }
@@ -89,7 +93,11 @@ fn bad_values_name_their_field() {
         (item(json!(1)), "input[0]", InvalidField),
         (item(json!({"role": "user"})), "input[0]", InvalidField),
         (item(json!({"role": "king", "content": "x"})), "input[0].role", InvalidField),
-        (item(json!({"role": "user", "content": [{"type": "input_image"}]})), "input[0].content[0].type", NotBuilt),
+        (
+            item(json!({"role": "user", "content": [{"type": "input_image"}]})),
+            "input[0].content[0].type",
+            NotBuilt,
+        ),
         (item(json!({"type": "reasoning"})), "input[0].type", NotBuilt),
         (item(json!({"type": "item_reference", "id": "x"})), "input[0].type", NotBuilt),
         (
@@ -103,7 +111,11 @@ fn bad_values_name_their_field() {
         (json!({"reasoning": {"effort": "high"}}), "reasoning", NotBuilt),
         (json!({"include": ["file_search_call.results"]}), "include", NotBuilt),
         (json!({"top_logprobs": 3}), "top_logprobs", InvalidField),
-        (json!({"text": {"format": {"type": "json_schema", "name": "x"}}}), "text.format.schema", InvalidField),
+        (
+            json!({"text": {"format": {"type": "json_schema", "name": "x"}}}),
+            "text.format.schema",
+            InvalidField,
+        ),
         (json!({"text": {"verbosity": "low"}}), "text.verbosity", NotBuilt),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type", NotBuilt),
         (json!({"tools": [{"type": "function"}]}), "tools[0].name", InvalidField),
