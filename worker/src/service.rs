@@ -13,7 +13,7 @@ use proto::reason::{Reason, status};
 use proto::worker::worker_server::Worker;
 use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
 use proto::{Answer, Placed, timeout};
-use rank::Constraints;
+use rank::{Constraints, NoConstraint};
 use request::{InvalidField, Quality, Strategy};
 use scheduler::{Refused, SequenceId};
 use telemetry::trace;
@@ -92,7 +92,9 @@ impl Service {
             return Err(status(Reason::NotBuilt, why, Some("quality"), None));
         }
         let constraint = match &request.constraint {
-            Some(constraint) => Some(self.constraints.compile(constraint).await.map_err(|e| invalid(&e))?),
+            Some(constraint) => {
+                Some(self.constraints.compile(constraint).await.map_err(|e| unconstrained(&e))?)
+            }
             None => None,
         };
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
@@ -178,6 +180,13 @@ impl Service {
 fn invalid(field: &InvalidField) -> Status {
     let reason = if field.not_built { Reason::NotBuilt } else { Reason::InvalidField };
     status(reason, &field.to_string(), Some(field.field), None)
+}
+
+fn unconstrained(why: &NoConstraint) -> Status {
+    match why {
+        NoConstraint::Invalid(field) => invalid(field),
+        NoConstraint::Busy => status(Reason::Overloaded, &why.to_string(), None, Some(RETRY)),
+    }
 }
 
 fn refused(refusal: &Refusal) -> Status {

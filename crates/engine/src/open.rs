@@ -30,6 +30,10 @@ impl<M: Model> Engine<M> {
         let known = request.known();
         let vocab_size = self.spec().vocab_size;
         let mut checked = request.validate().and_then(|()| in_vocabulary("prompt", &known, vocab_size));
+        if checked.is_ok() {
+            let biased: Vec<TokenId> = request.adjust.logit_bias.iter().map(|(id, _)| *id).collect();
+            checked = in_vocabulary("logit_bias", &biased, vocab_size);
+        }
         if checked.is_ok()
             && let Some(wanted) = &request.constraint
             && constraint.is_none()

@@ -13,6 +13,6 @@ mod pace;
 mod start;
 
 pub use config::Config;
-pub use constraints::Constraints;
+pub use constraints::{Constraints, NoConstraint};
 pub use pace::Pace;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

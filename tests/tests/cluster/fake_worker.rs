@@ -5,7 +5,7 @@ use proto::draft::draft_client::DraftClient;
 use proto::draft::worker_frame::Frame;
 use proto::draft::{self, WorkerFrame};
 use proto::frame::{Addressed, FromDrafter, FromWorker, Hello, Open};
-use request::{Rule, Sampling, TokenId};
+use request::{Adjustments, Rule, Sampling, TokenId};
 use speculation::PrefixHashes;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -35,10 +35,15 @@ pub(crate) fn open(session: u64, tokens: &[u32]) -> Open {
         prompt: tokens.iter().copied().map(TokenId).collect(),
         committed: Vec::new(),
         sampling: Sampling::GREEDY,
+        adjust: Adjustments::default(),
+        constraint: None,
         rule: Rule::Coupled,
         window: 4,
         stop_ids: Vec::new(),
+        min_tokens: 0,
         longest: 64,
+        cache_salt: String::new(),
+        traceparent: String::new(),
     }
 }
 

@@ -80,7 +80,7 @@ async fn a_lie_in_a_session_ends_that_session() {
 async fn what_cannot_be_opened_is_refused() {
     #[rustfmt::skip]
     const LIES: &[(&str, Lie, RefusedReason, &str)] = {
-        use RefusedReason::{Invalid, NotBuilt, TooLong};
+        use RefusedReason::{Invalid, TooLong};
         &[
             ("no prompt", |s| vec![Frame::Open(opening(s, &[]))], Invalid, "open.prompt_len"),
             ("a token outside the vocabulary",
@@ -107,12 +107,16 @@ async fn what_cannot_be_opened_is_refused() {
                 let sampling = Some(v1::SamplingParams { temperature: Some(f32::NAN), ..Default::default() });
                 vec![Frame::Open(draft::Open { sampling, ..opening(s, PROMPT) })]
             }, Invalid, "temperature"),
-            ("a grammar",
-                |s| vec![Frame::Open(draft::Open { grammar: "root".into(), ..opening(s, PROMPT) })],
-                NotBuilt, "open.grammar"),
-            ("a rule that is not built",
-                |s| vec![Frame::Open(draft::Open { rule: v1::Rule::Rejection.into(), ..opening(s, PROMPT) })],
-                NotBuilt, "speculation.rule"),
+            ("two forms at once", |s| {
+                let (grammar, regex) = ("root".into(), "a".into());
+                vec![Frame::Open(draft::Open { grammar, regex, ..opening(s, PROMPT) })]
+            }, Invalid, "open.grammar"),
+            ("a rule of the future",
+                |s| vec![Frame::Open(draft::Open { rule: 99, ..opening(s, PROMPT) })],
+                Invalid, "speculation.rule"),
+            ("a salt like a book",
+                |s| vec![Frame::Open(draft::Open { cache_salt: "x".repeat(257), ..opening(s, PROMPT) })],
+                Invalid, "open.cache_salt"),
             ("a hole in what is known", |s| vec![
                 Frame::Open(draft::Open { prompt_len: 10, longest: 64, ..opening(s, PROMPT) }),
                 Frame::Known(draft::Known { session: s, at: 5, ids: vec![1; 5] }),

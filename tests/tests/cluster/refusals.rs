@@ -2,6 +2,7 @@
 
 use proto::reason::{Reason, parse};
 use proto::v1;
+use proto::worker::generate_request::Constraint;
 use proto::worker::{DrafterCandidate, GenerateRequest, Limits};
 
 use super::nodes::{CONTEXT, Target, Toy, VOCAB};
@@ -52,8 +53,19 @@ const CASES: &[(&str, Spoil, Reason, &str)] = {
         ("a negative temperature", |r| sampling(r).temperature = Some(-0.5), InvalidField, "temperature"),
         ("no probability", |r| sampling(r).top_p = Some(0.0), InvalidField, "top_p"),
         ("an infinite share", |r| sampling(r).min_p = Some(f32::INFINITY), InvalidField, "min_p"),
-        ("a penalty", |r| sampling(r).presence_penalty = Some(0.5), NotBuilt, "presence_penalty"),
-        ("a bias", |r| { sampling(r).logit_bias.insert(3, 1.0); }, NotBuilt, "logit_bias"),
+        ("a penalty out of range",
+            |r| sampling(r).presence_penalty = Some(2.5), InvalidField, "presence_penalty"),
+        ("a repetition that is no number",
+            |r| sampling(r).repetition_penalty = Some(f32::NAN), InvalidField, "repetition_penalty"),
+        ("a bias out of range", |r| { sampling(r).logit_bias.insert(3, 101.0); }, InvalidField, "logit_bias"),
+        ("a bias of no token", |r| { sampling(r).logit_bias.insert(VOCAB, 1.0); }, InvalidField, "logit_bias"),
+        ("a typical set of nothing", |r| sampling(r).typical_p = Some(0.0), InvalidField, "typical_p"),
+        ("no end before the end", |r| limits(r).min_tokens = 21, InvalidField, "min_tokens"),
+        ("too many alternatives", |r| r.logprobs = Some(21), InvalidField, "logprobs"),
+        ("a salt like a book", |r| r.cache_salt = "x".repeat(257), InvalidField, "cache_salt"),
+        ("a form without a grammar's compiler",
+            |r| r.constraint = Some(Constraint::Regex("a+".into())), NotBuilt, "regex"),
+        ("an empty form", |r| r.constraint = Some(Constraint::Regex(String::new())), InvalidField, "regex"),
         ("a lossy answer", |r| r.quality = v1::Quality::Approximate.into(), NotBuilt, "quality"),
         ("a quality of the future", |r| r.quality = 99, InvalidField, "quality"),
         ("a strategy of the future", |r| speculation(r).strategy = 99, InvalidField, "speculation.strategy"),
@@ -61,10 +73,11 @@ const CASES: &[(&str, Spoil, Reason, &str)] = {
             |r| speculation(r).strategy = v1::Strategy::Lockstep.into(), InvalidField, "speculation.lockstep"),
         ("too many drafts a step",
             |r| speculation(r).max_draft = Some(65), InvalidField, "speculation.max_draft"),
-        ("rejection sampling",
-            |r| speculation(r).rule = v1::Rule::Rejection.into(), NotBuilt, "speculation.rule"),
-        ("strict drafts",
-            |r| speculation(r).rule = v1::Rule::Strict.into(), NotBuilt, "speculation.rule"),
+        ("greedy drafts of what is sampled", |r| {
+            sampling(r).temperature = Some(1.0);
+            speculation(r).rule = v1::Rule::Greedy.into();
+        }, InvalidField, "speculation.rule"),
+        ("a rule of the future", |r| speculation(r).rule = 99, InvalidField, "speculation.rule"),
         ("too many drafters",
             |r| r.drafters = vec![candidate("http://127.0.0.1:1"); 17], TooLarge, "drafters"),
         ("a drafter without a port",
