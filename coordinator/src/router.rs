@@ -106,6 +106,7 @@ impl Router {
         let channel = self.channels.get(&placement.worker.endpoint, &view).map_err(|e| {
             failure::new(Reason::Internal, format!("worker {} cannot be dialled: {e}", placement.worker.id))
         })?;
+        self.full.asked(&placement.worker.id, Instant::now());
         let counted = self.in_flight.count(&placement.worker.id, &view);
         Ok(Placed { worker: placement.worker, drafters: placement.drafters, channel, _in_flight: counted })
     }
@@ -116,6 +117,11 @@ impl Router {
             let retry_after = why.retry_after.unwrap_or(RETRY_AFTER);
             self.full.refused(worker, retry_after, priority, Instant::now(), &self.view.borrow());
         }
+    }
+
+    /// A worker took a request: it is not full.
+    pub(crate) fn admitted(&self, worker: &NodeId) {
+        self.full.admitted(worker);
     }
 
     /// Why a new request need not be looked at any closer: every worker that could take it just said
@@ -276,10 +282,15 @@ mod tests {
         {
             assert_eq!(refused.reason, Reason::Overloaded);
             let after = refused.retry_after.unwrap();
-            assert!(after > Duration::from_secs(1) && after <= Duration::from_secs(2), "{after:?}: the sooner");
+            assert!(
+                after > Duration::from_secs(1) && after <= Duration::from_secs(2),
+                "{after:?}: the sooner"
+            );
         }
         // More urgent, or already under way: they may ask.
-        router.place(&need(Some(1)), 0).unwrap();
+        let urgent = router.place(&need(Some(1)), 0).unwrap();
         router.place(&need(None), 0).unwrap();
+        router.admitted(&urgent.worker.id);
+        assert_eq!(router.full("m", VocabHash([1; 32]), 0), None);
     }
 }

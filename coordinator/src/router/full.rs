@@ -6,8 +6,9 @@ use cluster::{Incarnation, NodeId, NodeRecord, View};
 use tokio::time::Instant;
 
 /// For how long one refusal of a full worker stands for the next requests. What a full worker has
-/// queued lasts longer, so it does not fall idle meanwhile; and under a flood it is asked at most
-/// twenty times a second instead of for every request.
+/// queued lasts longer, so it does not fall idle meanwhile. Then one request asks it again, and until
+/// that is answered the refusal stands for the others once more: under a flood a full worker is asked
+/// twenty times a second, not for every request.
 const STANDS: Duration = Duration::from_millis(50);
 
 /// Workers that just said they are full. Holds members of the map only.
@@ -36,6 +37,18 @@ impl Full {
         refusals.retain(|id, _| view.get(id).is_some());
         let refusal = Refusal { of: worker.incarnation, at: now, retry_after, priority };
         refusals.insert(worker.id.clone(), refusal);
+    }
+
+    /// Somebody asks a worker: the others wait for what it says, if it was full the last time.
+    pub(super) fn asked(&self, worker: &NodeId, now: Instant) {
+        if let Some(refusal) = self.refusals().get_mut(worker) {
+            refusal.at = now;
+        }
+    }
+
+    /// It took a request.
+    pub(super) fn admitted(&self, worker: &NodeId) {
+        self.refusals().remove(worker);
     }
 
     /// When to ask a worker again, if its refusal of another request stands for this one.
@@ -68,9 +81,15 @@ mod tests {
         assert_eq!(at(10, 1), Some(Duration::from_millis(2990)));
         assert_eq!(at(10, 2), None, "more urgent");
         assert_eq!(at(50, 0), None, "over");
+        full.asked(&worker.id, begun + Duration::from_millis(50));
+        assert_eq!(at(60, 0), Some(Duration::from_millis(2990)), "one asks");
+        assert_eq!(at(100, 0), None, "and was not answered");
         let again = NodeRecord { incarnation: Incarnation(2), ..(*worker).clone() };
         assert_eq!(full.stands(&again, 0, begun), None, "another life");
-        full.refused(&member("v", Duration::ZERO).record, retry, 0, begun, &view([member("v", Duration::ZERO)]));
+        let other = member("v", Duration::ZERO);
+        full.refused(&other.record, retry, 0, begun, &view([other.clone()]));
         assert_eq!(full.refusals().len(), 1, "who left the map is forgotten");
+        full.admitted(&other.record.id);
+        assert!(full.refusals().is_empty());
     }
 }

@@ -326,6 +326,31 @@ async fn the_gate_is_before_the_message() {
 }
 
 #[tokio::test]
+async fn the_worker_is_told_what_is_left_of_the_callers_time() {
+    let front = front(|c| c.request_timeout = Duration::from_secs(100)).await;
+    let worker = front.worker("w0", []).await;
+    let mut short = Request::new(chat());
+    short.set_timeout(Duration::from_secs(5));
+    events(&front, short).await.unwrap();
+    events(&front, chat()).await.unwrap();
+    let timeouts = worker.shared.timeouts.lock().unwrap().clone();
+    let seconds = timeouts.iter().map(|t| {
+        let (digits, unit) = t.split_at(t.len() - 1);
+        let scale = match unit {
+            "S" => 1.0,
+            "m" => 1e3,
+            "u" => 1e6,
+            "n" => 1e9,
+            _ => panic!("{t}"),
+        };
+        digits.parse::<f64>().unwrap() / scale
+    });
+    let seconds: Vec<f64> = seconds.collect();
+    assert!(seconds[0] > 1.0 && seconds[0] <= 5.01, "{seconds:?}");
+    assert!(seconds[1] > 90.0 && seconds[1] <= 100.01, "{seconds:?}");
+}
+
+#[tokio::test]
 async fn the_workers_own_deadline_is_the_callers() {
     for at in [0, 4] {
         let front = front(|_| {}).await;

@@ -19,7 +19,7 @@ pub struct Problem<'a> {
     /// Fingerprint of the tokens already delivered: workers that have it come first, others only when
     /// none of them is left.
     pub prefer: Option<&'a str>,
-    /// What this coordinator has running on each node.
+    /// What this coordinator placed on each node beyond the load that it reported last.
     pub in_flight: &'a HashMap<NodeId, u32>,
     /// 64 random bits.
     pub random: u64,
@@ -129,9 +129,7 @@ fn drafters(worker: &NodeRecord, problem: &Problem<'_>) -> Vec<Arc<NodeRecord>> 
     drafters.into_iter().take(MAX_DRAFTERS).map(|m| Arc::clone(&m.record)).collect()
 }
 
-/// Orders by work per slot. Our own work in flight is added to the reported figure although a
-/// heartbeat may have counted some of it already: that keeps a burst between two heartbeats from
-/// going to one node, and double counting weighs on every node alike.
+/// Orders by work per slot: what the node reported and what this coordinator placed on it since.
 fn fuller(a: &Member, b: &Member, problem: &Problem<'_>) -> std::cmp::Ordering {
     let work = |m: &Member| {
         let own = problem.in_flight.get(&m.record.id).copied().unwrap_or(0);
