@@ -89,7 +89,10 @@ impl Default for Config {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         if self.models.is_empty() {
-            return Err(Wrong::new("models", "is empty; name at least one model with its GGUF file or folder"));
+            return Err(Wrong::new(
+                "models",
+                "is empty; name at least one model with its GGUF file or folder",
+            ));
         }
         let mut names = HashSet::new();
         for (i, model) in self.models.iter().enumerate() {

@@ -14,8 +14,8 @@ use request::{RequestId, Tokens as _};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use crate::failure::{self, Reason, invalid};
 use crate::admission::Permit;
+use crate::failure::{self, Reason, invalid};
 use crate::frontdoor::{FrontDoor, request_id};
 use crate::generate::{Ended, Event, Pump, StopReason, TokensOut};
 use crate::question::{Question, Spelling};

@@ -55,10 +55,7 @@ mod tests {
         speculation.record(4, 1);
         sum.add(Figures { usage, speculation }, false);
         assert_eq!(sum.usage.cached_tokens, 10, "the second found what the first computed");
-        assert_eq!(
-            (sum.usage.accepted_prediction_tokens, sum.usage.rejected_prediction_tokens),
-            (1 + 2, 2)
-        );
+        assert_eq!((sum.usage.accepted_prediction_tokens, sum.usage.rejected_prediction_tokens), (1 + 2, 2));
         let did = &sum.speculation;
         assert_eq!((did.drafts, did.draft_tokens, did.accepted_tokens, did.plain_steps), (3, 11, 4, 1));
         assert_eq!(did.histogram, [0, 2, 1]);

@@ -50,13 +50,7 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     pub(crate) fn new(model: &ModelText, rules: StopRules) -> Self {
-        Self {
-            detokenizer: model.tokenizer.detokenizer(),
-            rules,
-            held: Vec::new(),
-            tokens: 0,
-            stopped: None,
-        }
+        Self { detokenizer: model.tokenizer.detokenizer(), rules, held: Vec::new(), tokens: 0, stopped: None }
     }
 
     /// Takes the next token and appends the text that is settled by it. After the token that ends the
@@ -117,8 +111,11 @@ impl Pieces {
         let mut whole = 0;
         for piece in &mut self.held {
             if give < piece.text.len() {
-                // A stop string starts where a character does, so this is no cut through one.
-                let rest = piece.text.split_off(piece.text.floor_char_boundary(give));
+                // A stop string starts where a character does, so it is no cut through one already.
+                while !piece.text.is_char_boundary(give) {
+                    give -= 1;
+                }
+                let rest = piece.text.split_off(give);
                 append(&piece.text, piece.drafted, pieces);
                 piece.text = rest;
                 break;

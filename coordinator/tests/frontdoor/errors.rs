@@ -127,7 +127,7 @@ async fn the_soonest_of_full_workers_is_told() {
 /// under way does not feel it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_is_refused_without_asking() {
-    const FLOOD: usize = 400;
+    const FLOOD: usize = 8000;
     let front = front(|c| c.max_in_flight = 1000).await;
     let worker = front.worker("w0", [Act::HangAt(4), Act::AlwaysFull]).await;
     let running = front.send(&ask(json!({"stream": true, "max_tokens": 100}))).await;
