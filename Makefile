@@ -22,7 +22,6 @@ test: ## Run all tests (PACELINE_REQUIRE=all: a skipped test fails)
 lint: ## Check format, clippy, protos, licences
 	@scripts/lint.sh
 
-bench: ## Run the benchmarks (docs/benchmarks.md)
-	@compgen -G '*/benches/*.rs' >/dev/null || compgen -G 'crates/*/benches/*.rs' >/dev/null \
-		|| { echo 'bench: no benchmark is built yet; docs/benchmarks.md says what will be measured' >&2; exit 1; }
-	cargo bench --workspace --benches
+bench: ## Time the engine on this machine (MODEL=..., PROFILE=release; docs/benchmarks.md)
+	cargo run --profile $(or $(PROFILE),dev) --package cli --bin paceline -- \
+		bench engine --model $(or $(MODEL),smollm2-135m) --batch 1,4 --rows 1,2,4,8 $(BENCH)

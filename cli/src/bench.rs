@@ -73,3 +73,28 @@ fn figure(value: f64) -> String {
         _ => format!("{value:.3}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::args::Cli;
+
+    /// Through the whole command line: its global flags share one space of names with these.
+    #[test]
+    fn both_are_read_beside_the_global_flags() {
+        for words in ["engine --json", "engine --json x --log-json", "serve --json - --log-json --rate 2"] {
+            let words = ["paceline", "bench"].into_iter().chain(words.split(' '));
+            Cli::try_parse_from(words.collect::<Vec<_>>()).unwrap();
+        }
+    }
+
+    #[test]
+    fn figures_have_about_four_digits() {
+        for (value, text) in
+            [(0.0, "0"), (0.01234, "0.012"), (1.5, "1.50"), (123.45, "123.5"), (98_765.4, "98765")]
+        {
+            assert_eq!(super::figure(value), text);
+        }
+    }
+}

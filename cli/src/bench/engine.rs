@@ -46,7 +46,8 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Write the results as JSON: to FILE, or to standard output in place of the table
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    // The global flag --log-json has the id json.
+    #[arg(id = "report_json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
 }
 

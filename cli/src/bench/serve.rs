@@ -73,7 +73,8 @@ pub struct ServeArgs {
     #[arg(long = "header", value_name = "NAME=VALUE")]
     pub headers: Vec<String>,
     /// Write the summary as JSON in AIPerf's layout; - is standard output
-    #[arg(long, value_name = "FILE")]
+    // The global flag --log-json has the id json.
+    #[arg(id = "summary_json", long = "json", value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Write every request as a line of JSON in AIPerf's layout
     #[arg(long, value_name = "FILE")]
