@@ -187,9 +187,12 @@ impl Observer {
 
 impl Drop for Observer {
     fn drop(&mut self) {
+        // A span that was entered ends where it was last left: here, not where its handler returned.
+        let span = self.span.clone();
+        let _end = span.enter();
         if !self.over {
             self.over(Reason::Cancelled);
-            failed(self.meters, &self.span, Reason::Cancelled);
+            failed(self.meters, &span, Reason::Cancelled);
         }
     }
 }

@@ -99,7 +99,7 @@ const NAMED_ONLY_BY: &[(&str, &[&str])] = &[
     ("metrics*", &["telemetry"]),
     ("prometheus*", &["telemetry"]),
     ("prost*", &["proto", "daemon", "rank", "coordinator", "worker", "drafter", "cli", "tests"]),
-    ("tonic*", &["proto", "daemon", "rank", "coordinator", "worker", "drafter", "cli", "tests"]),
+    ("tonic*", &["proto", "telemetry", "daemon", "rank", "coordinator", "worker", "drafter", "cli", "tests"]),
 ];
 
 /// The crates that may say `unsafe`.

@@ -18,4 +18,5 @@ mod pairing;
 mod refusals;
 mod sharing;
 mod slow_client;
+mod telemetry;
 mod text;

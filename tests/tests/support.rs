@@ -1,9 +1,11 @@
 //! Nodes of a real cluster in this process, over real gRPC on loopback, that tests can kill, drain,
 //! pause and cut off.
 
+mod byte_model;
 mod node;
 mod proxy;
 
+pub(crate) use byte_model::{BYTES, byte_model};
 pub(crate) use node::{Node, coordinator, identity, start_drafter, start_worker};
 pub(crate) use proxy::{Link, Proxy};
 

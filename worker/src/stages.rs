@@ -135,6 +135,8 @@ impl Stages {
 impl Drop for Stages {
     /// Dropped without a last word: the caller left.
     fn drop(&mut self) {
+        // A span that was entered ends where it was last left: here, not when the call was admitted.
+        let _end = self.span.enter();
         if !self.ended && self.admitted.load(Ordering::Relaxed) {
             failed(self.meters, &self.span, Reason::Cancelled);
         }

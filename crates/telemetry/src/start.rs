@@ -86,7 +86,7 @@ pub fn init(log: &Log, service: Option<(&Service, &Config)>) -> Result<Guard, In
 
 /// Spans exist without an endpoint, too: so that a caller's trace goes through this process to the next
 /// one, and log lines name it.
-fn tracer(config: &Config, resource: Resource) -> Result<SdkTracerProvider, InitError> {
+pub(crate) fn tracer(config: &Config, resource: Resource) -> Result<SdkTracerProvider, InitError> {
     let mut builder = SdkTracerProvider::builder().with_resource(resource);
     let root = match &config.otlp_endpoint {
         None => Sampler::AlwaysOff,
@@ -108,7 +108,7 @@ fn tracer(config: &Config, resource: Resource) -> Result<SdkTracerProvider, Init
     Ok(builder.with_sampler(Sampler::ParentBased(Box::new(root))).build())
 }
 
-fn resource(service: &Service, config: &Config) -> Resource {
+pub(crate) fn resource(service: &Service, config: &Config) -> Resource {
     let name = config.service_name.clone().unwrap_or_else(|| format!("paceline-{}", service.role));
     let more = config.resource.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     Resource::builder_empty()

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider as _;
 
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
@@ -18,10 +21,16 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::meters::scope;
+use crate::{Config, InitError, start, trace};
 
 /// Dropped, it is gone, as a collector that crashed.
 #[derive(Debug)]
@@ -29,6 +38,35 @@ pub struct Collector {
     address: SocketAddr,
     kept: Arc<Mutex<Kept>>,
     serving: JoinHandle<()>,
+}
+
+/// Sends spans of this process to the collector until it is dropped: for nodes that share a test's
+/// process with others, where [`init`](crate::init) would be one too many. Once a process.
+#[derive(Debug)]
+pub struct Spans(SdkTracerProvider);
+
+impl Spans {
+    /// # Errors
+    /// A second call in one process.
+    pub fn to(collector: &Collector) -> Result<Self, InitError> {
+        let config = Config {
+            otlp_endpoint: Some(collector.endpoint()),
+            spans_interval: Duration::from_millis(50),
+            ..Config::default()
+        };
+        let service = crate::Service { role: "test", instance: "test".into() };
+        let tracer = start::tracer(&config, start::resource(&service, &config))?;
+        let spans = trace::layer(tracer.tracer_with_scope(scope()));
+        tracing_subscriber::registry().with(spans).try_init().map_err(|_| InitError::Twice)?;
+        Ok(Self(tracer))
+    }
+}
+
+impl Drop for Spans {
+    fn drop(&mut self) {
+        // What is lost is the test's to notice.
+        let _ = self.0.shutdown_with_timeout(Duration::from_secs(1));
+    }
 }
 
 /// A span as it came.

@@ -16,6 +16,8 @@ pub(crate) struct Node {
     pub(crate) record: NodeRecord,
     /// Where its gRPC port is bound, whatever it advertises.
     pub(crate) address: SocketAddr,
+    /// Where its `/metrics` are, if it was told to have some.
+    pub(crate) admin: Option<SocketAddr>,
     shutdown: Shutdown,
     life: JoinHandle<Ended>,
 }
@@ -76,8 +78,8 @@ pub(crate) async fn start_worker<M: Model + 'static>(
     let make = || Ok::<_, std::convert::Infallible>(make());
     let readiness = Readiness::default();
     let running = worker::start(&config, identity, constraints, make, &readiness, &mut tasks).await.unwrap();
-    let (record, address) = (running.record.clone(), running.address);
-    Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+    let (record, address, admin) = (running.record.clone(), running.address, running.admin);
+    Node { record, address, admin, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
 
 pub(crate) async fn start_drafter<M: Model + 'static>(
@@ -93,8 +95,8 @@ pub(crate) async fn start_drafter<M: Model + 'static>(
     let make = || Ok::<_, std::convert::Infallible>(make());
     let readiness = Readiness::default();
     let running = drafter::start(&config, identity, constraints, make, &readiness, &mut tasks).await.unwrap();
-    let (record, address) = (running.record.clone(), running.address);
-    Node { record, address, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
+    let (record, address, admin) = (running.record.clone(), running.address, running.admin);
+    Node { record, address, admin, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }
 
 /// A coordinator that serves one model file, on free ports, with short heartbeats.
@@ -102,6 +104,7 @@ pub(crate) async fn coordinator(model: &str, file: &Path) -> coordinator::Runnin
     let config = coordinator::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         grpc_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         models: vec![ModelConfig { name: model.into(), path: file.into(), aliases: Vec::new() }],
         registry: registry::Config {
             heartbeat: Duration::from_millis(50),
