@@ -8,6 +8,7 @@ use std::time::Duration;
 use cli::client::Client;
 use cli::models::Store;
 use serde_json::json;
+use telemetry::testing::Collector;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -113,6 +114,62 @@ async fn sigterm_ends_up_and_settings_of_one_role_stay_with_it() {
     }
 }
 
+/// What three processes say of one request: over OTLP to one collector, and each on its own port.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_trace_holds_spans_of_every_process_and_each_has_metrics() {
+    if !has_model() {
+        return;
+    }
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    let collector = Collector::start().await.unwrap();
+    let endpoint = collector.endpoint();
+    let environment = [
+        ("PACELINE_TELEMETRY__OTLP_ENDPOINT", endpoint.as_str()),
+        ("PACELINE_TELEMETRY__SPANS_INTERVAL", "100ms"),
+        ("PACELINE_TELEMETRY__METRICS_INTERVAL", "100ms"),
+    ];
+    let (mut up, said) = started(&environment).await;
+    let body = json!({
+        "model": MODEL, "messages": [{ "role": "user", "content": "What is gravity?" }], "max_tokens": 48,
+    });
+    let client = reqwest::Client::new();
+    let asked = client.post(format!("{}/v1/chat/completions", url(&said))).json(&body);
+    let asked = asked.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
+    assert_eq!(asked.send().await.unwrap().status(), 200);
+
+    let metrics: Vec<&str> = said.split_whitespace().filter(|word| word.ends_with("/metrics")).collect();
+    assert_eq!(metrics.len(), 3, "{said}");
+    let mut texts = Vec::new();
+    for address in metrics {
+        texts.push(client.get(address).send().await.unwrap().text().await.unwrap());
+    }
+    for (text, service, metric) in [
+        (&texts[0], "paceline-coordinator", "paceline_generation_tokens_total"),
+        (&texts[1], "paceline-worker", "paceline_request_decode_time_seconds_count"),
+        (&texts[2], "paceline-drafter", "paceline_step_duration_seconds_count"),
+    ] {
+        let info = text.lines().find(|line| line.starts_with("target_info{")).unwrap_or_default();
+        assert!(info.contains(&format!("service_name=\"{service}\"")), "{info}");
+        let counts = text.lines().any(|l| l.starts_with(&format!("{metric}{{")) && !l.ends_with(" 0"));
+        assert!(counts, "{metric} of {service}:\n{text}");
+    }
+
+    // Ended by Ctrl-C, the processes send what is left.
+    let pid = up.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(timeout(HANG, up.wait()).await.unwrap().unwrap().success());
+    for (service, span, metric) in [
+        ("paceline-coordinator", format!("chat {MODEL}"), "paceline.generation_tokens"),
+        ("paceline-worker", "engine.generate".to_owned(), "paceline.request_decode_time"),
+        ("paceline-drafter", "draft.session".to_owned(), "paceline.step_duration"),
+    ] {
+        let spans = collector.spans();
+        let here = |s: &telemetry::testing::Span| s.trace == TRACE && s.service == service && s.name == span;
+        assert!(spans.iter().any(here), "{span} of {service}: {spans:#?}");
+        assert!(collector.metrics(service).iter().any(|m| m == metric), "{metric} of {service}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_process_outlives_a_killed_up() {
     if !has_model() {
@@ -132,6 +189,18 @@ async fn no_process_outlives_a_killed_up() {
 
 /// Starts a cluster on free ports; its URL and its processes.
 async fn up(environment: &[(&str, &str)]) -> (Child, String, Vec<(String, u32)>) {
+    let (up, said) = started(environment).await;
+    (up, url(&said), pids(&said))
+}
+
+/// The URL that `up` printed.
+fn url(said: &str) -> String {
+    let (_, rest) = said.split_once("base_url ").unwrap();
+    rest.split("/v1").next().unwrap().to_owned()
+}
+
+/// Starts a cluster on free ports; what it printed until it was ready.
+async fn started(environment: &[(&str, &str)]) -> (Child, String) {
     let mut up = Command::new(PACELINE)
         .args(["up", "--target", MODEL, "--drafter", MODEL, "--port", "0"])
         .envs(environment.iter().copied())
@@ -146,13 +215,13 @@ async fn up(environment: &[(&str, &str)]) -> (Child, String, Vec<(String, u32)>)
             let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("`up` ended: {said}"));
             said += &line;
             said.push('\n');
-            if let Some((_, rest)) = line.split_once("base_url ") {
-                return rest.split("/v1").next().unwrap().to_owned();
+            if line.contains("base_url ") {
+                return said;
             }
         }
     };
-    let url = timeout(HANG, reading).await.unwrap();
-    (up, url, pids(&said))
+    let said = timeout(HANG, reading).await.unwrap();
+    (up, said)
 }
 
 /// Names and process ids from the table that `up` prints.
