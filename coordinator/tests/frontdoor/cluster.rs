@@ -331,7 +331,7 @@ impl Worker for Service {
             return Err(status(Reason::Overloaded, "scripted queue".into(), retry));
         }
         if let Act::RefuseField(field) = act {
-            let message = format!("{field}: does not compile");
+            let message = format!("{field}: {field}: does not compile");
             let failure = Failure {
                 field: Some(field.into()),
                 reason: Reason::InvalidField,

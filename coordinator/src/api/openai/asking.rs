@@ -127,9 +127,9 @@ impl Asking {
             let theirs = failure.field.as_deref();
             match &self.form {
                 Some(form) if theirs == Some(form.constraint.field()) || theirs == Some("constraint") => {
-                    let theirs = failure.field.unwrap_or_default();
-                    let why =
-                        failure.message.strip_prefix(&format!("{theirs}: ")).unwrap_or(&failure.message);
+                    // Worker and compiler may both have named it.
+                    let theirs = format!("{}: ", failure.field.unwrap_or_default());
+                    let why = failure.message.trim_start_matches(theirs.as_str());
                     let message = format!("{}: {why}", form.field);
                     Failure { field: Some(form.field.into()), message, ..failure }
                 }

@@ -131,7 +131,7 @@ async fn a_constraint_that_does_not_compile_is_named_as_the_client_spelled_it() 
     ] {
         let (status, body) = post(&front, PATH, &ask(fields)).await;
         assert_eq!((status, &body["error"]["param"]), (400, &json!(param)), "{body}");
-        assert!(body["error"]["message"].as_str().unwrap().starts_with(&format!("{param}: ")), "{body}");
+        assert_eq!(body["error"]["message"], format!("{param}: does not compile"));
     }
 }
 

@@ -2,6 +2,10 @@ use std::collections::VecDeque;
 
 use super::ToolSyntax;
 
+mod nesting;
+
+use nesting::{Nesting, Step};
+
 /// Finds tool calls in an answer as its text comes.
 ///
 /// A call is recognised once it names one of the offered tools and its arguments begin; from there on
@@ -20,6 +24,8 @@ pub struct CallParser {
     again: VecDeque<char>,
     /// Inside of Mistral's list.
     in_list: bool,
+    /// The last call had no marker, so that the next needs none.
+    bare: bool,
     calls: u32,
 }
 
@@ -48,12 +54,17 @@ const MOST_SPACE: usize = 1 << 10;
 
 #[derive(Clone, Debug)]
 enum State {
-    /// `start`: nothing but white space was said.
-    Text { start: bool },
-    /// Llama's bare form belongs at the start; after other text no braces are calls.
+    /// `start`: nothing but white space was said. A bare object is a call only there: Llama's way, and
+    /// what small models of Hermes' syntax write (Qwen2.5-Coder).
+    Text {
+        start: bool,
+    },
     Head(Head),
     /// `bare`: no object around the arguments has to close behind them.
-    Arguments { nesting: Nesting, bare: bool },
+    Arguments {
+        nesting: Nesting,
+        bare: bool,
+    },
     /// Behind the arguments, inside of the call's object.
     Rest(Nesting),
     /// Behind the call's object.
@@ -89,30 +100,20 @@ enum At {
     BareArguments,
 }
 
-/// Where a character stands in JSON text; checks brackets only, not grammar.
-#[derive(Clone, Debug, Default)]
-struct Nesting {
-    /// Closing brackets that are due.
-    due: Vec<char>,
-    in_string: bool,
-    escaped: bool,
-}
-
-/// What a character did to the nesting.
-#[derive(PartialEq)]
-enum Step {
-    Inside,
-    /// The value that began is complete.
-    Closed,
-    /// A bracket that does not fit.
-    Broken,
-}
-
 impl CallParser {
     /// `tools`: the names of those that were offered.
     pub fn new(syntax: ToolSyntax, tools: Vec<String>) -> Self {
         let state = State::Text { start: true };
-        Self { syntax, tools, state, held: String::new(), again: VecDeque::new(), in_list: false, calls: 0 }
+        Self {
+            syntax,
+            tools,
+            state,
+            held: String::new(),
+            again: VecDeque::new(),
+            in_list: false,
+            bare: false,
+            calls: 0,
+        }
     }
 
     /// Calls that were recognised so far.
@@ -198,9 +199,9 @@ impl CallParser {
         let marker = self.syntax.marker();
         while !self.held.is_empty() {
             let rest = self.held.trim_start();
-            let bare = start && self.syntax == ToolSyntax::Llama && rest == "{";
+            let bare = start && self.syntax != ToolSyntax::Mistral && rest == "{";
             if bare || rest == marker {
-                self.in_list = false;
+                (self.in_list, self.bare) = (false, bare);
                 self.state = State::Head(Head::new(if bare { At::Key } else { At::Open }));
                 return;
             }
@@ -371,7 +372,10 @@ impl CallParser {
                 self.state = State::Head(Head::new(At::Open));
                 return;
             }
-            ToolSyntax::Llama if matches!(rest.trim_start_matches([';', ' ', '\n']), "" | "{") => {
+            syntax
+                if (self.bare || syntax == ToolSyntax::Llama)
+                    && matches!(rest.trim_start_matches([';', ' ', '\n']), "" | "{") =>
+            {
                 if rest.ends_with('{') {
                     self.state = State::Head(Head::new(At::Key));
                 }
@@ -390,38 +394,6 @@ impl CallParser {
 impl Head {
     fn new(at: At) -> Self {
         Self { at, key: String::new(), name: None, early: None }
-    }
-}
-
-impl Nesting {
-    /// Behind the brace that opens an object.
-    fn inside_object() -> Self {
-        Self { due: vec!['}'], ..Self::default() }
-    }
-
-    fn is_outside(&self) -> bool {
-        self.due.is_empty() && !self.in_string
-    }
-
-    fn read(&mut self, c: char) -> Step {
-        if self.in_string {
-            match c {
-                _ if self.escaped => self.escaped = false,
-                '\\' => self.escaped = true,
-                '"' => self.in_string = false,
-                _ => {}
-            }
-        } else {
-            match c {
-                '"' => self.in_string = true,
-                '{' => self.due.push('}'),
-                '[' => self.due.push(']'),
-                '}' | ']' if self.due.pop() != Some(c) => return Step::Broken,
-                '}' | ']' if self.due.is_empty() => return Step::Closed,
-                _ => {}
-            }
-        }
-        Step::Inside
     }
 }
 

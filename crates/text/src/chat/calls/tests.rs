@@ -95,7 +95,21 @@ fn answers_and_what_is_heard() {
         ),
         (Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {}}oh", "0:f({})[oh]"),
         (Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {]}}", "0:f({)[]}}]"),
-        (Hermes, "{\"name\": \"f\", \"parameters\": {}}", "[{\"name\": \"f\", \"parameters\": {}}]"),
+        // Without its marker, at the start only.
+        (
+            Hermes,
+            "{\"name\": \"f\", \"arguments\": {}}\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}",
+            "0:f({})1:f({\"a\": 1})",
+        ),
+        (Hermes, "{\"name\": \"f\", \"arguments\": {}}</tool_call>.", "0:f({})[.]"),
+        (Hermes, "So: {\"name\": \"f\", \"arguments\": {}}", "[So: {\"name\": \"f\", \"arguments\": {}}]"),
+        (Hermes, "{\"name\": \"Bob\", \"arguments\": {}}", "[{\"name\": \"Bob\", \"arguments\": {}}]"),
+        (Hermes, "{\"a\": 1} <tool_call>{\"name\": \"f\"}", "[{\"a\": 1}]0:f({})"),
+        (
+            Llama,
+            "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}; {\"name\": \"f\", \"parameters\": {}}",
+            "0:f({})1:f({})",
+        ),
         (Llama, "{\"name\": \"f\", \"parameters\": {\"a\": 1}}", "0:f({\"a\": 1})"),
         (Llama, "<|python_tag|>{\"name\": \"f\", \"parameters\": {}}", "0:f({})"),
         (Llama, "Yes.<|python_tag|>{\"name\": \"f\", \"parameters\": {}}", "[Yes.]0:f({})"),

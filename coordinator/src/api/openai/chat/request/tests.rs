@@ -33,7 +33,7 @@ fn names() -> impl Iterator<Item = &'static str> {
 
 #[test]
 fn defaults_are_openais() {
-    let ChatRequest { question, offer, form, stream, include_usage } = parse(&with(json!({}))).unwrap();
+    let ChatRequest { question, offer, form, stream, include_usage, .. } = parse(&with(json!({}))).unwrap();
     let prompt = Prompt::Chat(vec![Message::new("user", "hi")].into());
     assert_eq!(question, Question::new("m".into(), prompt));
     assert_eq!(question.params, SamplingParams::at(1.0));
