@@ -14,6 +14,18 @@ use text::Tokenizer;
 
 use crate::support::identity;
 
+/// What fits into a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    pub(crate) slots: u32,
+    /// Of 16 positions.
+    pub(crate) pages: u32,
+}
+
+impl Size {
+    pub(crate) const LARGE: Self = Self { slots: 8, pages: 600 };
+}
+
 /// A model file as tests use it.
 #[derive(Clone)]
 pub(crate) struct Weights {
@@ -40,15 +52,19 @@ impl Weights {
         self.constraints.clone()
     }
 
-    /// Builds the model with one thread, so that target and drafter do not wait for each other's.
     pub(crate) fn make(&self) -> impl FnOnce() -> CpuModel + Send + 'static {
+        self.sized(Size::LARGE)
+    }
+
+    /// Builds the model with one thread, so that target and drafter do not wait for each other's.
+    pub(crate) fn sized(&self, size: Size) -> impl FnOnce() -> CpuModel + Send + 'static {
         let path = self.path.clone();
         move || {
             let options = Options {
                 context: Some(2048),
                 vocab: None,
-                slots: 8,
-                pages: PageBudget::Pages(600),
+                slots: size.slots,
+                pages: PageBudget::Pages(size.pages),
                 threads: 1,
             };
             CpuModel::load(&path, &options).unwrap()
