@@ -11,11 +11,10 @@ use proto::v1;
 use proto::v1::generate_response::Event as Said;
 use proto::v1::inference_server::{Inference, InferenceServer};
 use request::{RequestId, Tokens as _};
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
 use crate::admission::Permit;
-use crate::failure::{self, Reason, invalid};
+use crate::failure::{self, Reason};
 use crate::frontdoor::{FrontDoor, request_id};
 use crate::generate::{Ended, Event, Pump, StopReason, TokensOut};
 use crate::question::{Question, Spelling};
@@ -93,7 +92,7 @@ impl Service {
         mut request: Request<v1::GenerateRequest>,
         id: RequestId,
     ) -> Result<Response<Answers>, Status> {
-        let deadline = self.door.deadline(timeout(request.metadata())?);
+        let deadline = self.door.deadline(proto::timeout(request.metadata())?);
         // Without the gate in front there would be none.
         let permit = match request.extensions_mut().remove::<Permit>() {
             Some(permit) => permit,
@@ -176,51 +175,5 @@ fn finish(choice: u32, ended: Ended) -> v1::Finish {
             StopReason::Text(string) => v1::finish::StoppedBy::Stop(string),
             StopReason::Token(id) => v1::finish::StoppedBy::StopTokenId(id.0),
         }),
-    }
-}
-
-/// The caller's deadline: `grpc-timeout`, at most 8 digits and a unit (gRPC over HTTP/2).
-fn timeout(metadata: &MetadataMap) -> Result<Option<Duration>, Status> {
-    const FIELD: &str = "grpc-timeout";
-    let Some(value) = metadata.get(FIELD) else { return Ok(None) };
-    let parsed = value.to_str().ok().and_then(|text| {
-        let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
-        }
-        let n: u64 = digits.parse().ok()?;
-        Some(match unit {
-            "H" => Duration::from_secs(n * 3600),
-            "M" => Duration::from_secs(n * 60),
-            "S" => Duration::from_secs(n),
-            "m" => Duration::from_millis(n),
-            "u" => Duration::from_micros(n),
-            "n" => Duration::from_nanos(n),
-            _ => return None,
-        })
-    });
-    match parsed {
-        Some(timeout) => Ok(Some(timeout)),
-        None => Err(invalid(FIELD, "grpc-timeout: is not 1 to 8 digits and one of H M S m u n").into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deadlines_of_callers() {
-        let of = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            timeout(&metadata)
-        };
-        assert_eq!(timeout(&MetadataMap::new()).unwrap(), None);
-        assert_eq!(of("250m").unwrap(), Some(Duration::from_millis(250)));
-        assert_eq!(of("99999999H").unwrap(), Some(Duration::from_secs(99_999_999 * 3600)));
-        for bad in ["", "S", "1", "123456789S", "+1S", "1x", "1 S"] {
-            assert_eq!(of(bad).unwrap_err().code(), tonic::Code::InvalidArgument, "{bad:?}");
-        }
     }
 }
