@@ -18,7 +18,7 @@ fn model() -> ModelText {
         })
         .map(String::from)
         .collect();
-    names.push("<|im_end|>".into());
+    names.extend(["<|im_end|>", "[TOOL_CALLS]"].map(String::from));
     let kinds = (0..names.len()).map(|i| if i < 256 { 1 } else { 3 }).collect();
     let file = Writer::new()
         .key("tokenizer.ggml.model", Value::Str("gpt2".into()))
@@ -37,6 +37,16 @@ fn rules(strings: &[&str]) -> StopRules {
         strings: StopStrings::new(strings.iter().map(ToString::to_string).collect()),
         ids: vec![TokenId(END)],
         ..StopRules::default()
+    }
+}
+
+/// Mistral's calls begin with a control token.
+#[test]
+fn control_tokens_are_shown_where_asked() {
+    let output = [&[TokenId(END + 1)][..], &ids(b"[]")].concat();
+    for (shown, text) in [(vec![], "[]"), (vec![(TokenId(END + 1), "[TOOL_CALLS]".into())], "[TOOL_CALLS][]")] {
+        let mut pieces = Pieces::new(&model(), StopRules { shown, ..rules(&[]) });
+        assert_eq!(push(&mut pieces, &output).0, text);
     }
 }
 
