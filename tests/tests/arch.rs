@@ -61,7 +61,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     // shell
     ("telemetry", &[]),
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
-    ("rank", &["request", "cluster", "engine", "daemon", "telemetry"]),
+    ("rank", &["request", "cluster", "engine", "grammar", "daemon", "telemetry"]),
     // processes: never on each other
     ("coordinator", &["request", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"]),
     ("worker", RANK),
@@ -72,7 +72,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("tests", &["*", "coordinator", "worker", "drafter", "cli"]),
 ];
 
-/// A rank is given its model: so it runs on `ToyModel` in tests, and never sees text.
+/// A rank is given its model, and the compiler of constraints: so it runs on `ToyModel` in tests, and
+/// never sees text.
 const RANK: &[&str] = &[
     "request",
     "sampling",
@@ -80,7 +81,6 @@ const RANK: &[&str] = &[
     "kvcache",
     "scheduler",
     "engine",
-    "grammar",
     "transport",
     "proto",
     "cluster",
