@@ -140,17 +140,17 @@ fn answer() -> impl Strategy<Value = Answer> {
     );
     let top = vec((any::<u32>().prop_map(TokenId), -50f32..0.0), 0..3);
     let logprobs = (-50f32..0.0, top).prop_map(|(logprob, top)| TokenLogprobs { logprob, top });
-    let tokens = (any::<u32>(), vec((any::<u32>(), any::<bool>(), logprobs), 1..80), any::<(bool, u32, bool, u32)>()).prop_map(
-        |(index, run, (reported, verified, predicted, cached_tokens))| Answer::Tokens {
-            index,
-            ids: run.iter().map(|(id, ..)| TokenId(*id)).collect(),
-            drafted: run.iter().map(|(_, drafted, _)| *drafted).collect(),
-            logprobs: if reported { run.into_iter().map(|(.., l)| l).collect() } else { Vec::new() },
-            verified,
-            predicted,
-            cached_tokens,
-        },
-    );
+    let tokens =
+        (any::<u32>(), vec((any::<u32>(), any::<bool>(), logprobs), 1..80), any::<(bool, u32, bool, u32)>())
+            .prop_map(|(index, run, (reported, verified, predicted, cached_tokens))| Answer::Tokens {
+                index,
+                ids: run.iter().map(|(id, ..)| TokenId(*id)).collect(),
+                drafted: run.iter().map(|(_, drafted, _)| *drafted).collect(),
+                logprobs: if reported { run.into_iter().map(|(.., l)| l).collect() } else { Vec::new() },
+                verified,
+                predicted,
+                cached_tokens,
+            });
     let stats = (any::<[u64; 5]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1)).prop_map(
         |([drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens], histogram)| {
             SpeculationStats { drafts, draft_tokens, accepted_tokens, histogram, plain_steps, dropped_tokens }
