@@ -80,12 +80,10 @@ impl<M: Model> Engine<M> {
 
     /// Refuses what would wait too long, so that the caller can go elsewhere at once.
     fn bounded_wait(&self, now: Duration, lane: &TargetLane) -> Result<(), Refusal> {
-        if self.scheduler.waiting() == 0 && self.scheduler.running() < self.spec().slots as usize {
-            return Ok(());
-        }
         let left = lane.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(now));
         let most = self.settings.max_wait.min(left);
-        let predicted = self.turnover.wait(self.scheduler.waiting(), now);
+        let (running, waiting) = (self.scheduler.running(), self.scheduler.waiting());
+        let predicted = self.turnover.wait(now, self.spec().slots, running, waiting);
         if predicted > most { Err(Refusal::Wait { predicted, most }) } else { Ok(()) }
     }
 

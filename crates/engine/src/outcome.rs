@@ -165,11 +165,8 @@ impl<M: Model> Engine<M> {
     }
 
     fn leave(&mut self, now: Duration, id: SequenceId) {
-        let running = self.scheduler.running();
         self.scheduler.remove(id);
-        if self.scheduler.running() < running {
-            self.turnover.ended(now, self.scheduler.waiting() > 0);
-        }
+        self.turnover.left(now, id);
     }
 }
 

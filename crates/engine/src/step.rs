@@ -163,10 +163,13 @@ impl<M: Model> Engine<M> {
             None => Ahead::Hold,
         });
         for admitted in &plan.admitted {
+            self.turnover.started(now, admitted.sequence);
             if let Some(Lane::Target(lane)) = self.lanes.get_mut(&admitted.sequence) {
                 lane.start(admitted.cached);
             }
         }
+        let (running, waiting) = (self.scheduler.running(), self.scheduler.waiting());
+        self.turnover.planned(now, self.spec().slots, running, waiting);
         if plan.slices.is_empty() {
             return Outcome::Idle { until };
         }

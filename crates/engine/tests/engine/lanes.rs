@@ -304,7 +304,9 @@ fn a_wait_that_is_too_long_is_refused_with_its_prediction() {
         engine.step(s(step * 2));
     }
     assert_eq!(engine.scheduler().waiting(), 2);
-    // Two wait: the third would wait twelve seconds less those since the last end.
+    // Two wait and the slot is free: a third would wait for two of them, a fourth for three, less the time
+    // since the last end.
+    ask(&mut engine, 8, None).unwrap();
     let refused = ask(&mut engine, 8, None).unwrap_err();
     assert_eq!(refused, Refusal::Wait { predicted: s(12), most: s(10) });
     assert_eq!(ask(&mut engine, 10, None), Ok(()), "two seconds later it would wait ten");
