@@ -16,6 +16,12 @@ for model in "${models[@]}"; do
     fi
 done
 
+# The packages of the contract suite (tests/openai), outside the clone as well.
+if ! scripts/openai.sh --fetch; then
+    [[ ${PACELINE_REQUIRE:-} != all ]] || { echo "test: the packages of tests/openai are required and could not be fetched" >&2; exit 1; }
+    echo "test: the packages of tests/openai could not be fetched; its tests will skip" >&2
+fi
+
 if cargo nextest --version >/dev/null 2>&1; then
     # nextest does not run the examples in documentation.
     cargo test --quiet --doc --workspace

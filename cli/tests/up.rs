@@ -1,40 +1,24 @@
 //! `paceline up` and `paceline demo` as a person runs them: real processes, real weights.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stderr)]
 
-use std::path::PathBuf;
-use std::process::Stdio;
+#[path = "support/cluster.rs"]
+mod cluster;
+
 use std::time::Duration;
 
 use cli::client::Client;
-use cli::models::Store;
 use serde_json::json;
 use telemetry::testing::Collector;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-const PACELINE: &str = env!("CARGO_BIN_EXE_paceline");
-const MODEL: &str = "smollm2-135m";
-/// Long enough that only a hang reaches it.
-const HANG: Duration = Duration::from_secs(120);
+use cluster::{Cluster, HANG, PACELINE, has_model};
 
-/// Whether the model is here; without it the test says that it skips, or fails when all is required.
-fn has_model() -> bool {
-    let store = std::env::var_os("PACELINE_MODELS")
-        .map(PathBuf::from)
-        .or_else(|| Store::default_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")));
-    let here = store.is_some_and(|dir| dir.join(format!("{MODEL}.gguf")).is_file());
-    let required = std::env::var("PACELINE_REQUIRE").is_ok_and(|v| v == "all");
-    assert!(here || !required, "run `paceline models pull {MODEL}`");
-    if !here {
-        eprintln!("SKIP: {MODEL} is not there");
-    }
-    here
-}
+const MODEL: &str = "smollm2-135m";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_streams_an_answer_and_stops() {
-    if !has_model() {
+    if !has_model(MODEL) {
         return;
     }
     let words =
@@ -60,7 +44,7 @@ async fn the_demo_streams_an_answer_and_stops() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drafter_killed_in_the_middle_of_an_answer_changes_nothing_but_the_speed() {
-    if !has_model() {
+    if !has_model(MODEL) {
         return;
     }
     let (mut up, url, pids) = up(&[]).await;
@@ -100,7 +84,7 @@ async fn a_drafter_killed_in_the_middle_of_an_answer_changes_nothing_but_the_spe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_up_and_settings_of_one_role_stay_with_it() {
-    if !has_model() {
+    if !has_model(MODEL) {
         return;
     }
     // `up` starts although the coordinator knows no `rank` (all of them get the variable).
@@ -117,7 +101,7 @@ async fn sigterm_ends_up_and_settings_of_one_role_stay_with_it() {
 /// What three processes say of one request: over OTLP to one collector, and each on its own port.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_trace_holds_spans_of_every_process_and_each_has_metrics() {
-    if !has_model() {
+    if !has_model(MODEL) {
         return;
     }
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -128,12 +112,12 @@ async fn one_trace_holds_spans_of_every_process_and_each_has_metrics() {
         ("PACELINE_TELEMETRY__SPANS_INTERVAL", "100ms"),
         ("PACELINE_TELEMETRY__METRICS_INTERVAL", "100ms"),
     ];
-    let (mut up, said) = started(&environment).await;
+    let Cluster { mut up, url, said } = Cluster::start(MODEL, MODEL, &environment).await;
     let body = json!({
         "model": MODEL, "messages": [{ "role": "user", "content": "What is gravity?" }], "max_tokens": 48,
     });
     let client = reqwest::Client::new();
-    let asked = client.post(format!("{}/v1/chat/completions", url(&said))).json(&body);
+    let asked = client.post(format!("{url}/v1/chat/completions")).json(&body);
     let asked = asked.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"));
     assert_eq!(asked.send().await.unwrap().status(), 200);
 
@@ -172,7 +156,7 @@ async fn one_trace_holds_spans_of_every_process_and_each_has_metrics() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_process_outlives_a_killed_up() {
-    if !has_model() {
+    if !has_model(MODEL) {
         return;
     }
     let (mut up, _, pids) = up(&[]).await;
@@ -187,41 +171,10 @@ async fn no_process_outlives_a_killed_up() {
     }
 }
 
-/// Starts a cluster on free ports; its URL and its processes.
+/// A cluster whose drafter is its target's twin; its URL and its processes.
 async fn up(environment: &[(&str, &str)]) -> (Child, String, Vec<(String, u32)>) {
-    let (up, said) = started(environment).await;
-    (up, url(&said), pids(&said))
-}
-
-/// The URL that `up` printed.
-fn url(said: &str) -> String {
-    let (_, rest) = said.split_once("base_url ").unwrap();
-    rest.split("/v1").next().unwrap().to_owned()
-}
-
-/// Starts a cluster on free ports; what it printed until it was ready.
-async fn started(environment: &[(&str, &str)]) -> (Child, String) {
-    let mut up = Command::new(PACELINE)
-        .args(["up", "--target", MODEL, "--drafter", MODEL, "--port", "0"])
-        .envs(environment.iter().copied())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(up.stdout.take().unwrap()).lines();
-    let mut said = String::new();
-    let reading = async {
-        loop {
-            let line = lines.next_line().await.unwrap().unwrap_or_else(|| panic!("`up` ended: {said}"));
-            said += &line;
-            said.push('\n');
-            if line.contains("base_url ") {
-                return said;
-            }
-        }
-    };
-    let said = timeout(HANG, reading).await.unwrap();
-    (up, said)
+    let Cluster { up, url, said } = Cluster::start(MODEL, MODEL, environment).await;
+    (up, url, pids(&said))
 }
 
 /// Names and process ids from the table that `up` prints.
