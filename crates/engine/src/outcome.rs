@@ -112,10 +112,10 @@ impl<M: Model> Engine<M> {
         facts
     }
 
-    /// Ends the answers whose constraint gave up in this step, unless they ended otherwise.
-    pub(crate) fn end_unsteered(&mut self, now: Duration, unsteered: Vec<SequenceId>) {
+    /// Ends the answers whose constraint gave up in this step.
+    pub(crate) fn end_unsteered(&mut self, now: Duration, unsteered: &[SequenceId]) {
         for id in unsteered {
-            self.end(now, id, Finish::Failed);
+            self.end(now, *id, Finish::Failed);
         }
     }
 

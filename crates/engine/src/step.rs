@@ -178,11 +178,15 @@ impl<M: Model> Engine<M> {
         let (draws, unsteered) = self.draws(&plan);
         let executed = submitted.and_then(|ticket| self.model.collect(ticket, &draws));
         let mut facts = match executed {
-            Ok(picks) => self.commit(now, &plan, picks.0),
+            // What was drawn for the unsteered was held to nothing: they end before anything is committed.
+            Ok(picks) => {
+                self.end_unsteered(now, &unsteered);
+                let facts = self.commit(now, &plan, picks.0);
+                Facts { failed: facts.failed + unsteered.len() as u32, ..facts }
+            }
+            // Nothing was committed; whose constraint gave up finds that out again.
             Err(error) => self.fail(now, &plan, &error),
         };
-        facts.failed += unsteered.len() as u32;
-        self.end_unsteered(now, unsteered);
         facts.dropped = std::mem::take(&mut self.dropped);
         Outcome::Worked(facts)
     }
@@ -229,16 +233,18 @@ impl<M: Model> Engine<M> {
         (held, until)
     }
 
-    /// Chooses the drafts of every sequence that may run.
+    /// Chooses the drafts of every sequence that decodes. Who waits or prefills verifies nothing, so its
+    /// constraint is not asked at each step.
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
         let decoding = |id: &SequenceId| !held.contains(id) && self.scheduler.decoding(*id);
         let decodes = self.lanes.keys().filter(|id| decoding(id)).count() as u32;
         let (others, server, cost) = (decodes.saturating_sub(1), self.settings.max_draft, &self.cost);
         for (id, lane) in &mut self.lanes {
-            if let Lane::Target(lane) = lane
-                && !held.contains(id)
-            {
+            let Lane::Target(lane) = lane else { continue };
+            if !held.contains(id) && self.scheduler.decoding(*id) {
                 lane.propose(server, |acceptance| cost.drafts(acceptance, others, others, server));
+            } else {
+                lane.propose_nothing();
             }
         }
     }

@@ -184,6 +184,11 @@ impl TargetLane {
         self.proposed.truncate(allowed);
     }
 
+    /// Nothing is verified in the step being planned.
+    pub(crate) fn propose_nothing(&mut self) {
+        self.proposed.clear();
+    }
+
     /// A guess is the caller's own wish: it is verified at any acceptance.
     fn most_guessed(&self, server: u32) -> usize {
         if !self.drafts_wanted() {
@@ -202,7 +207,10 @@ impl TargetLane {
     pub(crate) fn draws(&mut self, drafts: usize) -> Result<Vec<Draw>, String> {
         let drafts = &self.proposed[..drafts];
         let edits = self.steering.edits(drafts)?;
-        let how = |depth: usize| match (self.request.speculation.rule, self.source, drafts.get(depth)) {
+        // The pending draft behind those verified is judged as well: one that was left out for what it is (the
+        // constraint cuts it) was drawn with the noise that a pick would use, and would bend its law.
+        let pending = self.tail.pending();
+        let how = |depth: usize| match (self.request.speculation.rule, self.source, pending.get(depth)) {
             (Rule::Rejection, Source::Drafter, Some(draft)) => match self.tail.law(depth) {
                 Some(q) => How::Judge { draft: *draft, q: q.clone() },
                 None => How::Pick,
@@ -292,15 +300,18 @@ impl TargetLane {
         if let Some(stop) = stop {
             tokens.truncate(stop + 1);
         }
+        let mut failed = false;
         if let Err(last) = self.steering.push(&tokens) {
             // Its constraint has no word after this one, a stop token of the model that the request does
-            // not stop at: nothing could follow.
+            // not stop at: nothing could follow. Or the constraint failed at it.
             stop = tokens.iter().position(|t| *t == last).or(stop);
             tokens.truncate(stop.map_or(tokens.len(), |at| at + 1));
+            failed = self.steering.edits(&[]).is_err();
         }
         self.count(drafts, verdict.accepted);
         self.usage.completion_tokens += tokens.len() as u32;
         let finish = match stop {
+            _ if failed => Some(Finish::Failed),
             Some(_) => Some(Finish::Stop),
             None if self.usage.completion_tokens >= limits.max_tokens => Some(Finish::Length),
             None => None,

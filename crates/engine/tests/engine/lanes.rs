@@ -130,7 +130,7 @@ fn broken(fails_at: u32, error: ModelError) -> Engine<Broken> {
     Engine::new(Broken { toy, steps: 0, fails_at, error }, Settings::default())
 }
 
-fn text(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Option<Finish>) {
+pub fn text(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Option<Finish>) {
     let (mut ids, mut finish) = (Vec::new(), None);
     for event in outlet.take() {
         match event {

@@ -7,3 +7,4 @@ mod lanes;
 mod law;
 mod link;
 mod matrix;
+mod steered;
