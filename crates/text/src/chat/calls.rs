@@ -49,7 +49,7 @@ pub enum Heard {
 /// text. Bounds what a model can make us keep, and the work of reading it again.
 const LONGEST_HEAD: usize = 16 << 10;
 
-/// White space that is held back because a call may follow.
+/// White space that is held back because a call may follow, or the end of one.
 const MOST_SPACE: usize = 1 << 10;
 
 #[derive(Clone, Debug)]
@@ -364,6 +364,11 @@ impl CallParser {
     fn close(&mut self) {
         let rest = self.held.trim_start();
         let next = match self.syntax {
+            // Too much to look through again with every character: a model may say white space for ever.
+            _ if self.held.len() > MOST_SPACE => {
+                self.again.extend(std::mem::take(&mut self.held).chars());
+                State::Text { start: false }
+            }
             _ if rest.is_empty() => return,
             ToolSyntax::Hermes if rest == "</tool_call>" => State::Text { start: false },
             ToolSyntax::Hermes if "</tool_call>".starts_with(rest) => return,

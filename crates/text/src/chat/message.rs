@@ -44,8 +44,10 @@ impl Conversation {
     /// Bytes of text, roughly: how much work rendering and encoding is.
     pub fn bytes(&self) -> usize {
         let messages = self.messages.iter().map(|m| {
-            let calls: usize = m.tool_calls.iter().map(|c| c.name.len() + of_map(&c.arguments)).sum();
-            m.role.len() + m.content.as_ref().map_or(0, String::len) + calls
+            let calls = m.tool_calls.iter().map(|c| c.id.len() + c.name.len() + of_map(&c.arguments));
+            let texts = [&m.content, &m.tool_call_id, &m.name].into_iter().flatten().map(String::len);
+            // The role stands for what the template writes around a turn, too.
+            m.role.len() + texts.sum::<usize>() + calls.sum::<usize>()
         });
         let tools = self.tools.iter().map(|t| {
             let description = t.description.as_ref().map_or(0, String::len);

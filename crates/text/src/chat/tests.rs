@@ -163,6 +163,20 @@ fn a_token_is_not_made_at_a_seam() {
     }
 }
 
+/// Who works on a conversation goes by it: no text may hide.
+#[test]
+fn every_text_counts() {
+    let mut all = dialogue();
+    let before = all.bytes();
+    let mut texts = 0;
+    all.map_texts(&mut |text| {
+        texts += 1;
+        text.push_str("12345678");
+    });
+    assert!(texts > 8, "{texts}");
+    assert_eq!(all.bytes(), before + 8 * texts);
+}
+
 #[test]
 fn all_noncharacters_at_once_are_refused() {
     let (chat, tokenizer) = chat(PLAIN);

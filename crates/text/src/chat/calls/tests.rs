@@ -248,3 +248,22 @@ proptest! {
         }
     }
 }
+
+/// Of what a model says for ever behind a call, little is kept.
+#[test]
+fn endless_separators_are_not_held() {
+    for (syntax, call, more) in [
+        (ToolSyntax::Hermes, "<tool_call>{\"name\": \"f\", \"arguments\": {}}", "\n"),
+        (ToolSyntax::Llama, "{\"name\": \"f\", \"parameters\": {}}", ";"),
+        (ToolSyntax::Mistral, "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}}", " "),
+    ] {
+        let mut parser = CallParser::new(syntax, TOOLS.map(String::from).to_vec());
+        let mut heard = Vec::new();
+        parser.push(call, &mut heard);
+        for _ in 0..10_000 {
+            parser.push(more, &mut heard);
+            assert!(parser.held.len() <= MOST_SPACE && parser.again.is_empty());
+        }
+        assert_eq!(parser.calls(), 1, "{syntax:?}");
+    }
+}
