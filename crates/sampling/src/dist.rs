@@ -1,6 +1,6 @@
 use request::SamplingParams;
 
-use crate::warp::survivors;
+use crate::warp::{filters, survivors};
 
 /// The law that [`crate::pick`] draws from, as probabilities by token. At temperature 0: one-hot.
 pub fn probabilities(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
@@ -9,6 +9,20 @@ pub fn probabilities(logits: &[f32], params: &SamplingParams) -> Vec<f64> {
         if let Some(token) = crate::argmax(logits) {
             law[token.0 as usize] = 1.0;
         }
+        return law;
+    }
+    if !filters(params, logits.len()) {
+        // Nobody is left out, so nothing is sorted: that would take ten times as long for 150k tokens.
+        let temperature = f64::from(params.temperature);
+        let best = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)) / temperature;
+        if best == f64::NEG_INFINITY {
+            return law;
+        }
+        for (p, logit) in law.iter_mut().zip(logits) {
+            *p = libm::exp(f64::from(*logit) / temperature - best);
+        }
+        let total: f64 = law.iter().sum();
+        law.iter_mut().for_each(|p| *p /= total);
         return law;
     }
     let kept = survivors(logits, params);
@@ -59,6 +73,19 @@ mod tests {
             let (chi, free) = chi_square(&seen, &biased, draws);
             assert!(chi > bound(free), "{params:?}: a law 20 % hotter went unnoticed ({chi})");
         }
+    }
+
+    #[test]
+    fn without_filters_the_law_is_that_of_all_tokens() {
+        let mut logits: Vec<f32> = (0..300).map(|t| ((t * 7) % 13) as f32 * 0.35 - 3.0).collect();
+        logits[40] = f32::NEG_INFINITY;
+        let all = SamplingParams::at(0.7);
+        // A filter that keeps everything takes the other way.
+        let filtered = probabilities(&logits, &SamplingParams { min_p: 1e-9, ..all });
+        let plain = probabilities(&logits, &all);
+        assert!(plain.iter().zip(&filtered).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert_eq!(plain[40], 0.0);
+        assert_eq!(probabilities(&[f32::NEG_INFINITY; 3], &all), [0.0; 3]);
     }
 
     fn chi_square(seen: &[u32], law: &[f64], draws: u32) -> (f64, f64) {
