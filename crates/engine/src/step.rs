@@ -191,9 +191,12 @@ impl<M: Model> Engine<M> {
         Outcome::Worked(facts)
     }
 
-    /// What the last step took; from it the engine learns how many drafts pay.
+    /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost
+    /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
-        self.cost.record(facts.known_rows + facts.draft_rows, time);
+        if facts.decodes > 0 && facts.known_rows == facts.decodes {
+            self.cost.record(facts.known_rows + facts.draft_rows, time);
+        }
     }
 
     /// Ends lanes whose reader is gone or whose time is up, and says which to leave out of this step.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::link::{Kept, MODEL_SEED, VOCAB, request, target};
 use engine::{
-    Command, Engine, Model, ModelError, ModelSpec, Outcome, Picks, Refusal, Room, Settings, TargetEvent,
-    TargetOpen, Ticket, ToyModel,
+    Command, Engine, Facts, Model, ModelError, ModelSpec, Outcome, Picks, Refusal, Room, Settings,
+    TargetEvent, TargetOpen, Ticket, ToyModel,
 };
 use request::{Finish, Request, Sampling, Speculation, TokenId, Usage};
 use sampling::Draw;
@@ -332,6 +332,30 @@ fn cancelled_sequences_leave_nothing_after_two_steps() {
     assert_eq!((engine.scheduler().free_pages(), engine.is_empty()), (free, true));
     // The outlets were dropped: whoever waits on them (a drafter's session) hears of it.
     assert_eq!((Arc::strong_count(&cancelled.events), Arc::strong_count(&left.events)), (1, 1));
+}
+
+/// A decode of n rows takes 20 ms and half a millisecond a row, a prompt six a row: that prompts come says
+/// nothing about drafts.
+#[test]
+fn prompts_do_not_make_drafts_look_dear() {
+    let mut engine = target(64);
+    let rows =
+        |known_rows, decodes, draft_rows| Facts { known_rows, decodes, draft_rows, ..Facts::default() };
+    for step in 0..200 {
+        let decode = rows(1, 1, step % 3);
+        engine.took(&decode, Duration::from_micros(20_000 + 500 * u64::from(1 + decode.draft_rows)));
+        if step % 20 == 0 {
+            engine.took(&rows(512, 0, 0), Duration::from_millis(3092));
+        }
+    }
+    let _ = open(&mut engine, 1, long(&[1, 2], 200));
+    engine.step(Duration::ZERO);
+    let known = engine.scheduler().tokens(SequenceId(1)).unwrap();
+    let (at, prefix_hash) = (known.len() as u32, PrefixHashes::new(known).last());
+    let drafts = Drafts { at, prefix_hash, ids: vec![TokenId(5); 6], q: Vec::new() };
+    engine.command(Duration::ZERO, Command::Drafts(SequenceId(1), drafts));
+    let Outcome::Worked(facts) = engine.step(Duration::ZERO) else { panic!("idle") };
+    assert_eq!(facts.draft_rows, 6);
 }
 
 /// When verifying a row costs as much as a step, drafts that are mostly wrong are not verified; lockstep
