@@ -111,9 +111,10 @@ impl Router {
         Ok(Placed { worker: placement.worker, drafters: placement.drafters, channel, _in_flight: counted })
     }
 
-    /// Remembers for a moment that a worker is full.
+    /// Remembers for a moment that a worker is full. What is said of one field (a compiler of constraints
+    /// that others hold) is no word on requests without it.
     pub(crate) fn refused(&self, worker: &NodeRecord, why: &Failure, priority: i32) {
-        if why.reason == Reason::Overloaded {
+        if why.reason == Reason::Overloaded && why.field.is_none() {
             let retry_after = why.retry_after.unwrap_or(RETRY_AFTER);
             self.full.refused(worker, retry_after, priority, Instant::now(), &self.view.borrow());
         }
@@ -276,6 +277,9 @@ mod tests {
         // Refused for another reason: asked again.
         router.refused(&worker("w"), &failure::new(Reason::Draining, "leaving"), 0);
         assert_eq!(router.place(&need(Some(0)), 0).unwrap().worker.id.as_str(), "w");
+        // Its compiler is held: that keeps no request without a constraint away.
+        router.refused(&worker("w"), &Failure { field: Some("regex".into()), ..full(2) }, 0);
+        assert_eq!(router.full("m", VocabHash([1; 32]), 0), None);
         router.refused(&worker("w"), &full(2), 0);
         for refused in
             [router.full("m", VocabHash([1; 32]), 0).unwrap(), router.place(&need(Some(0)), 0).unwrap_err()]

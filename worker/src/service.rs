@@ -93,7 +93,8 @@ impl Service {
         }
         let constraint = match &request.constraint {
             Some(constraint) => {
-                Some(self.constraints.compile(constraint).await.map_err(|e| unconstrained(&e))?)
+                let compiled = self.constraints.compile(constraint).await;
+                Some(compiled.map_err(|why| unconstrained(constraint.field(), &why))?)
             }
             None => None,
         };
@@ -182,10 +183,11 @@ fn invalid(field: &InvalidField) -> Status {
     status(reason, &field.to_string(), Some(field.field), None)
 }
 
-fn unconstrained(why: &NoConstraint) -> Status {
+/// The field tells who reads it that requests without a constraint are still taken.
+fn unconstrained(field: &'static str, why: &NoConstraint) -> Status {
     match why {
         NoConstraint::Invalid(field) => invalid(field),
-        NoConstraint::Busy => status(Reason::Overloaded, &why.to_string(), None, Some(RETRY)),
+        NoConstraint::Busy => status(Reason::Overloaded, &why.to_string(), Some(field), Some(RETRY)),
     }
 }
 

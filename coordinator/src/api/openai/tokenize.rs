@@ -119,8 +119,22 @@ async fn text(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Fail
             format!("{field}: {} is not below {vocab}, the size of {}'s vocabulary", ids[at], model.name);
         return Err(invalid(field, why));
     }
-    let bytes: Vec<u8> = ids.into_iter().flat_map(|id| bytes(&model, TokenId(id))).collect();
-    Ok(Json(Detokenized { prompt: String::from_utf8_lossy(&bytes).into_owned() }).into_response())
+    let most = api.max_body_bytes;
+    let work = move || {
+        let mut text = Vec::new();
+        for id in &ids {
+            // An id of three digits can stand for hundreds of bytes.
+            text.extend(bytes(&model, TokenId(*id)));
+            if text.len() > most {
+                let why =
+                    format!("tokens: stand for more than {most} bytes (max_body_bytes); send fewer at once");
+                return Err(invalid("tokens", why));
+            }
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    };
+    let prompt = api.door.aside.run(body.len(), "tokens", deadline, work).await?;
+    Ok(Json(Detokenized { prompt }).into_response())
 }
 
 /// The named model, or the only one.

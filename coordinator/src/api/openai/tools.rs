@@ -64,7 +64,7 @@ struct RawFunction {
     strict: Option<bool>,
 }
 
-/// As `/v1/responses` spells a tool.
+/// As `/v1/responses` spells a tool. What else a tool may have depends on its type ([`no_more`]).
 #[derive(Deserialize)]
 struct RawFlatTool {
     r#type: String,
@@ -119,8 +119,10 @@ impl Offer {
         parallel: Option<bool>,
     ) -> Result<Self, Failure> {
         let raw: Vec<RawFlatTool> = tools.map_or(Ok(Vec::new()), |tools| within(tools, "tools"))?;
-        let tools = raw.into_iter().enumerate().map(|(i, tool)| {
+        let whole = tools.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let tools = raw.into_iter().zip(whole).enumerate().map(|(i, (tool, whole))| {
             function_only(&tool.r#type, i)?;
+            no_more(whole, i)?;
             let at = format!("tools[{i}].name");
             let RawFlatTool { name, description, parameters, strict, .. } = tool;
             let name = name.ok_or_else(|| missing(&at, "name the function"))?;
@@ -263,6 +265,17 @@ fn function_only(kind: &str, index: usize) -> Result<(), Failure> {
     }
     let (field, kind) = (format!("tools[{index}].type"), shown(kind));
     Err(not_built(&field, format!("{field}: {kind:?} tools are not built; only functions are")))
+}
+
+/// Refuses what a function of `/v1/responses` has beyond [`RawFlatTool`], unless it asks for nothing.
+fn no_more(tool: &Value, index: usize) -> Result<(), Failure> {
+    let known = ["type", "name", "description", "parameters", "strict"];
+    let neutral = |value: &Value| matches!(value, Value::Null | Value::Bool(false));
+    let more =
+        tool.as_object().into_iter().flatten().find(|(k, v)| !known.contains(&k.as_str()) && !neutral(v));
+    let Some((name, _)) = more else { return Ok(()) };
+    let field = format!("tools[{index}].{}", shown(name));
+    Err(not_built(&field, format!("{field}: not built; leave it out")))
 }
 
 fn tool_choice(choice: &Value, names: &HashSet<&str>) -> Result<ToolChoice, Failure> {

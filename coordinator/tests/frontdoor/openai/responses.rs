@@ -147,3 +147,23 @@ async fn a_failure_on_the_way_is_one_event() {
     assert_eq!(error["error"]["message"], "scripted failure");
     assert!(!events.iter().any(|e| e.event == "response.completed"));
 }
+
+/// The first token is half a character, the second the rest: neither may be missing.
+#[tokio::test]
+async fn log_probabilities_begin_with_the_first_token() {
+    let front = front(|_| {}).await;
+    let _worker = front.worker("w0", [Act::Say("é"), Act::Say("é"), Act::Say(" x")]).await;
+    let fields = json!({"include": ["message.output_text.logprobs"], "max_output_tokens": 1});
+    let (_, cut) = post(&front, PATH, &body(fields)).await;
+    let of = |answer: &Value| answer["output"][0]["content"][0]["logprobs"].as_array().map(Vec::len);
+    assert_eq!(of(&cut), Some(1), "{cut}");
+    let fields = json!({"include": ["message.output_text.logprobs"]});
+    let (_, whole) = post(&front, PATH, &body(fields)).await;
+    assert_eq!(of(&whole), Some(2), "{whole}");
+    // White space, held back because a call may follow.
+    let fields = json!({
+        "include": ["message.output_text.logprobs"], "max_output_tokens": 1, "tools": tools(), "temperature": 0.7,
+    });
+    let (_, held) = post(&front, PATH, &body(fields)).await;
+    assert_eq!((of(&held), &held["temperature"]), (Some(1), &json!(0.7)), "{held}");
+}

@@ -52,3 +52,13 @@ async fn refusals_name_their_field() {
         assert_eq!(error["param"], param, "{path} {body}: {answer}");
     }
 }
+
+/// `<|im_end|>` is ten bytes and its id four with the comma: a body must not give many times itself.
+#[tokio::test]
+async fn a_small_list_gives_no_endless_text() {
+    let front = front(|c| c.max_body_bytes = daemon::config::ByteSize::kib(2)).await;
+    let ids = |n: usize| json!({"tokens": vec![258; n]});
+    assert_eq!(post(&front, "/detokenize", &ids(204)).await.0, 200);
+    let (status, answer) = post(&front, "/detokenize", &ids(205)).await;
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("tokens")), "{answer}");
+}

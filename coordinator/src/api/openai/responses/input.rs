@@ -28,6 +28,7 @@ struct RawMessage {
     phase: Option<String>,
 }
 
+/// A client that sends items back as its SDK dumps them has `null` for what we never say.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "read so that they are known fields")]
@@ -38,6 +39,10 @@ struct RawCall {
     arguments: String,
     id: Option<String>,
     status: Option<String>,
+    caller: Option<()>,
+    namespace: Option<()>,
+    r#async: Option<()>,
+    async_: Option<()>,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +55,8 @@ struct RawOutput {
     name: Option<String>,
     id: Option<String>,
     status: Option<String>,
+    caller: Option<()>,
+    namespace: Option<()>,
 }
 
 pub(super) fn read(input: &Value) -> Result<Vec<Message>, Failure> {

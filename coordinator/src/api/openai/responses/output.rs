@@ -17,6 +17,8 @@ pub(super) struct Output {
     speech: Speech,
     /// `None`: no log-probabilities were asked for.
     reporter: Option<Reporter>,
+    /// Log-probabilities of tokens whose text is held back, while no message is open that could have them.
+    waiting: Vec<Entry>,
     open: Option<Item>,
 }
 
@@ -29,7 +31,7 @@ enum Item {
 
 impl Output {
     pub(super) fn new(object: Object, speech: Speech, reporter: Option<Reporter>) -> Self {
-        Self { object, items: Vec::new(), speech, reporter, open: None }
+        Self { object, items: Vec::new(), speech, reporter, waiting: Vec::new(), open: None }
     }
 
     pub(super) fn take(&mut self, out: &TokensOut, events: &mut Vec<Value>) {
@@ -44,6 +46,7 @@ impl Output {
         self.say(said, Vec::new(), events);
         if self.open.is_none() && self.items.is_empty() {
             self.open_message(events);
+            self.say(Said::default(), Vec::new(), events);
         }
         let status = if ended.finish == Finish::Length { "incomplete" } else { "completed" };
         self.close(status, events);
@@ -51,11 +54,13 @@ impl Output {
 
     fn say(&mut self, said: Said, entries: Vec<Entry>, events: &mut Vec<Value>) {
         let speaking = matches!(self.open, Some(Item::Message { .. }));
-        if !said.content.is_empty() || (speaking && !entries.is_empty()) {
+        self.waiting.extend(entries);
+        if !said.content.is_empty() || (speaking && !self.waiting.is_empty()) {
             if !speaking {
                 self.close("completed", events);
                 self.open_message(events);
             }
+            let entries = std::mem::take(&mut self.waiting);
             let event = json!({
                 "type": "response.output_text.delta", "item_id": self.item_id(), "output_index": self.items.len(),
                 "content_index": 0, "delta": said.content, "logprobs": entries,
@@ -74,6 +79,8 @@ impl Output {
     fn call(&mut self, part: CallPart, events: &mut Vec<Value>) {
         if let Some((call_id, name)) = part.begins {
             self.close("completed", events);
+            // They are the call's, which has no place for them.
+            self.waiting.clear();
             self.open = Some(Item::Call { index: part.index, call_id, name, arguments: String::new() });
             events.push(json!({
                 "type": "response.output_item.added", "output_index": self.items.len(),

@@ -78,8 +78,8 @@ impl ResponseRequest {
             instructions: raw.instructions,
             max_output_tokens: raw.max_output_tokens,
             parallel_tool_calls: raw.parallel_tool_calls.unwrap_or(true),
-            temperature: question.params.temperature,
-            top_p: question.params.top_p,
+            temperature: as_written(question.params.temperature),
+            top_p: as_written(question.params.top_p),
             top_logprobs: raw.top_logprobs.unwrap_or(0),
             format: format.unwrap_or_else(|| json!({"type": "text"})),
             tools: raw.tools.unwrap_or_else(|| json!([])),
@@ -87,6 +87,12 @@ impl ResponseRequest {
         };
         Ok(Self { question, offer, form, stream: raw.stream.unwrap_or(false), echoed })
     }
+}
+
+/// The number that an `f32` is written as: 0.7 comes back as 0.7 and not with the digits that an `f64` has
+/// of it.
+fn as_written(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or_else(|_| number.into())
 }
 
 fn logprobs(include: &[String], top: Option<u8>) -> Result<Option<u8>, Failure> {

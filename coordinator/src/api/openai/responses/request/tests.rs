@@ -31,7 +31,11 @@ fn items_become_turns() {
             {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [
                 {"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []},
             ]},
-            {"type": "function_call", "id": "fc_1", "status": "completed", "call_id": "a", "name": "f", "arguments": "{}"},
+            // As openai's `model_dump()` writes an item of an answer.
+            {
+                "type": "function_call", "id": "fc_1", "status": "completed", "call_id": "a", "name": "f",
+                "arguments": "{}", "async_": null, "caller": null, "namespace": null,
+            },
             {"type": "function_call", "call_id": "b", "name": "g", "arguments": "{\"x\": 1}"},
             {"type": "function_call_output", "call_id": "a", "output": "yes"},
             {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "no"}]},
@@ -119,6 +123,14 @@ fn bad_values_name_their_field() {
         (json!({"text": {"verbosity": "low"}}), "text.verbosity", NotBuilt),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type", NotBuilt),
         (json!({"tools": [{"type": "function"}]}), "tools[0].name", InvalidField),
+        (
+            json!({"tools": [
+                {"type": "function", "name": "f", "defer_loading": false, "output_schema": null},
+                {"type": "function", "name": "g", "defer_loading": true},
+            ]}),
+            "tools[1].defer_loading",
+            NotBuilt,
+        ),
         (json!({"max_output_tokens": 0}), "max_output_tokens", InvalidField),
         (json!({"messages": []}), "messages", InvalidField),
     ] {
