@@ -202,7 +202,7 @@ fn known_ids(field: &'static str, ids: &[TokenId], model: &Model) -> Result<(), 
     match ids.iter().position(|id| id.0 >= vocab) {
         None => Ok(()),
         Some(at) => Err(invalid(
-            field,
+            format!("{field}[{at}]"),
             format!(
                 "{field}[{at}]: {} is not below {vocab}, the size of {}'s vocabulary",
                 ids[at], model.name

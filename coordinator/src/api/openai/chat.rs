@@ -21,9 +21,10 @@ use self::request::ChatRequest;
 use response::Head;
 use voice::Speaking;
 
+/// `max_tokens` where the request says that; see [`ChatRequest::spelling`].
 const SPELLING: Spelling = Spelling {
     prompt: "messages",
-    max_tokens: "max_tokens",
+    max_tokens: "max_completion_tokens",
     stop_ids: "stop_token_ids",
     prediction: "prediction",
 };
@@ -40,7 +41,8 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
     // Before the body is read: what is under way bounds the memory of bodies, too.
     let permit = api.door.admit()?;
     let body = body::read(&headers, body, api.max_body_bytes, deadline).await?;
-    let ChatRequest { mut question, offer, form, stream, include_usage } = ChatRequest::parse(&body)?;
+    let ChatRequest { mut question, spelling, offer, form, stream, include_usage } =
+        ChatRequest::parse(&body)?;
     let flags = asking::draft_flags(&headers);
     if flags && !stream && question.n > 1 {
         return Err(invalid("n", "n: x-paceline-draft-flags is for one choice, or for a stream"));
@@ -57,7 +59,7 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
     let mut asking = Asking::new(&model, &mut question, &id, PREFIX, resumed, form)?;
     question.id = Some(id);
     let (n, reporter) = (question.n, question.logprobs.map(|_| asking.reporter()));
-    let prepared = asking.spelled(api.door.prepare(question, SPELLING, deadline).await)?;
+    let prepared = asking.spelled(api.door.prepare(question, spelling, deadline).await)?;
     let answers = asking.spelled(api.door.generate(prepared, permit).await)?;
     let head = Head::new(&asking, answers.fingerprint().to_owned());
     let speaking = Speaking::new(head, n, reading.as_ref(), reporter, flags);

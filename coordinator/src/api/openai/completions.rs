@@ -72,9 +72,14 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
         questions.collect::<Result<_, _>>().map_err(|e| crate::failure::from_field(&e))?;
     let prompts = questions.len();
     let door = &api.door;
-    let begun = questions.into_iter().map(|question| async {
-        let prepared = door.prepare(question, SPELLING, deadline).await?;
-        door.generate(prepared, permit.clone()).await
+    let begun = questions.into_iter().enumerate().map(|(i, question)| {
+        let permit = permit.clone();
+        async move {
+            let prepared = door.prepare(question, SPELLING, deadline).await;
+            let prepared =
+                prepared.map_err(|failure| if prompts > 1 { of_prompt(i, failure) } else { failure })?;
+            door.generate(prepared, permit).await
+        }
     });
     let answers = asking.spelled(try_join_all(begun).await)?;
     let fingerprint = answers.first().map(|answers| answers.fingerprint().to_owned()).unwrap_or_default();
@@ -89,4 +94,16 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
         Json(speaking.whole(direct(answers, n), sums).await?).into_response()
     };
     Ok(asking.sign(response))
+}
+
+/// Names the one of several prompts that was refused.
+fn of_prompt(i: usize, failure: Failure) -> Failure {
+    let named = |text: &str| text.strip_prefix("prompt").map(|rest| format!("prompt[{i}]{rest}"));
+    match failure.field.as_deref().and_then(named) {
+        Some(field) => {
+            let message = named(&failure.message).unwrap_or(failure.message);
+            Failure { field: Some(field), message, ..failure }
+        }
+        None => failure,
+    }
 }

@@ -127,6 +127,9 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
 
+/// The number that an `f32` is written as. A `Value` holds an `f64` and would write its seventeen digits:
+/// another number than that of the same token in `token_logprobs`.
 fn number(logprob: f32) -> Value {
-    Value::from(finite(logprob))
+    let logprob = finite(logprob);
+    Value::from(logprob.to_string().parse::<f64>().unwrap_or(logprob.into()))
 }

@@ -13,14 +13,16 @@ use super::super::fields::CHAT;
 use super::super::messages;
 use super::super::sampling::RawSampling;
 use super::super::tools::Offer;
+use super::SPELLING;
 use crate::failure::{Failure, invalid};
-use crate::question::{Prompt, Question};
+use crate::question::{Prompt, Question, Spelling};
 
 /// The honoured fields, checked.
 #[derive(Debug)]
 pub(super) struct ChatRequest {
     /// Without its constraint: that of tools depends on the model.
     pub(super) question: Question,
+    pub(super) spelling: Spelling,
     pub(super) offer: Offer,
     pub(super) form: Option<Asked>,
     pub(super) stream: bool,
@@ -65,9 +67,12 @@ impl ChatRequest {
         let mut question = Question::new(model, Prompt::Chat(conversation));
         sampling.apply(&mut question)?;
         question.max_tokens = max_tokens(raw.max_completion_tokens, raw.max_tokens)?;
+        let older = raw.max_tokens.is_some() && raw.max_completion_tokens.is_none();
+        let spelling = if older { Spelling { max_tokens: "max_tokens", ..SPELLING } } else { SPELLING };
         question.logprobs = logprobs(raw.logprobs.unwrap_or(false), raw.top_logprobs)?;
         Ok(Self {
             question,
+            spelling,
             offer,
             form: format.or(outputs),
             stream,
