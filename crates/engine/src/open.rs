@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvcache::PrefixRoot;
-use request::{InvalidField, TokenId};
+use request::{Finish, InvalidField, TokenId};
 use scheduler::{NewSequence, Refused};
 use speculation::Session;
 
@@ -46,6 +46,13 @@ impl<M: Model> Engine<M> {
             return admitted(Err(invalid.into()));
         }
         let finished = request.finished();
+        // Before anything is built: under a flood most are refused here.
+        if finished.is_none()
+            && let Err(refusal) = self.bounded_wait(now, deadline, request.priority)
+        {
+            drop(outlet);
+            return admitted(Err(refusal));
+        }
         let prompt_len = request.prompt.len() as u32;
         let longest = prompt_len.saturating_add(request.limits.max_tokens);
         let (priority, root) = (request.priority, PrefixRoot::salted(&request.cache_salt));
@@ -57,7 +64,7 @@ impl<M: Model> Engine<M> {
                 return admitted(Err(invalid.into()));
             }
         };
-        if let Some(finish) = finished {
+        if let Some(finish) = finished.or(lane.ended().then_some(Finish::Stop)) {
             // A replay of an answer that was complete: nothing is left to generate.
             lane.end(finish);
             return admitted(Ok(()));
@@ -71,7 +78,7 @@ impl<M: Model> Engine<M> {
             root,
             settled: u32::MAX,
         };
-        let added = self.bounded_wait(now, &lane).and_then(|()| Ok(self.scheduler.add(new)?));
+        let added = self.scheduler.add(new).map_err(Refusal::from);
         if added.is_ok() {
             self.lanes.insert(sequence, Lane::Target(Box::new(lane)));
         }
@@ -79,10 +86,14 @@ impl<M: Model> Engine<M> {
     }
 
     /// Refuses what would wait too long, so that the caller can go elsewhere at once.
-    fn bounded_wait(&self, now: Duration, lane: &TargetLane) -> Result<(), Refusal> {
-        let left = lane.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(now));
+    fn bounded_wait(&self, now: Duration, deadline: Option<Duration>, priority: i32) -> Result<(), Refusal> {
+        if self.scheduler.may_preempt(priority) {
+            // It takes the slot of a lower one in the next step.
+            return Ok(());
+        }
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(now));
         let most = self.settings.max_wait.min(left);
-        let (running, waiting) = (self.scheduler.running(), self.scheduler.waiting());
+        let (running, waiting) = (self.scheduler.running(), self.scheduler.waiting_before(priority));
         let predicted = self.turnover.wait(now, self.spec().slots, running, waiting);
         if predicted > most { Err(Refusal::Wait { predicted, most }) } else { Ok(()) }
     }

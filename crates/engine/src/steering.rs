@@ -12,6 +12,9 @@ pub(crate) struct Steering {
     constraint: Option<Box<dyn Constraint>>,
     limits: Limits,
     output: u32,
+    /// The output ends with a token after which the constraint has no word: a stop token of the model that
+    /// the request does not stop at.
+    ended: bool,
 }
 
 impl Steering {
@@ -24,9 +27,10 @@ impl Steering {
         committed: &[TokenId],
     ) -> Result<Self, InvalidField> {
         let history = History::new(adjust, prompt, &[]);
-        let mut steering = Self { history, constraint, limits, output: 0 };
+        let mut steering = Self { history, constraint, limits, output: 0, ended: false };
         match steering.push(committed) {
             Ok(()) => Ok(steering),
+            Err(last) if steering.ends_with(last, committed) => Ok(Self { ended: true, ..steering }),
             Err(token) => Err(InvalidField::new(
                 "committed",
                 format!("token {token} is not what the constraint allows there"),
@@ -49,6 +53,16 @@ impl Steering {
             }
         }
         Ok(())
+    }
+
+    /// Whether the replayed output is complete: its last token is what the constraint allows at its end.
+    fn ends_with(&mut self, last: TokenId, committed: &[TokenId]) -> bool {
+        let allowed = |edits: Vec<Edit>| edits[0].mask.as_ref().is_some_and(|mask| mask.allows(last));
+        self.output as usize == committed.len() && self.edits(&[]).is_ok_and(allowed)
+    }
+
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
     }
 
     /// The last tokens of the output are taken back.

@@ -142,6 +142,11 @@ impl TargetLane {
         })
     }
 
+    /// Whether the output of earlier attempts is a whole answer already, as its constraint has it.
+    pub(crate) fn ended(&self) -> bool {
+        self.steering.ended()
+    }
+
     /// Whether the request wants a drafter's drafts at all.
     pub(crate) fn drafts_wanted(&self) -> bool {
         !self.distrusted && self.request.speculation.strategy != Strategy::None
@@ -277,6 +282,8 @@ impl TargetLane {
             Ok(taken) => {
                 // Only a draft that is of use counts as a sign of life.
                 self.late &= taken == 0;
+                // The word that it is attached may have been lost on its way in.
+                self.drafter = true;
                 Ok(taken)
             }
             // A frame repeats the whole unconfirmed tail, so an old one costs nothing new.

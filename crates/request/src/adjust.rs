@@ -42,10 +42,11 @@ impl Adjustments {
 
     pub fn validate(&self) -> Result<(), InvalidField> {
         let Penalties { repetition, presence, frequency } = self.penalties;
-        if !(repetition > 0.0 && repetition <= 10.0) {
+        // A much smaller one would turn logits into infinities.
+        if !(0.01..=10.0).contains(&repetition) {
             return Err(InvalidField::new(
                 "repetition_penalty",
-                format!("{repetition} is not above 0 and at most 10"),
+                format!("{repetition} is not between 0.01 and 10"),
             ));
         }
         for (value, field) in [(presence, "presence_penalty"), (frequency, "frequency_penalty")] {
@@ -83,6 +84,7 @@ mod tests {
         assert!(Adjustments::default().validate().is_ok());
         for (bad, field) in [
             (with(Penalties { repetition: 0.0, ..Penalties::default() }), "repetition_penalty"),
+            (with(Penalties { repetition: 1e-38, ..Penalties::default() }), "repetition_penalty"),
             (with(Penalties { repetition: f32::NAN, ..Penalties::default() }), "repetition_penalty"),
             (with(Penalties { presence: 2.5, ..Penalties::default() }), "presence_penalty"),
             (with(Penalties { frequency: f32::INFINITY, ..Penalties::default() }), "frequency_penalty"),

@@ -39,7 +39,7 @@ pub enum Strategy {
     Auto,
     /// Plain decoding.
     None,
-    /// A drafter that runs ahead freely; the target takes what has arrived (PEARL).
+    /// A drafter that runs ahead freely; the target verifies of what has arrived as much as pays (PEARL).
     Draft,
     /// The sequence waits for `k` drafts, at most `deadline`, before each step.
     Lockstep { k: u32, deadline: Duration },
@@ -50,7 +50,8 @@ pub enum Strategy {
 pub struct Speculation {
     pub strategy: Strategy,
     pub rule: Rule,
-    /// Most draft tokens verified in one step; `None` leaves it to the server.
+    /// Most draft tokens verified in one step, and at most the server's own limit; `None` leaves it to
+    /// the server.
     pub max_draft: Option<u32>,
 }
 

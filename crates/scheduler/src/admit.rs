@@ -2,8 +2,8 @@
 //!
 //! The head-of-line rule: the first in line that does not fit holds back those behind it, so a large
 //! sequence is not passed by small ones for ever. It is admitted when there is a slot, and pages for
-//! all it knows and its next token, beyond what those who run already lack for theirs: so a prompt
-//! that was let in is not thrown out half computed. A sequence of strictly higher priority takes slot
+//! all it knows and its next token, beyond what those who run already lack for theirs, so
+//! that a prompt is rarely thrown out half computed (what others grow by meanwhile can still do it). A sequence of strictly higher priority takes slot
 //! and pages from lower ones, the last in order first; if that would not do, it takes nothing.
 
 use kvcache::{PAGE_POSITIONS, PageHash, PageId, PageTable, hit_pages, longest_hit};

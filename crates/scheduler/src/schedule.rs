@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvcache::{ClassId, PagePool};
@@ -56,6 +57,18 @@ impl Scheduler {
 
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// Sequences that wait and go before a new one of this priority.
+    pub fn waiting_before(&self, priority: i32) -> usize {
+        self.waiting.range(..=Order { priority: Reverse(priority), arrival: u64::MAX }).count()
+    }
+
+    /// Whether a new sequence of this priority could take the place of a running one at once.
+    pub fn may_preempt(&self, priority: i32) -> bool {
+        let last = self.running.last_key_value();
+        last.is_some_and(|(order, _)| order.priority > Reverse(priority))
+            && self.waiting_before(priority) == 0
     }
 
     /// Pages of the scarcest class that a sequence could take: free ones and cached ones.

@@ -23,7 +23,6 @@ impl Port {
         *self.lock() = Some((link, session));
     }
 
-    /// Whether one was attached.
     pub(crate) fn detach(&self) {
         *self.lock() = None;
     }

@@ -310,6 +310,9 @@ fn a_wait_that_is_too_long_is_refused_with_its_prediction() {
     let refused = ask(&mut engine, 8, None).unwrap_err();
     assert_eq!(refused, Refusal::Wait { predicted: s(12), most: s(10) });
     assert_eq!(ask(&mut engine, 10, None), Ok(()), "two seconds later it would wait ten");
+    // Who goes before all that wait, and may take the slot, does not wait for them.
+    let urgent = Request { priority: 1, ..long(&[1, 2], 2) };
+    assert_eq!(open_until(&mut engine, 100, urgent, (s(11), None)).1, Ok(()));
     // A deadline sooner than the wait is no use to anybody.
     let refused = ask(&mut engine, 12, Some(15)).unwrap_err();
     assert!(matches!(refused, Refusal::Wait { most, .. } if most == s(3)), "{refused}");

@@ -222,3 +222,23 @@ fn replays_continue_at_every_cut() {
         }
     }
 }
+
+/// A request that stops at no token of the model is ended by its constraint; sent again with all of its
+/// answer, there is nothing to add, and with any part of it, the rest.
+#[test]
+fn an_answer_that_its_constraint_ended_is_complete_in_a_replay() {
+    let mut whole = request(&[1, 2, 3], 60, sampled(3, 0.8), Speculation::default());
+    whole.constraint = Some(request::Constraint::JsonObject);
+    whole.limits.stop_ids.clear();
+    let ask = |request: Request| {
+        let setup = Setup { constraint: even_odd(), ..Setup::plain(64) };
+        drive(&[request], setup, &mut Dice(0)).answers.remove(0)
+    };
+    let full = ask(whole.clone());
+    assert_eq!((full.output.len(), full.output[40]), (41, TokenId(0)), "forty, and the end");
+    assert_eq!(full.finish, Some(request::Finish::Stop));
+    for cut in [0, 1, 39, 40, 41] {
+        let rest = ask(Request { committed: full.output[..cut].to_vec(), attempt: 1, ..whole.clone() });
+        assert_eq!((rest.output.as_slice(), rest.finish), (&full.output[cut..], full.finish), "cut at {cut}");
+    }
+}
