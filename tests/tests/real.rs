@@ -1,4 +1,6 @@
 //! A cluster on real weights: coordinator, worker and drafter in this process, asked over HTTP.
 
 mod exactness;
+mod load;
+mod matrix;
 mod model;

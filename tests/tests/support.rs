@@ -6,7 +6,7 @@ mod node;
 mod proxy;
 
 pub(crate) use byte_model::{BYTES, byte_model};
-pub(crate) use node::{Node, coordinator, identity, start_drafter, start_worker};
+pub(crate) use node::{Node, coordinator, coordinator_with, identity, start_drafter, start_worker};
 pub(crate) use proxy::{Link, Proxy};
 
 use std::path::PathBuf;

@@ -101,6 +101,15 @@ pub(crate) async fn start_drafter<M: Model + 'static>(
 
 /// A coordinator that serves one model file, on free ports, with short heartbeats.
 pub(crate) async fn coordinator(model: &str, file: &Path) -> coordinator::Running {
+    coordinator_with(model, file, coordinator::Config::default()).await
+}
+
+/// The same with settings of a test's own; addresses, models and registry are set here.
+pub(crate) async fn coordinator_with(
+    model: &str,
+    file: &Path,
+    config: coordinator::Config,
+) -> coordinator::Running {
     let config = coordinator::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         grpc_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -112,7 +121,7 @@ pub(crate) async fn coordinator(model: &str, file: &Path) -> coordinator::Runnin
             forget_after: Duration::from_secs(20),
             max_nodes: 16,
         },
-        ..coordinator::Config::default()
+        ..config
     };
     Coordinator::start(Valid::new(config).unwrap(), Shutdown::default()).await.unwrap()
 }
