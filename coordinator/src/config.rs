@@ -30,7 +30,7 @@ pub struct Config {
     pub max_in_flight: u32,
     /// Output bound of requests that name none, where the context leaves that much.
     pub default_max_tokens: u32,
-    /// Deadline of a request, from its first byte to its last; a gRPC client may ask for less.
+    /// Deadline of a request, from its first byte to its last; a client may ask for less.
     #[serde(with = "duration")]
     pub request_timeout: Duration,
     /// How long a worker may take to admit a request before the next one is asked.

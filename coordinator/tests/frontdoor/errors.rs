@@ -202,6 +202,36 @@ async fn the_deadline_is_kept_before_accepted() {
     assert_eq!(error(&response.json().await.unwrap()).0, "deadline_exceeded");
 }
 
+/// On every path that generates: as long as the client says, no longer than the server takes.
+#[tokio::test]
+async fn the_clients_own_deadline_is_kept() {
+    const HEADER: &str = "x-request-timeout-ms";
+    let paths = [
+        ("/v1/chat/completions", ask(json!({}))),
+        ("/v1/completions", json!({"model": "bytes", "prompt": "hi"})),
+        ("/v1/responses", json!({"model": "bytes", "input": "hi"})),
+    ];
+    let server = Duration::from_secs(2);
+    for (limit, asked) in [(server, "200"), (Duration::from_millis(200), "18446744073709551615")] {
+        let front = front(|c| c.request_timeout = limit).await;
+        let worker = front.worker("w0", paths.iter().map(|_| Act::HangAt(0))).await;
+        for (path, body) in &paths {
+            let post = |timeout: &'static str| {
+                reqwest::Client::new().post(front.url(path)).header(HEADER, timeout).json(body).send()
+            };
+            let begun = std::time::Instant::now();
+            let late = post(asked).await.unwrap();
+            assert_eq!(late.status(), 504, "{path} {asked}");
+            assert!(begun.elapsed() < server, "{path} {asked}");
+            assert_eq!(error(&late.json().await.unwrap()).0, "deadline_exceeded");
+            let malformed = post("1s").await.unwrap();
+            assert_eq!(malformed.status(), 400);
+            assert_eq!(error(&malformed.json().await.unwrap()).1, Some(HEADER));
+        }
+        worker.until_idle().await;
+    }
+}
+
 #[tokio::test]
 async fn a_worker_of_another_vocabulary_gets_nothing() {
     let front = front(|_| {}).await;

@@ -2,13 +2,15 @@
 //! back has, the spelling of errors, headers.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::Response;
 use request::{RequestId, TokenId};
 use serde::Deserialize;
+use tokio::time::Instant;
 
+use super::Api;
 use super::constraint::Asked;
 use super::error;
 use super::logprobs::Reporter;
@@ -24,6 +26,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Set to 1, the answer says which parts of the text were accepted drafts.
 const DRAFT_FLAGS: HeaderName = HeaderName::from_static("x-paceline-draft-flags");
+
+/// How long the client waits, in milliseconds. (gRPC has `grpc-timeout` for that.)
+const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 /// One answer, or the answers to the prompts of one request.
 #[derive(Debug)]
@@ -59,6 +64,23 @@ where
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
+}
+
+/// When the request that begins now is over: as its header says, and no later than the server's own limit.
+pub(super) fn deadline(api: &Api, headers: &HeaderMap) -> Result<Instant, Failure> {
+    Ok(api.door.deadline(timeout(headers)?))
+}
+
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failure> {
+    let Some(value) = headers.get(&TIMEOUT) else { return Ok(None) };
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse().ok()).filter(|ms| *ms > 0) {
+        Some(ms) => Ok(Some(Duration::from_millis(ms))),
+        None => Err(invalid(
+            TIMEOUT.as_str(),
+            format!("{TIMEOUT}: must be a whole number of milliseconds above 0, such as 30000"),
+        )),
+    }
 }
 
 pub(super) fn draft_flags(headers: &HeaderMap) -> bool {
@@ -175,4 +197,24 @@ impl Asking {
 /// Unix seconds; 0 with a clock before 1970.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_clients() {
+        let of = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TIMEOUT, HeaderValue::from_static(text));
+            timeout(&headers)
+        };
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+        assert_eq!(of("250"), Ok(Some(Duration::from_millis(250))));
+        assert_eq!(of("18446744073709551615"), Ok(Some(Duration::from_millis(u64::MAX))));
+        for bad in ["", "0", "-1", "+1", "1.5", "1s", " 1", "18446744073709551616"] {
+            assert_eq!(of(bad).unwrap_err().field.as_deref(), Some("x-request-timeout-ms"), "{bad:?}");
+        }
+    }
 }

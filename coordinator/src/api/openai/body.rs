@@ -33,10 +33,14 @@ pub(super) async fn read(
     if announced.is_some_and(|n| n > most as u64) {
         return Err(too_large());
     }
-    match timeout_at(deadline.min(Instant::now() + BODY), Limited::new(body, most).collect()).await {
+    let due = Instant::now() + BODY;
+    match timeout_at(deadline.min(due), Limited::new(body, most).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(e)) => Err(failure::new(Reason::InvalidField, format!("the body could not be read: {e}"))),
+        Err(_) if deadline < due => {
+            Err(failure::new(Reason::Deadline, "the deadline passed before the body had arrived"))
+        }
         Err(_) => Err(failure::new(Reason::SlowClient, format!("the body did not arrive within {BODY:?}"))),
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn complete(State(api): State<Api>, headers: HeaderMap, body: B
 
 /// Nothing is sent before the first token, so that every failure until then has a status of its own.
 async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Result<Response, Failure> {
-    let deadline = api.door.deadline(None);
+    let deadline = asking::deadline(&api, &headers)?;
     // Before the body is read: what is under way bounds the memory of bodies, too.
     let permit = api.door.admit()?;
     let body = body::read(&headers, body, api.max_body_bytes, deadline).await?;

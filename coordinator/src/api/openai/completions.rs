@@ -39,7 +39,7 @@ pub(super) async fn complete(State(api): State<Api>, headers: HeaderMap, body: B
 /// Nothing is sent before every prompt has its first token, so that every failure until then has a
 /// status of its own.
 async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Result<Response, Failure> {
-    let deadline = api.door.deadline(None);
+    let deadline = asking::deadline(&api, &headers)?;
     let permit = api.door.admit()?;
     let body = body::read(&headers, body, api.max_body_bytes, deadline).await?;
     let CompletionRequest { mut question, prompts, suffix, echo, form, stream, include_usage } =

@@ -41,7 +41,7 @@ pub(super) async fn create(State(api): State<Api>, headers: HeaderMap, body: Bod
 }
 
 async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Result<Response, Failure> {
-    let deadline = api.door.deadline(None);
+    let deadline = asking::deadline(&api, &headers)?;
     let permit = api.door.admit()?;
     if headers.contains_key("last-event-id") {
         return Err(not_built(

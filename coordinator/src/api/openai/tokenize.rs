@@ -60,7 +60,7 @@ pub(super) async fn detokenize(State(api): State<Api>, headers: HeaderMap, body:
 }
 
 async fn tokens(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Failure> {
-    let deadline = api.door.deadline(None);
+    let deadline = asking::deadline(&api, &headers)?;
     let _permit = api.door.admit()?;
     let body = read(&headers, body, api.max_body_bytes, deadline).await?;
     let fields = fields(&body, &TOKENIZE)?;
@@ -105,7 +105,7 @@ async fn tokens(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Fa
 }
 
 async fn text(api: Api, headers: HeaderMap, body: Body) -> Result<Response, Failure> {
-    let deadline = api.door.deadline(None);
+    let deadline = asking::deadline(&api, &headers)?;
     let _permit = api.door.admit()?;
     let body = read(&headers, body, api.max_body_bytes, deadline).await?;
     let fields = fields(&body, &DETOKENIZE)?;

@@ -16,7 +16,10 @@ const OWN: &[(&str, &str)] = &[
     ("temperature", "0, or 0.01 to 2; default 1"),
     ("top_p", "above 0, at most 1; default 1"),
     ("top_logprobs", "0 to 20 alternatives a token; with include message.output_text.logprobs"),
-    ("include", "message.output_text.logprobs; nothing else"),
+    (
+        "include",
+        "message.output_text.logprobs; reasoning.encrypted_content, of which there is none; nothing else",
+    ),
     ("text", "format text, json_object or json_schema"),
     ("tools", "up to 128 functions; strict (default true) holds calls of one to its schema"),
     ("tool_choice", "none, auto, required or one function"),
