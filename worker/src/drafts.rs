@@ -5,6 +5,8 @@
 
 mod attend;
 mod link;
+mod link_error;
+mod outgoing;
 mod pool;
 mod port;
 

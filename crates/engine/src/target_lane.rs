@@ -1,5 +1,9 @@
 //! A sequence whose text is the answer.
 
+mod readiness;
+
+pub(crate) use readiness::Readiness;
+
 use std::time::Duration;
 
 use request::{
@@ -73,17 +77,6 @@ pub(crate) struct TargetLane {
 enum Source {
     Drafter,
     Prediction,
-}
-
-/// What to do with a target lane in the step being planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Readiness {
-    Plan,
-    /// Leave it out; look again at this time, or when something arrives.
-    Hold {
-        until: Option<Duration>,
-    },
-    End(Finish),
 }
 
 /// What a step committed for one sequence.
@@ -232,47 +225,6 @@ impl TargetLane {
                 logprobs: self.request.logprobs,
             })
             .collect())
-    }
-
-    /// Decides whether it may run now. `decoding`: its prompt is computed, so drafts would help.
-    pub(crate) fn readiness(&mut self, now: Duration, decoding: bool, slow_client: Duration) -> Readiness {
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
-            return Readiness::End(Finish::Deadline);
-        }
-        let sooner = |until: Duration| Some(self.deadline.map_or(until, |deadline| deadline.min(until)));
-        match self.outlet.room() {
-            Room::Gone => return Readiness::End(Finish::Cancelled),
-            Room::Full => {
-                let until = *self.blocked.get_or_insert(now) + slow_client;
-                return if now >= until {
-                    Readiness::End(Finish::SlowClient)
-                } else {
-                    Readiness::Hold { until: sooner(until) }
-                };
-            }
-            Room::Free => self.blocked = None,
-        }
-        let Strategy::Lockstep { k, deadline } = self.request.speculation.strategy else {
-            return Readiness::Plan;
-        };
-        let output = self.usage.completion_tokens;
-        let room = self.request.limits.max_tokens.saturating_sub(output + 1);
-        let wanted = self.max_draft(k).min(room as usize);
-        let waits = self.drafter && !self.late && decoding && output > 0;
-        let pending = self.tail.pending();
-        // The drafter goes no further than a token after which the answer would end.
-        let complete = pending.len() >= wanted
-            || pending.last().is_some_and(|t| self.request.limits.stop_ids.contains(t));
-        if !waits || complete {
-            self.parked = None;
-            return Readiness::Plan;
-        }
-        let until = *self.parked.get_or_insert(now) + deadline;
-        if now >= until {
-            (self.parked, self.late) = (None, true);
-            return Readiness::Plan;
-        }
-        Readiness::Hold { until: sooner(until) }
     }
 
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {

@@ -9,7 +9,7 @@ use scheduler::SequenceId;
 use telemetry::Label;
 use tokio_util::sync::CancellationToken;
 
-use super::link::LinkError;
+use super::link_error::LinkError;
 use super::{Links, Port};
 
 /// Between two rounds through the candidates; doubles up to `LONGEST_PAUSE`.

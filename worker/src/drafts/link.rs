@@ -22,6 +22,8 @@ use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
 use super::Pace;
+use super::link_error::LinkError;
+use super::outgoing::{Outgoing, frames, merge};
 
 /// To connect, and for each answer of the drafter at the start of a stream.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -35,8 +37,6 @@ const WAITING: usize = 8192;
 const MAX_WINDOW: u32 = 32;
 /// Before anything is measured.
 const FIRST_WINDOW: u32 = 8;
-/// Commits longer than this go in several frames.
-const COMMIT_IDS: usize = proto::bounds::MAX_CHUNK_TOKENS;
 
 /// Who this worker is on the draft stream, and what links share.
 #[derive(Clone, Debug)]
@@ -51,55 +51,6 @@ pub(crate) struct Me {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process stops.
     pub(crate) stop: CancellationToken,
-}
-
-/// Why there is no link or no session; every case means plain decoding for now.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
-    #[error("drafter {0} did not answer in time")]
-    Late(String),
-    #[error("drafter {drafter}: {status}")]
-    Status { drafter: String, status: Box<Status> },
-    #[error("drafter {drafter}: {why}")]
-    Pairing { drafter: String, why: String },
-    #[error("drafter {drafter} refused: {reason:?}: {message}")]
-    Refused { drafter: String, reason: RefusedReason, message: String },
-    #[error("drafter {0} was restarted since the request was placed")]
-    Restarted(String),
-    #[error("the stream to drafter {0} ended")]
-    Ended(String),
-}
-
-impl LinkError {
-    /// Asking the same drafter again for the same sequence cannot end otherwise.
-    pub(crate) fn is_final(&self) -> bool {
-        match self {
-            Self::Refused { reason, .. } => {
-                matches!(reason, RefusedReason::TooLong | RefusedReason::NotBuilt | RefusedReason::Invalid)
-            }
-            Self::Pairing { .. } | Self::Restarted(_) => true,
-            Self::Late(_) | Self::Status { .. } | Self::Ended(_) => false,
-        }
-    }
-
-    /// What came of asking, in a word.
-    pub(crate) fn answered(&self) -> &'static str {
-        match self {
-            Self::Refused { .. } => "refused",
-            Self::Late(_) => "late",
-            Self::Status { .. } | Self::Ended(_) => "unreachable",
-            Self::Pairing { .. } | Self::Restarted(_) => "unpaired",
-        }
-    }
-}
-
-/// What waits to be sent for one session.
-#[derive(Debug, Default)]
-struct Outgoing {
-    open: Option<Open>,
-    commit: Option<CommitFrame>,
-    credit: Option<u32>,
-    close: bool,
 }
 
 #[derive(Debug)]
@@ -401,80 +352,5 @@ impl Link {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Adds `frame` to what waits: a commit that continues it extends it, one that starts earlier or
-/// elsewhere (a resync) replaces it.
-fn merge(waiting: &mut Option<CommitFrame>, frame: CommitFrame) {
-    match waiting {
-        Some(old) if frame.at >= old.at && frame.at - old.at <= old.ids.len() as u32 => {
-            old.ids.truncate((frame.at - old.at) as usize);
-            old.ids.extend(frame.ids);
-        }
-        _ => *waiting = Some(frame),
-    }
-}
-
-/// The frames of an entry, in the order in which the drafter must see them.
-fn frames(session: u64, entry: Outgoing) -> Vec<FromWorker> {
-    let mut frames: Vec<FromWorker> = entry.open.map(Open::into_frames).unwrap_or_default();
-    if let Some(CommitFrame { mut at, mut prefix_hash, ids }) = entry.commit {
-        let mut hashes = speculation::PrefixHashes::resume(prefix_hash);
-        for ids in ids.chunks(COMMIT_IDS) {
-            frames.push(FromWorker::Commit { session, at, prefix_hash, ids: ids.to_vec() });
-            hashes.extend(ids);
-            (at, prefix_hash) = (at + ids.len() as u32, hashes.last());
-        }
-    }
-    frames.extend(entry.credit.map(|window| FromWorker::Credit { session, window }));
-    if entry.close {
-        frames.push(FromWorker::Close { session });
-    }
-    frames
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use request::TokenId;
-    use speculation::PrefixHashes;
-
-    fn frame(at: u32, ids: &[u32]) -> CommitFrame {
-        CommitFrame { at, prefix_hash: u64::from(at), ids: ids.iter().copied().map(TokenId).collect() }
-    }
-
-    #[test]
-    fn waiting_commits_merge() {
-        for (old, new, merged) in [
-            (frame(5, &[1, 2]), frame(7, &[3]), frame(5, &[1, 2, 3])),
-            (frame(5, &[1, 2]), frame(6, &[2, 3]), frame(5, &[1, 2, 3])),
-            (frame(5, &[1, 2]), frame(3, &[8, 9, 1, 2]), frame(3, &[8, 9, 1, 2])),
-            (frame(5, &[1, 2]), frame(9, &[4]), frame(9, &[4])),
-        ] {
-            let mut waiting = Some(old);
-            merge(&mut waiting, new);
-            assert_eq!(waiting, Some(merged));
-        }
-    }
-
-    #[test]
-    fn a_long_commit_goes_in_frames_whose_hashes_continue() {
-        let ids: Vec<TokenId> = (0..COMMIT_IDS as u32 + 3).map(TokenId).collect();
-        let past = [TokenId(9)];
-        let entry = Outgoing {
-            commit: Some(CommitFrame {
-                at: 1,
-                prefix_hash: PrefixHashes::new(&past).last(),
-                ids: ids.clone(),
-            }),
-            ..Outgoing::default()
-        };
-        let sent = frames(4, entry);
-        assert_eq!(sent.len(), 2);
-        let FromWorker::Commit { at, prefix_hash, ids: rest, .. } = &sent[1] else { panic!("{sent:?}") };
-        let before = [past.as_slice(), &ids[..COMMIT_IDS]].concat();
-        assert_eq!((*at as usize, *prefix_hash), (before.len(), PrefixHashes::new(&before).last()));
-        assert_eq!(rest, &ids[COMMIT_IDS..]);
     }
 }

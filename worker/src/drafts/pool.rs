@@ -8,7 +8,8 @@ use proto::Candidate;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::link::{Link, LinkError, Me};
+use super::link::{Link, Me};
+use super::link_error::LinkError;
 
 /// A drafter that failed is not dialled again for this long.
 const PAUSE: Duration = Duration::from_secs(1);
