@@ -17,7 +17,8 @@ use crate::{Command, Facts, Model, ModelSpec, Room};
 /// What the engine is told about its rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Most rows of one step.
+    /// Most rows of one step: how long a prompt may hold up running sequences. More than the slots, or
+    /// prompts move by one row a step.
     pub token_budget: u32,
     /// Sequences that wait; one more is refused.
     pub max_waiting: usize,
@@ -34,7 +35,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            token_budget: 512,
+            // On a CPU longer chunks compute a prompt no faster, they only make gaps longer (docs/benchmarks.md).
+            token_budget: 128,
             max_waiting: 256,
             max_wait: Duration::from_secs(30),
             max_draft: 8,
