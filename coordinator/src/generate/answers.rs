@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::try_join_all;
@@ -113,6 +114,21 @@ impl Answers {
             }
         }
         next
+    }
+
+    /// Reads on until then and keeps what comes. A worker gives up an answer that nobody reads, and
+    /// meanwhile holds a slot for it that others may be waiting for.
+    pub(crate) async fn hold(&mut self, until: impl Future<Output = ()>) -> Result<(), Failure> {
+        let mut until = pin!(until);
+        let mut held = std::mem::take(&mut self.early);
+        loop {
+            tokio::select! {
+                () = &mut until => break,
+                next = self.pull(), if !self.over => held.extend(next.transpose()?),
+            }
+        }
+        self.early = held;
+        Ok(())
     }
 
     async fn pull(&mut self) -> Option<Result<(u32, Event), Failure>> {

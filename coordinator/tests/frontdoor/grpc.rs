@@ -143,9 +143,9 @@ async fn failures_carry_their_reason_and_field() {
         (
             v1::GenerateRequest { prompt: Some(Prompt::Tokens(unknown)), ..chat() },
             Reason::InvalidField,
-            "prompt",
+            "prompt[1]",
         ),
-        (v1::GenerateRequest { committed: vec![999], ..chat() }, Reason::InvalidField, "committed"),
+        (v1::GenerateRequest { committed: vec![999], ..chat() }, Reason::InvalidField, "committed[0]"),
         (
             v1::GenerateRequest { max_tokens: Some(5000), ..chat() },
             Reason::ContextLengthExceeded,
@@ -154,7 +154,11 @@ async fn failures_carry_their_reason_and_field() {
         (v1::GenerateRequest { n: Some(129), ..chat() }, Reason::InvalidField, "n"),
         (v1::GenerateRequest { n: Some(2), committed: vec![1], ..chat() }, Reason::InvalidField, "committed"),
         (v1::GenerateRequest { stop: vec![String::new()], ..chat() }, Reason::InvalidField, "stop"),
-        (v1::GenerateRequest { stop_token_ids: vec![999], ..chat() }, Reason::InvalidField, "stop_token_ids"),
+        (
+            v1::GenerateRequest { stop_token_ids: vec![999], ..chat() },
+            Reason::InvalidField,
+            "stop_token_ids[0]",
+        ),
         (v1::GenerateRequest { min_tokens: 101, ..chat() }, Reason::InvalidField, "min_tokens"),
         (
             v1::GenerateRequest {

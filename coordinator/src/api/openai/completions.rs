@@ -1,5 +1,7 @@
 //! `POST /v1/completions`: prompts without a template, several at once, and gaps to fill.
 
+use std::sync::Arc;
+
 use ::request::RequestId;
 use axum::Json;
 use axum::body::Body;
@@ -7,12 +9,13 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
+use tokio::sync::Barrier;
 
 use super::asking::{self, Asking};
 use super::events::{direct, pumped, respond};
 use super::{Api, body, mark};
 use crate::failure::{Failure, invalid};
-use crate::question::{Question, Spelling};
+use crate::question::{Prompt, Question, Spelling};
 
 mod fill;
 mod request;
@@ -50,9 +53,14 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
         return Err(invalid("n", "n: x-paceline-draft-flags is for one choice, or for a stream"));
     }
     let model = api.door.models.find(&question.model)?.clone();
-    let before = echo.then(|| prompts.iter().map(|prompt| request::text(prompt, &model)).collect());
-    let prompts = match &suffix {
-        Some(suffix) => fill::gaps(prompts, suffix, &model)?,
+    let before = echo.then(|| prompts.clone());
+    let prompts = match suffix {
+        Some(suffix) => {
+            let bytes = suffix.len() + prompts.iter().map(Prompt::bytes).sum::<usize>();
+            let model = Arc::clone(&model);
+            let work = move || fill::gaps(prompts, &suffix, &model);
+            api.door.aside.run(bytes, SPELLING.prompt, deadline, work).await?
+        }
         None => prompts,
     };
     question.constraint = form.as_ref().map(|form| form.constraint.clone());
@@ -71,19 +79,26 @@ async fn answer(api: Api, headers: HeaderMap, body: Body, id: RequestId) -> Resu
     let questions: Vec<Question> =
         questions.collect::<Result<_, _>>().map_err(|e| crate::failure::from_field(&e))?;
     let prompts = questions.len();
-    let door = &api.door;
+    let (door, all_begun) = (&api.door, &Barrier::new(prompts));
     let begun = questions.into_iter().enumerate().map(|(i, question)| {
         let permit = permit.clone();
         async move {
             let prepared = door.prepare(question, SPELLING, deadline).await;
             let prepared =
                 prepared.map_err(|failure| if prompts > 1 { of_prompt(i, failure) } else { failure })?;
-            door.generate(prepared, permit).await
+            let mut answers = door.generate(prepared, permit).await?;
+            let begun = async {
+                all_begun.wait().await;
+            };
+            answers.hold(begun).await?;
+            Ok(answers)
         }
     });
     let answers = asking.spelled(try_join_all(begun).await)?;
     let fingerprint = answers.first().map(|answers| answers.fingerprint().to_owned()).unwrap_or_default();
     let head = Head::new(&asking, fingerprint.clone());
+    // Now that the prompts are known to fit: an id can stand for hundreds of bytes.
+    let before = before.map(|prompts| prompts.iter().map(|prompt| request::text(prompt, &model)).collect());
     let speaking = Speaking::new(head, count, n, before, reporter, flags);
     let sums = asking.sums(prompts, n);
     let response = if stream {

@@ -1,10 +1,12 @@
 //! Raw prompts.
 
+use std::sync::atomic::Ordering;
+
 use request::TokenId;
 use serde_json::{Value, json};
 
-use super::{Sse, post, stream};
-use crate::cluster::{TEXT, front, text_of};
+use super::{Sse, post, send, stream};
+use crate::cluster::{Act, Front, TEXT, front, text_of};
 
 const PATH: &str = "/v1/completions";
 
@@ -62,6 +64,35 @@ async fn prompts_times_n() {
     }
 }
 
+/// One prompt waits for its first token (a worker with fewer slots than prompts); the other's answer is
+/// longer than what lies between worker and client. Unread, its worker would give it up.
+#[tokio::test]
+async fn what_has_begun_is_read_while_others_wait() {
+    const LONG: u32 = 40_000;
+    let front = front(|_| {}).await;
+    let acts = [Act::Forever, Act::HangAt(0), Act::Forever, Act::HangAt(0)];
+    let worker = front.worker_with("w0", |r| r.context = 2_000_000, acts).await;
+    for (i, streamed) in [(1, false), (2, true)] {
+        let fields = json!({"prompt": ["a", "b"], "max_tokens": LONG, "stream": streamed});
+        let running = post_text(&front, body(fields));
+        let released = async {
+            let by = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+            while worker.shared.sent.load(Ordering::SeqCst) < i * LONG {
+                assert!(tokio::time::Instant::now() < by, "{:?} tokens were read", worker.shared.sent);
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            worker.release();
+        };
+        let (answer, ()) = tokio::join!(running, released);
+        assert!(answer.contains("\"length\"") && answer.contains("\"stop\""));
+        worker.until_idle().await;
+    }
+}
+
+async fn post_text(front: &Front, body: Value) -> String {
+    send(front, PATH, &body, None).await.text().await.unwrap()
+}
+
 #[tokio::test]
 async fn legacy_log_probabilities() {
     let front = front(|_| {}).await;
@@ -89,7 +120,8 @@ async fn refusals_name_their_field() {
     let front = front(|c| c.max_in_flight = 4).await;
     let _worker = front.worker("w0", []).await;
     for (fields, status, param) in [
-        (json!({"prompt": [300]}), 400, "prompt"),
+        (json!({"prompt": [300]}), 400, "prompt[0]"),
+        (json!({"prompt": ["a", [65, 300]]}), 400, "prompt[1][1]"),
         (json!({"prompt": "x".repeat(600)}), 400, "prompt"),
         (json!({"max_tokens": 600}), 400, "max_tokens"),
         (json!({"prompt": ["a", "b", "c", "d", "e"]}), 400, "n"),
