@@ -15,14 +15,19 @@ use cluster::{Cluster, HANG, has_model, skip};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/openai.sh");
 /// Under a minute on two idle cores; tests beside it may slow it down.
 const SUITE: Duration = Duration::from_secs(400);
+/// Few choices at once, so that it costs little to fill the server.
+const SMALL: (&str, &str) = ("PACELINE_MAX_IN_FLIGHT", "8");
 /// Each suite wants the whole machine.
 static ONE: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_client_finds_its_contract_kept() {
-    // Few choices at once, so that it costs little to fill the server.
-    let environment = [("PACELINE_MAX_IN_FLIGHT", "8")];
-    suite("smollm2-135m", "smollm2-135m", &environment, "not calls and not deadline").await;
+    suite("smollm2-135m", "none", &[SMALL], "not drafts and not calls and not deadline").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_client_finds_its_contract_kept_beside_a_drafter() {
+    suite("smollm2-135m", "smollm2-135m", &[SMALL], "drafts").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -135,7 +135,9 @@ def idle(http):
 
     def count():
         lines = [line for page in pages for line in http.get(page).text.splitlines()]
-        found = {name: [float(l.rsplit(" ", 1)[1]) for l in lines if l.split("{")[0].split(" ")[0] == name] for name in names}
+        lines = [line for line in lines if line and not line.startswith("#")]
+        values = [(line.split("{")[0].split(" ")[0], float(line.rsplit(" ", 1)[1])) for line in lines]
+        found = {name: [value for of, value in values if of == name] for name in names}
         # A gauge appears with its first value; a wrong name here would count nothing for ever.
         assert found["paceline_requests_in_flight"], "the server has no paceline_requests_in_flight"
         return {name: sum(values) for name, values in found.items()}

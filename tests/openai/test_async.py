@@ -39,7 +39,8 @@ def test_texts_do_not_depend_on_company(async_client, asked, chat):
 
 
 def test_the_reader_of_streams_and_a_form(async_client, asked):
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"], "additionalProperties": False}
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema["additionalProperties"] = False
     form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}}
 
     async def read():

@@ -11,7 +11,18 @@ import pytest
 # Far longer than any test waits.
 LONG = {"max_completion_tokens": 2000, "extra_body": {"ignore_eos": True}}
 
-pytestmark = pytest.mark.paceline
+# Such an answer of every path.
+PATHS = {
+    "chat": lambda client, asked, **more: client.chat.completions.create(**asked(**LONG), **more),
+    "completions": lambda client, asked, **more: client.completions.create(
+        model=asked()["model"], prompt="a", max_tokens=2000, extra_body={"ignore_eos": True}, **more
+    ),
+    "responses": lambda client, asked, **more: client.responses.create(
+        model=asked()["model"], input="Count to a thousand.", max_output_tokens=2000, **more
+    ),
+}
+
+pytestmark = [pytest.mark.paceline, pytest.mark.drafts]
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +81,36 @@ def test_leaving_an_async_stream_ends_the_request(async_client, asked, idle):
 
 
 @pytest.mark.parametrize("path", ["completions", "responses"])
-def test_leaving_the_other_streams(client, model, idle, path):
-    if path == "completions":
-        stream = client.completions.create(model=model, prompt=["a", "b"], max_tokens=2000, stream=True)
-    else:
-        stream = client.responses.create(model=model, input="Tell me about rivers.", max_output_tokens=2000, stream=True)
-    with stream:
+def test_leaving_the_other_streams(client, asked, idle, path):
+    with PATHS[path](client, asked, stream=True) as stream:
         next(iter(stream))
     idle()
+
+
+@pytest.mark.parametrize("path", ["chat", "completions"])
+def test_a_limit_of_time_in_a_header_is_the_servers(client, asked, idle, path):
+    begun = time.monotonic()
+    with pytest.raises(openai.InternalServerError) as refused:
+        PATHS[path](client, asked, extra_headers={"x-request-timeout-ms": "500"})
+    assert (refused.value.status_code, refused.value.code) == (504, "deadline_exceeded")
+    assert time.monotonic() - begun < 5
+    idle()
+
+
+def test_a_stream_beyond_its_limit_of_time_ends_with_an_error(client, asked, idle):
+    read = []
+    with pytest.raises(openai.APIError) as broken:
+        for chunk in PATHS["chat"](client, asked, stream=True, extra_headers={"x-request-timeout-ms": "1500"}):
+            read.append(chunk)
+    assert broken.value.code == "deadline_exceeded" and read
+    idle()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_limit_of_time_that_is_none(client, asked, path):
+    with pytest.raises(openai.BadRequestError) as refused:
+        PATHS[path](client, asked, extra_headers={"x-request-timeout-ms": "soon"})
+    assert refused.value.param == "x-request-timeout-ms"
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.drafts
+
 
 @pytest.fixture(scope="module")
 def plain(chat):

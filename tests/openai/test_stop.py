@@ -3,6 +3,8 @@
 import pytest
 from conftest import forced, last, text_of
 
+pytestmark = pytest.mark.drafts
+
 
 @pytest.fixture(scope="module")
 def answer(chat):

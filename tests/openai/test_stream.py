@@ -5,6 +5,8 @@ import json
 import pytest
 from conftest import forced, joined, last, text_of
 
+pytestmark = pytest.mark.drafts
+
 
 def test_joined_chunks_are_the_whole_answer(chat, chunks):
     whole = chat()

@@ -37,7 +37,8 @@ def tools(strict=False):
 
 QUESTION = [{"role": "user", "content": "What is the weather in Paris now, in celsius?"}]
 BOTH = [{"role": "user", "content": "What is the weather in Oslo in celsius, and what time is it in UTC?"}]
-ROOM = {"max_completion_tokens": 120, "messages": QUESTION}
+# One call is quickly written; a small model that may write more writes many.
+ROOM = {"max_completion_tokens": 120, "messages": QUESTION, "parallel_tool_calls": False}
 
 
 def checked(choice):
@@ -51,8 +52,11 @@ def checked(choice):
     return calls
 
 
-def test_required_calls_something(chat):
-    checked(chat(**ROOM, tools=tools(), tool_choice="required").choices[0])
+@pytest.mark.parametrize("parallel", [False, True], ids=["one", "several"])
+def test_required_calls_something(chat, parallel):
+    fields = ROOM | {"parallel_tool_calls": parallel}
+    calls = checked(chat(**fields, tools=tools(), tool_choice="required").choices[0])
+    assert parallel or len(calls) == 1
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -62,7 +66,7 @@ def test_a_named_tool_is_called(chat, name):
 
 
 def test_one_call_at_most(chat):
-    answer = chat(**ROOM, n=3, temperature=1.5, tools=tools(), tool_choice="required", parallel_tool_calls=False)
+    answer = chat(**ROOM, n=3, temperature=1.5, tools=tools(), tool_choice="required")
     for choice in answer.choices:
         assert len(checked(choice)) == 1
 
@@ -113,14 +117,14 @@ def test_the_clients_own_reader_sees_calls(client, asked):
 
 
 def test_a_call_and_its_result_go_back_into_the_conversation(chat):
-    call = checked(chat(**ROOM, tools=tools(), tool_choice="required", parallel_tool_calls=False).choices[0])[0]
+    call = checked(chat(**ROOM, tools=tools(), tool_choice="required").choices[0])[0]
     messages = [
         *QUESTION,
         {"role": "assistant", "tool_calls": [call.model_dump()]},
         {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 21, "sky": "clear"}'},
     ]
-    answer = chat(messages=messages, tools=tools(), temperature=0)
-    without = chat(messages=messages[:1], tools=tools(), temperature=0)
+    answer = chat(messages=messages, tools=tools())
+    without = chat(messages=messages[:1], tools=tools(), max_completion_tokens=1)
     assert answer.usage.prompt_tokens > without.usage.prompt_tokens
     assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
 
@@ -178,7 +182,8 @@ def test_auto_answers_where_no_tool_helps(chat, inclined):
 
 @pytest.mark.calls
 def test_parallel_calls(chat, chunks):
-    fields = ROOM | {"messages": BOTH_BEFORE + BOTH, "temperature": 0, "tools": tools(), "tool_choice": "required"}
+    fields = {"messages": BOTH_BEFORE + BOTH, "temperature": 0, "tools": tools(), "tool_choice": "required"}
+    fields |= {"max_completion_tokens": 120}
     calls = checked(chat(**fields).choices[0])
     assert [call.function.name for call in calls] == ["get_weather", "get_time"]
     streamed = assembled(chunks(**fields))
@@ -191,6 +196,7 @@ def test_parallel_calls(chat, chunks):
 @pytest.mark.calls
 def test_a_result_is_used(chat):
     call = called(3, "get_weather", city="Paris", unit="celsius")
-    messages = [*ONE_BEFORE, *QUESTION, {"role": "assistant", "tool_calls": [call]}, returned(call, degrees=21, sky="clear")]
+    turn = [{"role": "assistant", "tool_calls": [call]}, returned(call, degrees=21, sky="clear")]
+    messages = [*ONE_BEFORE, *QUESTION, *turn]
     answer = chat(messages=messages, tools=tools(), temperature=0, max_completion_tokens=40).choices[0]
     assert answer.finish_reason == "stop" and "21" in answer.message.content and "Paris" in answer.message.content

@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Body {
@@ -37,11 +37,17 @@ impl Body {
 pub(crate) fn respond(failure: Failure) -> Response {
     let status = StatusCode::from_u16(failure.reason.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let retry_after = failure.retry_after;
+    // The rest of the body is still to come: without the word a client would send its next request behind
+    // it and lose both.
+    let unread = matches!(failure.reason, Reason::TooLarge | Reason::SlowClient);
     let mut response = (status, Json(Body::new(failure))).into_response();
     if let Some(after) = retry_after {
         // Whole seconds, rounded up: 0 would mean at once.
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+    }
+    if unread {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
