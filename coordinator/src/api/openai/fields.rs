@@ -39,7 +39,7 @@ const SAMPLING: &[(&str, &str)] = &[
     ("typical_p", "above 0, at most 1; default 1 (arXiv 2202.00666)"),
     ("presence_penalty", "-2 to 2; default 0"),
     ("frequency_penalty", "-2 to 2; default 0"),
-    ("repetition_penalty", "above 0, at most 10; default 1 (vLLM's)"),
+    ("repetition_penalty", "0.01 to 10; default 1 (vLLM's)"),
     ("logit_bias", "an object of token ids to -100 to 100, at most 1024"),
     ("seed", "any 64-bit integer; drawn when absent and returned in x-paceline-seed"),
     ("n", "1 to 128 choices; each has noise of its own"),

@@ -44,7 +44,8 @@ fn rules(strings: &[&str]) -> StopRules {
 #[test]
 fn control_tokens_are_shown_where_asked() {
     let output = [&[TokenId(END + 1)][..], &ids(b"[]")].concat();
-    for (shown, text) in [(vec![], "[]"), (vec![(TokenId(END + 1), "[TOOL_CALLS]".into())], "[TOOL_CALLS][]")] {
+    for (shown, text) in [(vec![], "[]"), (vec![(TokenId(END + 1), "[TOOL_CALLS]".into())], "[TOOL_CALLS][]")]
+    {
         let mut pieces = Pieces::new(&model(), StopRules { shown, ..rules(&[]) });
         assert_eq!(push(&mut pieces, &output).0, text);
     }

@@ -333,7 +333,7 @@ fn bad_values_name_their_field() {
         (json!({"guided_json": {}}), "guided_json", NotBuilt, "structured_outputs.json"),
         (json!({"typical_p": 0}), "typical_p", InvalidField, "above 0"),
         (json!({"presence_penalty": 3}), "presence_penalty", InvalidField, "between"),
-        (json!({"repetition_penalty": 0}), "repetition_penalty", InvalidField, "above 0"),
+        (json!({"repetition_penalty": 0}), "repetition_penalty", InvalidField, "0.01"),
         (json!({"logit_bias": {"a": 1}}), "logit_bias.a", InvalidField, "token id"),
         (json!({"logit_bias": {"01": 1}}), "logit_bias.01", InvalidField, "token id"),
         (json!({"logit_bias": {"1": "x"}}), "logit_bias.1", InvalidField, "number"),
