@@ -257,10 +257,11 @@ async fn failures_are_told_apart() {
         let after = (fault == Fault::Full).then_some((Duration::from_secs(7), Duration::from_secs(7)));
         assert_eq!(failed.retry_after, after);
     }
-    let server = Server::start(Script::of(0, 0, 1)).await;
+    let mut server = Server::start(Script::of(0, 0, 1)).await;
     let endpoint = server.endpoint(LONG);
     server.task.abort();
-    drop(server);
+    // Its port is closed only when the task is gone.
+    let _ = (&mut server.task).await;
     let progress = Progress::hidden();
     let run = load::run(&closed(1, 2), &endpoint, body, &progress, std::future::pending()).await.unwrap();
     let kinds: Vec<_> = run.records.iter().map(|r| r.exchange.failure.as_ref().unwrap().kind).collect();
