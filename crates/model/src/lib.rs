@@ -15,6 +15,8 @@
 mod arch;
 mod cache;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod description;
 mod error;
 mod files;
@@ -25,6 +27,8 @@ mod weights;
 
 pub use arch::refuse_split;
 pub use cpu::CpuModel;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaError, device_count};
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};
