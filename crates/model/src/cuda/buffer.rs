@@ -15,7 +15,7 @@ pub(crate) struct Buffer {
 impl Buffer {
     /// `bytes` bytes of zeros; an error says how much is free.
     pub(crate) fn zeros(device: &Device, what: &'static str, bytes: usize) -> Result<Self, CudaError> {
-        device.context.bind_to_thread().doing("binding the GPU to the thread")?;
+        device.bind()?;
         // SAFETY: plain device memory, freed once by `drop`. An allocation of no bytes is refused by the driver.
         let allocated = unsafe { result::malloc_sync(bytes.max(16)) };
         let address = allocated.map_err(|source| match result::mem_get_info() {

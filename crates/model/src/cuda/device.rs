@@ -103,9 +103,14 @@ impl Device {
         Ok(Self { context, stream, multiprocessors: multiprocessors.max(1) as u32, dependent_launch: major >= 9 })
     }
 
+    /// Makes this GPU the one that calls of this thread mean.
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().doing("binding the GPU to the thread")
+    }
+
     /// Loads a fat binary that the build made.
     pub(crate) fn module(&self, image: &'static [u8]) -> Result<Module, CudaError> {
-        self.context.bind_to_thread().doing("binding the GPU to the thread")?;
+        self.bind()?;
         // SAFETY: `image` is a fat binary made by nvcc and carries its own length.
         let raw = unsafe { result::module::load_data(image.as_ptr().cast()) }.doing("loading kernels")?;
         Ok(Module { raw, context: Arc::clone(&self.context) })
