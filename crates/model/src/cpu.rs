@@ -1,7 +1,6 @@
 //! The CPU back end: one rank's model, computed in place by a pool of threads of its own.
 
 mod attention;
-mod check;
 mod elementwise;
 mod exp;
 mod forward;
@@ -53,13 +52,7 @@ impl CpuModel {
 
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
         let width = parameters.vocab as u32;
-        let drawn = options.vocab.unwrap_or(width);
-        if drawn == 0 || drawn > width {
-            return Err(LoadError::BadOption {
-                option: "vocab",
-                why: format!("{drawn} is not between 1 and the output layer's {width}"),
-            });
-        }
+        let drawn = drawn(options.vocab, width)?;
         let storage = Storage::new(parameters.class(), &parameters, pages)?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(options.threads)
@@ -117,7 +110,7 @@ impl CpuModel {
         if self.submitted.is_some() {
             return Err(ModelError::Unsupported { what: "a step before the last one is collected" });
         }
-        let rows = check::rows(step, &self.spec)?;
+        let rows = crate::check::rows(step, &self.spec)?;
         let changed = self.tables.change(&step.deltas)?;
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
@@ -216,8 +209,20 @@ impl std::fmt::Debug for CpuModel {
     }
 }
 
+/// Token ids that are drawn of an output layer of `width`.
+pub(crate) fn drawn(asked: Option<u32>, width: u32) -> Result<u32, LoadError> {
+    let drawn = asked.unwrap_or(width);
+    if drawn == 0 || drawn > width {
+        return Err(LoadError::BadOption {
+            option: "vocab",
+            why: format!("{drawn} is not between 1 and the output layer's {width}"),
+        });
+    }
+    Ok(drawn)
+}
+
 /// Most positions of one sequence: what is asked for, if the model reaches so far.
-fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadError> {
+pub(crate) fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadError> {
     match asked {
         None => Ok(p.context),
         Some(asked) if asked <= p.longest => Ok(asked),
@@ -245,5 +250,7 @@ fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
             0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
             pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
         },
+        PageBudget::Free(_) => Err(bad("what is free of the machine's memory is not the KV cache's to take; \
+                                        name a number of bytes".to_owned())),
     }
 }

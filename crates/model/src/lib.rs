@@ -14,6 +14,7 @@
 
 mod arch;
 mod cache;
+mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -28,7 +29,7 @@ mod weights;
 pub use arch::refuse_split;
 pub use cpu::CpuModel;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaError, device_count};
+pub use cuda::{CudaError, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Timing, device_count};
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};
@@ -61,6 +62,8 @@ pub enum PageBudget {
     Pages(u32),
     /// As many pages as fit.
     Bytes(u64),
+    /// So many per cent of the device memory that is free when the weights are loaded; GPUs only.
+    Free(u8),
 }
 
 impl Options {

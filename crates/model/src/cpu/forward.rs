@@ -5,11 +5,11 @@ use kvcache::PAGE_POSITIONS;
 
 use super::RowLogits;
 use super::attention::{Heads, Query, attend};
-use super::check::CheckedRow;
 use super::elementwise::{Angles, add, gate, head_norm, rms_norm};
 use super::product::{Inputs, Outputs};
 use crate::arch::{Decoder, Layer, Linear, Parameters};
 use crate::cache::{Storage, Tables, Unit};
+use crate::check::CheckedRow;
 use crate::simd::Level;
 
 /// Rows computed together; a longer step goes through the layers in pieces of this many, which

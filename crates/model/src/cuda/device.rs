@@ -150,6 +150,12 @@ impl Device {
         .doing(kernel.name)
     }
 
+    /// Bytes of memory that are free, and all.
+    pub(crate) fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (free, all) = self.context.mem_get_info().doing("asking for the free memory")?;
+        Ok((free as u64, all as u64))
+    }
+
     /// Waits until all queued work is done.
     pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
         self.stream.synchronize().doing("waiting for the GPU")

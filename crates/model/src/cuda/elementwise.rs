@@ -11,6 +11,7 @@ pub(crate) struct Elementwise {
     silu_mul: Kernel,
     fill: Kernel,
     rope_and_keep: Kernel,
+    write_table: Kernel,
     head_dim: u32,
 }
 
@@ -85,6 +86,7 @@ impl Elementwise {
             silu_mul: module.kernel(silu_mul, 0)?,
             fill: module.kernel(fill, 0)?,
             rope_and_keep: module.kernel(rope, 0)?,
+            write_table: module.kernel("write_table", 0)?,
             _module: module,
             head_dim: head_dim as u32,
         })
@@ -192,6 +194,20 @@ impl Elementwise {
         let across = width.div_ceil(1024).clamp(1, 8);
         let launch = Launch { grid: [rows, across, 1], threads: 256, shared: 0 };
         device.launch(self.silu_mul, launch, &[both.into(), out.into(), width.into()])
+    }
+
+    /// Writes `count` entries (slot, index, page, unused; i32) into a page table.
+    pub(crate) fn write_table(
+        &self,
+        device: &Device,
+        table: &Buffer,
+        stride: u32,
+        entries: u64,
+        count: u32,
+    ) -> Result<(), CudaError> {
+        let launch = Launch { grid: [count.div_ceil(128), 1, 1], threads: 128, shared: 0 };
+        let args: [Arg; 4] = [table.at(0).into(), u64::from(stride).into(), entries.into(), count.into()];
+        device.launch(self.write_table, launch, &args)
     }
 
     /// Fills a buffer of `count` elements with numbers between `mean - scale` and `mean + scale` that follow from

@@ -32,6 +32,7 @@ pub enum Mode {
 /// Kernels for at most [`Linear::MOST_FEW`] rows.
 struct Few {
     store: Kernel,
+    store_float: Kernel,
     add: Kernel,
     norm: Option<Normed>,
 }
@@ -39,7 +40,6 @@ struct Few {
 /// With the RMS norm before the product.
 struct Normed {
     store: Kernel,
-    store_float: Kernel,
     gate: Kernel,
 }
 
@@ -73,15 +73,16 @@ impl Linear {
             Dtype::F32 => None,
             Dtype::F16 => Some(Few {
                 store: module.kernel("linear_store_f16", 0)?,
+                store_float: module.kernel("linear_store_float_f16", 0)?,
                 add: module.kernel("linear_add_f16", 0)?,
                 norm: None,
             }),
             Dtype::Bf16 => Some(Few {
                 store: module.kernel("linear_store_bf16", 0)?,
+                store_float: module.kernel("linear_store_float_bf16", 0)?,
                 add: module.kernel("linear_add_bf16", 0)?,
                 norm: Some(Normed {
                     store: module.kernel("linear_norm_store_bf16", MOST_SHARED)?,
-                    store_float: module.kernel("linear_norm_store_float_bf16", MOST_SHARED)?,
                     gate: module.kernel("linear_norm_gate_bf16", MOST_SHARED)?,
                 }),
             }),
@@ -97,7 +98,7 @@ impl Linear {
         }
     }
 
-    /// Whether [`Self::norm_store`] and its kin take so many rows of this matrix.
+    /// Whether [`Self::norm_store`] and [`Self::norm_gate`] take so many rows of this matrix.
     pub(crate) fn norms(&self, matrix: &Dense, rows: u32) -> bool {
         self.few(matrix, rows).is_some_and(|few| few.norm.is_some())
             && shared(matrix.inputs, self.dtype) <= MOST_SHARED
@@ -127,7 +128,10 @@ impl Linear {
         out: u64,
         rows: u32,
     ) -> Result<(), CudaError> {
-        self.many(device, w, x, out, rows, Dtype::F32, false)
+        match self.few(w, rows) {
+            Some(few) => self.launch(device, few.store_float, w, x, None, out, rows, w.outputs),
+            None => self.many(device, w, x, out, rows, Dtype::F32, false),
+        }
     }
 
     /// residual (of float) += x W^T.
@@ -156,20 +160,6 @@ impl Linear {
         rows: u32,
     ) -> Result<(), CudaError> {
         let kernel = self.normed(w, rows)?.store;
-        self.launch(device, kernel, w, x, Some(norm), out, rows, w.outputs)
-    }
-
-    /// out (of float) = norm(x) W^T for float x; only where [`Self::norms`].
-    pub(crate) fn norm_store_float(
-        &self,
-        device: &Device,
-        w: &Dense,
-        norm: Norm,
-        x: u64,
-        out: u64,
-        rows: u32,
-    ) -> Result<(), CudaError> {
-        let kernel = self.normed(w, rows)?.store_float;
         self.launch(device, kernel, w, x, Some(norm), out, rows, w.outputs)
     }
 

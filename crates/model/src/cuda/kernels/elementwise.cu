@@ -170,6 +170,14 @@ template <typename T> __device__ void fill(T* values, long long count, unsigned 
     }
 }
 
+// table[slot][index] = page for each of `count` entries (slot, index, page, unused).
+extern "C" __global__ void write_table(int* table, long long stride, const int4* entries, int count) {
+    launch_dependents();
+    wait_for_inputs();
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) table[entries[i].x * stride + entries[i].y] = entries[i].z;
+}
+
 #define EXPORT(S, T)                                                                                                  \
     extern "C" __global__ void embed_##S(const T* embedding, const int* tokens, const int* slots, float* x,           \
                                          int hidden) {                                                                \

@@ -183,11 +183,12 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
 #define EXPORT(S, T)                             \
     KERNEL(store, S, T, false, STORE)            \
     KERNEL(add, S, T, false, ADD)                \
+    KERNEL(store_float, S, T, false, STORE_FLOAT) \
     KERNEL(norm_store, S, T, true, STORE)        \
-    KERNEL(norm_store_float, S, T, true, STORE_FLOAT) \
     KERNEL(norm_gate, S, T, true, GATE)
 
 EXPORT(bf16, bf16)
 // With NORM, x * norm is rounded before it is scaled: half floats have no room for that.
 KERNEL(store, f16, f16, false, STORE)
+KERNEL(store_float, f16, f16, false, STORE_FLOAT)
 KERNEL(add, f16, f16, false, ADD)
