@@ -118,6 +118,11 @@ fn beyond(draw: &Draw) -> Option<&'static str> {
 }
 
 impl Encoded {
+    /// Whether a row has filters: they take kernels of their own.
+    pub(crate) fn filters(&self) -> bool {
+        self.asks.chunks(WORDS).skip(1).any(|ask| ask.first() == Some(&(Kind::Filter as u32)))
+    }
+
     /// Appends a row; nothing when it has no room.
     fn row(&mut self, draw: &Draw, position: u32, bounds: Bounds) -> Place {
         let (first, slot) = (self.entries.len() / ENTRY_WORDS, self.masks.len() / bounds.words().max(1));
