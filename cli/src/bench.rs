@@ -7,6 +7,8 @@
 
 pub mod compare;
 pub mod engine;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod hardware;
 pub mod serve;
 pub mod spread;
@@ -35,6 +37,9 @@ pub enum What {
     Serve(Box<serve::ServeArgs>),
     /// Time the engine in this process: prefill, decode, and a step by its rows.
     Engine(engine::EngineArgs),
+    /// Time a GPU: steps of a model of any shape and every kernel, beside their floors.
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::GpuArgs),
     /// Drafting strategies side by side, or the record of a pair of models.
     Compare(Box<compare::CompareArgs>),
 }
@@ -43,6 +48,8 @@ pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
     match args.what {
         What::Serve(args) => serve::run(*args).await,
         What::Engine(args) => engine::run(args, store).await,
+        #[cfg(feature = "cuda")]
+        What::Gpu(args) => gpu::run(args).await,
         What::Compare(args) => compare::run(*args, store).await,
     }
 }

@@ -12,6 +12,7 @@ mod attention;
 mod batch;
 mod blas;
 mod buffer;
+mod ceilings;
 mod device;
 mod draw;
 mod dtype;
@@ -27,6 +28,7 @@ mod timing;
 mod weights;
 
 pub(crate) use buffer::Buffer;
+pub use ceilings::{Ceilings, Shape, ceilings, kernel_timings};
 pub use device::device_count;
 pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use dtype::Dtype;

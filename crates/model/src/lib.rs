@@ -29,7 +29,10 @@ mod weights;
 pub use arch::refuse_split;
 pub use cpu::CpuModel;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaError, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Timing, device_count};
+pub use cuda::{
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Shape, Timing, ceilings, device_count,
+    kernel_timings,
+};
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};

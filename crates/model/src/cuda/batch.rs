@@ -86,7 +86,7 @@ impl BatchArrays {
             };
             first += count;
             if sequence.len() <= MOST_FEW_ROWS {
-                tallest = tallest.max(count * attention.group());
+                tallest = tallest.max(count);
                 few.push(run);
             } else {
                 many.push(run);
@@ -94,7 +94,7 @@ impl BatchArrays {
         }
         let limits =
             Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: 0 };
-        let tile = TileRows::ALL.into_iter().find(|t| t.query_rows() >= tallest).unwrap_or(TileRows::ALL[2]);
+        let tile = TileRows::holding(tallest, attention.group());
         let mut few = attention::tiles(&few, attention.few_rows(tile), limits)?;
         let many = attention::tiles(&many, attention.many_rows(), limits)?;
         let longest = few.iter().map(|t| (t.position + t.rows) as u32).max().unwrap_or(1);
@@ -111,11 +111,11 @@ impl BatchArrays {
         }
         // The tiles for many rows come last and are few: nothing behind them is copied.
         for tile in &few {
-            ints.extend(tile.words());
+            ints.extend(words(tile));
         }
         if !many.is_empty() {
             ints.resize(self.tiles() / INT + TILE * most, 0);
-            ints.extend(many.iter().flat_map(Tile::words));
+            ints.extend(many.iter().flat_map(words));
         }
         self.buffer.write(device, 0, &ints)?;
         Ok(Batch {
@@ -158,4 +158,10 @@ impl BatchArrays {
     fn tiles(&self) -> usize {
         (4 * self.most as usize + 2 * HEADER) * INT
     }
+}
+
+/// A tile as the kernels read it.
+fn words(tile: &Tile) -> [i32; TILE] {
+    let Tile { first_row, rows, slot, position, tree, tree_base, partials, .. } = *tile;
+    [first_row, rows, slot, position, tree, tree_base, partials, 0]
 }

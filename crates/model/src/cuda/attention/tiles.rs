@@ -93,7 +93,10 @@ fn check(run: &Run, limits: Limits) -> Result<(), CudaError> {
         return bad(format!("{run:?} is not within {} rows", limits.rows));
     }
     if run.slot >= limits.slots || !within(run.position, run.rows, limits.positions) {
-        return bad(format!("{run:?}: the table has {} slots of {} positions", limits.slots, limits.positions));
+        return bad(format!(
+            "{run:?}: the table has {} slots of {} positions",
+            limits.slots, limits.positions
+        ));
     }
     let Some(tree) = run.tree else { return Ok(()) };
     if !within(tree.mask, run.rows, limits.masks) {
@@ -142,9 +145,9 @@ pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, multiprocessors: u
 }
 
 /// Blocks that share a tile's splits, for launches of up to `tiles` tiles: fixed in a graph, while the contexts grow.
-/// Twice what even lengths need, for the long ones among short.
+/// As many as are computed at once: two a multiprocessor.
 pub(crate) fn split_blocks(tiles: u32, heads: u32, multiprocessors: u32) -> u32 {
-    (4 * multiprocessors / (tiles * heads).max(1)).clamp(1, 64)
+    (2 * multiprocessors / (tiles * heads).max(1)).clamp(1, 64)
 }
 
 #[cfg(test)]
@@ -166,9 +169,11 @@ mod tests {
             seen.extend((0..tile.rows).map(|r| (tile.first_row + r, tile.position + r)));
         }
         seen.sort_unstable();
-        let expected: Vec<_> =
-            runs.iter().flat_map(|r| (0..r.rows).map(|i| ((r.first_row + i) as i32, (r.position + i) as i32)));
-        assert_eq!(seen, expected.collect::<Vec<_>>());
+        let each = |r: &Run| {
+            let (first, position) = (r.first_row as i32, r.position as i32);
+            (0..r.rows as i32).map(move |i| (first + i, position + i))
+        };
+        assert_eq!(seen, runs.iter().flat_map(each).collect::<Vec<_>>());
     }
 
     #[test]
@@ -242,7 +247,7 @@ mod tests {
         assert_eq!(split_for(1, 8, 32_768, 132), 1024);
         assert_eq!(split_for(128, 8, 500, 132), 512);
         assert_eq!(split_for(0, 8, 0, 132), 64);
-        assert_eq!(split_blocks(1, 8, 132), 64);
+        assert_eq!(split_blocks(1, 8, 132), 33);
         assert_eq!(split_blocks(128, 8, 132), 1);
     }
 }

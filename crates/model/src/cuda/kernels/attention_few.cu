@@ -34,20 +34,31 @@ template <typename T, int D, int M16> struct Few {
 template <typename T, int D>
 __device__ void merge_partials(const float* partials, int64_t between, int active, int count, T* out, int64_t out_stride,
                                int group) {
-    constexpr int PARTIAL = D + 4, PIECES = D / 4;
+    constexpr int PARTIAL = D + 4, PIECES = D / 4, TOGETHER = 16;
     for (int c = threadIdx.x; c < count * PIECES; c += THREADS) {
         const int row = c / PIECES, piece = c % PIECES;
         const float* from = partials + row * PARTIAL;
         float most = -INFINITY, sum = 0.0f, values[4] = {};
-#pragma unroll 4
-        for (int split = 0; split < active; ++split, from += between) {
-            const float4 fresh = __ldcg(reinterpret_cast<const float4*>(from + 4 * piece));
-            const float2 state = __ldcg(reinterpret_cast<const float2*>(from + D));
-            const Factors by = merge(most, sum, state.x, state.y);
-            values[0] = merged(values[0], fresh.x, by);
-            values[1] = merged(values[1], fresh.y, by);
-            values[2] = merged(values[2], fresh.z, by);
-            values[3] = merged(values[3], fresh.w, by);
+        for (int start = 0; start < active; start += TOGETHER) {
+            // All loads first: the merge itself is a chain.
+            float4 fresh[TOGETHER];
+            float2 state[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) {
+                if (start + i >= active) continue;
+                const float* at = from + (start + i) * between;
+                fresh[i] = __ldcg(reinterpret_cast<const float4*>(at + 4 * piece));
+                state[i] = __ldcg(reinterpret_cast<const float2*>(at + D));
+            }
+#pragma unroll
+            for (int i = 0; i < TOGETHER; ++i) {
+                if (start + i >= active) continue;
+                const Factors by = merge(most, sum, state[i].x, state[i].y);
+                values[0] = merged(values[0], fresh[i].x, by);
+                values[1] = merged(values[1], fresh[i].y, by);
+                values[2] = merged(values[2], fresh[i].z, by);
+                values[3] = merged(values[3], fresh[i].w, by);
+            }
         }
         const float by = normaliser(sum);
         T* to = out + row / group * out_stride + row % group * D + 4 * piece;
@@ -76,10 +87,11 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 
     launch_dependents();
     wait_for_inputs();
-    if (static_cast<int>(blockIdx.z) >= header[0]) return;
+    // Read together: a tile beyond the count is old, but there.
+    const int tile_count = header[0], split = header[1], head = heads[blockIdx.y];
     const Tile tile = tiles[blockIdx.z];
+    if (static_cast<int>(blockIdx.z) >= tile_count) return;
     const Seen seen(tile, window);
-    const int split = header[1];
     Walk loading(seen, split, blockIdx.x, gridDim.x);
     // The blocks that share the splits: all, or the first alone where the workspace has no room for partials.
     const int sharers = tile.partials < 0 ? 1 : min(static_cast<int>(gridDim.x), loading.active);
@@ -87,7 +99,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     loading.step = sharers;
     Walk computing = loading;
 
-    const int count = tile.rows * group, head = heads[blockIdx.y];
+    const int count = tile.rows * group;
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;

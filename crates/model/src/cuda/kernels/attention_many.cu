@@ -31,14 +31,14 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 
     launch_dependents();
     wait_for_inputs();
-    const int tile_count = header[0];
+    const int tile_count = header[0], head = heads[blockIdx.x];
     if (static_cast<int>(blockIdx.y) >= tile_count) return;
     const Tile tile = tiles[tile_count - 1 - blockIdx.y];
     const Seen seen(tile, window);
     Walk loading(seen, SPLITS ? header[1] : INT32_MAX / BLOCK * BLOCK, 0, 1);
     Walk computing = loading;
 
-    const int count = tile.rows * group, head = heads[blockIdx.x];
+    const int count = tile.rows * group;
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
@@ -60,7 +60,6 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 
     const int first = 16 * M16 * warp;
     float most[M16][2], sum[M16][2][SUMS], acc[M16][D / 8][4];
-    int at_position[M16][2];
     // Merged splits.
     constexpr int MERGED = SPLITS ? D / 8 : 1;
     float all_most[M16][2], all_sum[M16][2], all[M16][MERGED][4];
@@ -68,8 +67,6 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     for (int m = 0; m < M16; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = first + 16 * m + 8 * half + quad_row;
-            at_position[m][half] = row < count ? tile.position + row / group : -1;
             most[m][half] = all_most[m][half] = -INFINITY;
             all_sum[m][half] = 0.0f;
 #pragma unroll
@@ -122,15 +119,19 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 #pragma unroll
             for (int m = 0; m < M16; ++m)
 #pragma unroll
-                for (int n = 0; n < BLOCK / 8; ++n)
+                for (int half = 0; half < 2; ++half) {
+                    const int row = first + 16 * m + 8 * half + quad_row;
+                    const int position = row < count ? tile.position + row / group : -1;
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const int key = computing.block * BLOCK + 8 * n + 2 * quad + e % 2;
-                        const int position = at_position[m][e / 2];
-                        const bool sees_it =
-                            key <= position && (key < window.sink || position - key < window.recent);
-                        if (!sees_it) scores[m][n][e] = -INFINITY;
-                    }
+                    for (int n = 0; n < BLOCK / 8; ++n)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e) {
+                            const int key = computing.block * BLOCK + 8 * n + 2 * quad + e;
+                            const bool seen_here =
+                                key <= position && (key < window.sink || position - key < window.recent);
+                            if (!seen_here) scores[m][n][2 * half + e] = -INFINITY;
+                        }
+                }
         }
 
 #pragma unroll
