@@ -1,5 +1,6 @@
 //! The CUDA back end: one rank's model on one NVIDIA GPU.
 
+mod attention;
 mod blas;
 mod buffer;
 mod device;

@@ -18,6 +18,8 @@ pub enum CudaError {
     Driver { what: &'static str, source: DriverError },
     #[error("{what}: cuBLASLt says {}", source.0 as i32)]
     Blas { what: &'static str, source: CublasError },
+    #[error("{kernel}: {why}")]
+    Arguments { kernel: &'static str, why: String },
     #[error("{what} is not built for the CUDA back end yet")]
     NotBuilt { what: &'static str },
 }
