@@ -9,7 +9,6 @@
 //! in any batch ([`Mode`]).
 
 mod attention;
-mod batch;
 mod blas;
 mod buffer;
 mod ceilings;
