@@ -9,6 +9,7 @@
 //! in any batch ([`Mode`]).
 
 mod attention;
+mod batch;
 mod blas;
 mod buffer;
 mod ceilings;

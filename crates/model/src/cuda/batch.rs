@@ -1,6 +1,6 @@
 //! The rows of a step as kernels read them: arrays at fixed addresses, so that captured launches serve every step.
 
-use super::attention::{self, Attention, Limits, Run, Tile, TileRows, View};
+use super::attention::{self, Attention, Limits, ManyRows, Run, Tile, TileRows, View};
 use super::elementwise::Rows;
 use super::{Buffer, CudaError, Device, Mode};
 use crate::check::CheckedRow;
@@ -22,6 +22,7 @@ pub(crate) struct Batch {
     pub(crate) many: u32,
     /// The largest that a sequence with few rows needs.
     pub(crate) tile: TileRows,
+    pub(crate) many_tile: ManyRows,
 }
 
 /// What decides how rows are cut.
@@ -96,7 +97,8 @@ impl BatchArrays {
             Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: 0 };
         let tile = TileRows::holding(tallest, attention.group());
         let mut few = attention::tiles(&few, attention.few_rows(tile), limits)?;
-        let many = attention::tiles(&many, attention.many_rows(), limits)?;
+        let many_tile = attention.many_tile(many.iter().map(|run| run.rows).sum(), cut.heads, cut.multiprocessors);
+        let many = attention::tiles(&many, attention.many_rows(many_tile), limits)?;
         let longest = few.iter().map(|t| (t.position + t.rows) as u32).max().unwrap_or(1);
         let split = match cut.mode {
             Mode::Invariant => attention::SPAN,
@@ -124,6 +126,7 @@ impl BatchArrays {
             few: few.len() as u32,
             many: many.len() as u32,
             tile,
+            many_tile,
         })
     }
 

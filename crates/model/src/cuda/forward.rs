@@ -312,7 +312,8 @@ impl Forward {
                 self.attention.few(device, &layer, &arrays.attention(0, batch.few), batch.tile, blocks)?;
             }
             if batch.many > 0 {
-                self.attention.many(device, &layer, &arrays.attention(1, batch.many))?;
+                let tiles = arrays.attention(1, batch.many);
+                self.attention.many(device, &layer, &tiles, batch.many_tile)?;
             }
         }
         self.linear.add(device, &layer.o, a.attended.at(0), x, batch.rows)

@@ -101,7 +101,10 @@ fn draw(random: &mut Random, vocab: usize) -> Draw {
             .into_iter()
             .map(|token| Change {
                 token,
-                bias: [0.0, 5.0, -3.0, f32::MAX][random.below(if random.below(40) == 0 { 4 } else { 3 }) as usize],
+                bias: {
+                        let most = if random.below(40) == 0 { 4 } else { 3 };
+                        [0.0, 5.0, -3.0, f32::MAX][random.below(most) as usize]
+                    },
                 repetition: [1.0, 1.3][random.below(2) as usize],
                 penalty: random.below(3) as f32 * 0.7,
             })
