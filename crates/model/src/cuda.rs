@@ -5,13 +5,15 @@ mod device;
 mod draw;
 mod dtype;
 mod error;
+mod pages;
+mod quantised;
 #[cfg(test)]
 mod testing;
 mod timing;
 
 pub(crate) use buffer::Buffer;
-pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use device::device_count;
+pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use dtype::Dtype;
 pub use error::CudaError;
 pub use timing::Timing;

@@ -132,7 +132,10 @@ impl Drawer {
         filters: bool,
     ) -> Result<(), CudaError> {
         assert!(rows <= self.bounds.rows, "more rows than the sampler has room for");
-        assert!(logits.address.is_multiple_of(16) && logits.stride.is_multiple_of(4), "logits off their grid");
+        assert!(
+            logits.address.is_multiple_of(16) && logits.stride.is_multiple_of(4),
+            "logits off their grid"
+        );
         if rows == 0 {
             return Ok(());
         }
@@ -153,7 +156,8 @@ impl Drawer {
             self.results.at(0).into(),
         ];
         let with = |more: &[Arg]| [&shared, more].concat();
-        let own: [Arg; 3] = [self.entries.at(0).into(), self.partials.at(0).into(), self.tickets.at(0).into()];
+        let own: [Arg; 3] =
+            [self.entries.at(0).into(), self.partials.at(0).into(), self.tickets.at(0).into()];
         let spread = Launch { grid: [blocks, rows as u32, 1], threads: SCAN_THREADS, shared: 0 };
         device.launch(self.scan, spread, &with(&own))?;
         if filters {
