@@ -49,6 +49,8 @@ struct Kernels {
 /// Outputs of a block of the products on tensor cores, and its most warps.
 const OUTPUTS: u32 = 32;
 const MOST_WARPS: u32 = 16;
+/// Shared memory of a block: the sums of all its warps for 16 rows.
+const MOST_SHARED: u32 = MOST_WARPS * 2 * 2 * 4 * 32 * 4;
 /// From so many blocks on, warps of several blocks hide each other's waiting, and each does more.
 const MANY_BLOCKS: u32 = 256;
 
@@ -116,8 +118,8 @@ impl Quantised {
 macro_rules! kernels {
     ($module:expr, $format:literal, $eight:literal, $dtype:literal) => {
         Kernels {
-            eight: $module.kernel(concat!("quantised_", $format, "_", $eight, "_", $dtype), 0)?,
-            sixteen: $module.kernel(concat!("quantised_", $format, "_16_", $dtype), 0)?,
+            eight: $module.kernel(concat!("quantised_", $format, "_", $eight, "_", $dtype), MOST_SHARED)?,
+            sixteen: $module.kernel(concat!("quantised_", $format, "_16_", $dtype), MOST_SHARED)?,
             whole: $module.kernel(concat!("dequantise_", $format, "_", $dtype), 0)?,
         }
     };
