@@ -15,7 +15,7 @@ mod tests;
 mod tiles;
 pub(crate) mod timings;
 
-pub(crate) use geometry::TileRows;
+pub(crate) use geometry::{ManyRows, TileRows};
 pub(crate) use tiles::{Limits, Run, Tile, Tree, place_partials, split_blocks, split_for, tiles};
 
 use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Mode, Module};
@@ -104,7 +104,7 @@ pub(crate) struct Tiles<'a> {
 pub(crate) struct Attention {
     shape: Shape,
     few: [Kernel; 3],
-    many: Kernel,
+    many: [Kernel; 2],
     partials: Buffer,
     counters: Buffer,
     _modules: Vec<Module>,
@@ -119,14 +119,14 @@ impl Attention {
         few_tiles: u32,
         partial_rows: u32,
     ) -> Result<Self, CudaError> {
-        let Shape { dtype, head_dim, q_heads, kv_heads, mode } = shape;
+        let Shape { dtype, head_dim, q_heads, kv_heads, .. } = shape;
         if kv_heads == 0 || q_heads == 0 || q_heads % kv_heads != 0 {
             return bad(format!("{q_heads} query heads are not shared evenly by {kv_heads} key heads"));
         }
         if q_heads / kv_heads > 64 {
             return bad(format!("{} query heads a key head; at most 64 are built", q_heads / kv_heads));
         }
-        let names = names(dtype, head_dim, mode)
+        let names = names(dtype, head_dim)
             .ok_or(CudaError::NotBuilt { what: "attention with a head_dim other than 64 and 128" })?;
         let load = |image| device.module(image);
         let (few_module, many_module) = if dtype == Dtype::F32 {
@@ -145,7 +145,9 @@ impl Attention {
             few_module.kernel(names[1], shared(b))?,
             few_module.kernel(names[2], shared(c))?,
         ];
-        let many = many_module.kernel(names[3], many_shared(shape))?;
+        let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::many_shared(head_dim, tile) };
+        let [a, b] = ManyRows::ALL;
+        let many = [many_module.kernel(names[3], shared(a))?, many_module.kernel(names[4], shared(b))?];
         let partial = u64::from(head_dim + PARTIAL_STATE) * 4;
         let bytes = |count: u64, each: u64| (count * each) as usize;
         Ok(Self {
@@ -176,9 +178,18 @@ impl Attention {
         tile.query_rows() / self.group()
     }
 
-    /// Rows of a sequence that fit a tile of [`many`](Self::many).
-    pub(crate) fn many_rows(&self) -> u32 {
-        geometry::many_rows(self.shape.dtype, self.shape.mode) / self.group()
+    /// Rows of a sequence that fit a tile of `tile`.
+    pub(crate) fn many_rows(&self, tile: ManyRows) -> u32 {
+        tile.query_rows() / self.group()
+    }
+
+    /// The tile for a launch of [`many`](Self::many) with `rows` rows and `heads` heads: in the batch-invariant mode
+    /// the only one, else the faster one.
+    pub(crate) fn many_tile(&self, rows: u32, heads: u32, multiprocessors: u32) -> ManyRows {
+        match self.shape.mode {
+            Mode::Invariant => ManyRows::SixtyFour,
+            Mode::Fast => ManyRows::fastest(rows.saturating_mul(self.group()), heads, multiprocessors),
+        }
     }
 
     /// Queues attention of tiles of up to [`few_rows`](Self::few_rows) rows. `blocks` share the splits of a tile
@@ -211,24 +222,31 @@ impl Attention {
         device.launch(kernel, launch, &args)
     }
 
-    /// Queues attention of tiles of up to [`many_rows`](Self::many_rows) rows; no trees.
+    /// Queues attention of tiles of up to [`many_rows`](Self::many_rows) rows; no trees. The split in the header is
+    /// [`SPAN`] in the batch-invariant mode and [`WHOLE`] in the fast one.
     pub(crate) fn many(
         &self,
         device: &Device,
         layer: &Layer<'_>,
         tiles: &Tiles<'_>,
+        tile: ManyRows,
     ) -> Result<(), CudaError> {
         self.check(layer, tiles)?;
+        let kernel = self.many[tile as usize];
+        if self.shape.mode == Mode::Invariant && tile == ManyRows::OneTwentyEight {
+            return bad("tiles of 128 query rows are not batch-invariant");
+        }
         if tiles.most > 65_535 {
             return bad(format!("a launch of {} tiles", tiles.most));
         }
         if self.shape.dtype == Dtype::F32 {
-            return self.plain(device, layer, tiles, self.many);
+            return self.plain(device, layer, tiles, kernel);
         }
-        let launch = geometry::many_launch(layer.class_heads, tiles.most, many_shared(self.shape));
+        let shared = geometry::many_shared(self.shape.head_dim, tile);
+        let launch = geometry::many_launch(layer.class_heads, tiles.most, shared);
         let mut args = self.args(layer, tiles);
         args.extend(self.last_args(layer));
-        device.launch(self.many, launch, &args)
+        device.launch(kernel, launch, &args)
     }
 
     fn plain(
@@ -301,11 +319,7 @@ impl Attention {
         ] {
             let room = view.buffer.bytes().checked_sub(view.at).map(|room| room as u64);
             if view.at % align != 0 || room.is_none_or(|room| room < bytes) {
-                return bad(format!(
-                    "{what} at {} needs {bytes} bytes of {}",
-                    view.at,
-                    view.buffer.bytes()
-                ));
+                return bad(format!("{what} at {} needs {bytes} bytes of {}", view.at, view.buffer.bytes()));
             }
         }
         if !(q_stride * element).is_multiple_of(16) || !(layer.page_stride * element).is_multiple_of(16) {
@@ -318,19 +332,16 @@ impl Attention {
     }
 }
 
-/// The kernels' names: for tiles of 16, 32 and 64 query rows, and for many.
-fn names(dtype: Dtype, head_dim: u32, mode: Mode) -> Option<[&'static str; 4]> {
+/// The kernels' names: for few rows, tiles of 16, 32 and 64 query rows; for many, of 64 and 128.
+fn names(dtype: Dtype, head_dim: u32) -> Option<[&'static str; 5]> {
     macro_rules! names {
         ($suffix:literal) => {
             [
                 concat!("attention_few16_", $suffix),
                 concat!("attention_few32_", $suffix),
                 concat!("attention_few64_", $suffix),
-                if mode == Mode::Invariant {
-                    concat!("attention_splits_", $suffix)
-                } else {
-                    concat!("attention_many_", $suffix)
-                },
+                concat!("attention_splits_", $suffix),
+                concat!("attention_many_", $suffix),
             ]
         };
     }
@@ -339,17 +350,10 @@ fn names(dtype: Dtype, head_dim: u32, mode: Mode) -> Option<[&'static str; 4]> {
         (128, Dtype::Bf16) => names!("128_bf16"),
         (64, Dtype::F16) => names!("64_f16"),
         (128, Dtype::F16) => names!("128_f16"),
-        (64, Dtype::F32) => ["attention_plain_64_f32"; 4],
-        (128, Dtype::F32) => ["attention_plain_128_f32"; 4],
+        (64, Dtype::F32) => ["attention_plain_64_f32"; 5],
+        (128, Dtype::F32) => ["attention_plain_128_f32"; 5],
         _ => return None,
     })
-}
-
-fn many_shared(shape: Shape) -> u32 {
-    if shape.dtype == Dtype::F32 {
-        return 0;
-    }
-    geometry::many_shared(shape.head_dim, geometry::many_rows(shape.dtype, shape.mode))
 }
 
 fn address(view: View<'_>) -> Arg {

@@ -1,7 +1,7 @@
 //! Shared memory and grids of the attention kernels. Pure.
 
 use super::BLOCK;
-use crate::cuda::{Dtype, Launch, Mode};
+use crate::cuda::Launch;
 
 /// Query rows (rows times the heads that share a key) of a tile for few rows a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +25,29 @@ impl TileRows {
     }
 }
 
-/// Query rows of a tile for many rows a sequence: with one partial result a split (batch-invariant), or without.
-pub(super) fn many_rows(dtype: Dtype, mode: Mode) -> u32 {
-    if dtype == Dtype::F32 || mode == Mode::Invariant { 64 } else { 128 }
+/// Query rows of a tile for many rows a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ManyRows {
+    /// Merges a partial result a split: the only one of the batch-invariant mode. Also the faster one for launches
+    /// that cannot fill the GPU with larger tiles.
+    SixtyFour,
+    /// Runs through the keys whatever the split.
+    OneTwentyEight,
+}
+
+impl ManyRows {
+    pub(super) const ALL: [Self; 2] = [Self::SixtyFour, Self::OneTwentyEight];
+
+    pub(crate) fn query_rows(self) -> u32 {
+        64 << self as u32
+    }
+
+    /// The faster one for `query_rows` (rows times group) of `heads`: the larger as soon as there are two tiles for
+    /// each multiprocessor.
+    pub(super) fn fastest(query_rows: u32, heads: u32, multiprocessors: u32) -> Self {
+        let tiles = query_rows.div_ceil(128).saturating_mul(heads);
+        if tiles < 2 * multiprocessors { Self::SixtyFour } else { Self::OneTwentyEight }
+    }
 }
 
 /// Bytes of shared memory of attention_few.cu (`Few`).
@@ -40,8 +60,8 @@ pub(super) fn few_shared(head_dim: u32, tile: TileRows) -> u32 {
 }
 
 /// Bytes of shared memory of attention_many.cu (`Many`).
-pub(super) fn many_shared(head_dim: u32, m: u32) -> u32 {
-    2 * 2 * BLOCK * head_dim * 2 + m * head_dim * 2
+pub(super) fn many_shared(head_dim: u32, tile: ManyRows) -> u32 {
+    2 * 2 * BLOCK * head_dim * 2 + tile.query_rows() * head_dim * 2
 }
 
 pub(super) fn few_launch(blocks: u32, heads: u32, tiles: u32, shared: u32) -> Launch {
@@ -62,7 +82,9 @@ mod tests {
             // 228 KiB, 1 KiB of them a block taken by the system, 128 bytes static.
             assert!(2 * (few_shared(128, tile) + 1024 + 128) <= 228 * 1024, "{tile:?}");
         }
-        assert!(2 * (many_shared(128, 128) + 1024) <= 228 * 1024);
+        for tile in ManyRows::ALL {
+            assert!(2 * (many_shared(128, tile) + 1024) <= 228 * 1024, "{tile:?}");
+        }
     }
 
     #[test]
@@ -71,5 +93,11 @@ mod tests {
         assert_eq!(TileRows::holding(5, 4), TileRows::ThirtyTwo);
         assert_eq!(TileRows::holding(16, 4), TileRows::SixtyFour);
         assert_eq!(TileRows::holding(16, 7), TileRows::SixtyFour);
+    }
+
+    #[test]
+    fn large_tiles_are_for_launches_that_fill_the_gpu() {
+        assert_eq!(ManyRows::fastest(4 * 512, 8, 132), ManyRows::SixtyFour);
+        assert_eq!(ManyRows::fastest(4 * 2048, 8, 132), ManyRows::OneTwentyEight);
     }
 }

@@ -50,7 +50,8 @@ impl Case {
         let table_stride = (most.div_ceil(PAGE) + 1).next_multiple_of(4);
         let slots = sequences.len() as u32;
         let mut free: Vec<i32> =
-            (0..sequences.iter().map(|s| (s.before + s.rows).div_ceil(PAGE) as i32).sum::<i32>() + 3).collect();
+            (0..sequences.iter().map(|s| (s.before + s.rows).div_ceil(PAGE) as i32).sum::<i32>() + 3)
+                .collect();
         let pages = free.len() as u32;
         for i in (1..free.len()).rev() {
             free.swap(i, random.below(i as u32 + 1) as usize);
@@ -141,8 +142,7 @@ impl Case {
             for row in 0..run.rows {
                 for (head, kv) in self.heads.iter().enumerate() {
                     for member in 0..group {
-                        let of =
-                            ((run.first_row + row) * q_heads) as usize + *kv as usize * group + member;
+                        let of = ((run.first_row + row) * q_heads) as usize + *kv as usize * group + member;
                         self.one(run, row, head, of * d, &mut out);
                     }
                 }

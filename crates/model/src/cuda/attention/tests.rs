@@ -13,7 +13,7 @@ struct Rig<'a> {
 #[derive(Clone, Copy, Debug)]
 enum How {
     Few { tile: TileRows, split: u32, blocks: u32, room: u32 },
-    Many { split: u32 },
+    Many { tile: ManyRows, split: u32 },
 }
 
 impl<'a> Rig<'a> {
@@ -37,7 +37,7 @@ impl<'a> Rig<'a> {
         let attention = &self.attention;
         let (rows, split) = match how {
             How::Few { tile, split, .. } => (attention.few_rows(tile), split),
-            How::Many { split } => (attention.many_rows(), split),
+            How::Many { tile, split } => (attention.many_rows(tile), split),
         };
         let mut cut = tiles(runs, rows, limits).unwrap();
         if let How::Few { room, .. } = how {
@@ -81,7 +81,7 @@ impl<'a> Rig<'a> {
         let tiles = Tiles { tiles: view(&tiles), header: view(&header), masks: view(&masks), most };
         match how {
             How::Few { tile, blocks, .. } => attention.few(device, &layer, &tiles, tile, blocks),
-            How::Many { .. } => attention.many(device, &layer, &tiles),
+            How::Many { tile, .. } => attention.many(device, &layer, &tiles, tile),
         }
         .unwrap();
         dtype.download(device, &out, 0, case.q.len()).unwrap()
@@ -107,7 +107,13 @@ impl<'a> Rig<'a> {
             Dtype::F16 => 6e-4,
         };
         let off = relative(&written, &reference);
-        assert!(off < tolerance, "off by {off:e}: {:?} {:?} {how:?} {:?}", case.shape, case.window, case.runs);
+        assert!(
+            off < tolerance,
+            "off by {off:e}: {:?} {:?} {how:?} {:?}",
+            case.shape,
+            case.window,
+            case.runs
+        );
     }
 }
 
@@ -127,7 +133,8 @@ fn mixture(random: &mut Random, count: usize, most_before: u32, most_rows: u32) 
     let edges = [0, 1, 15, 16, 63, 64, 65, 127, 128, 255, 256, 257];
     (0..count)
         .map(|i| {
-            let before = if i % 2 == 0 { edges[random.below(12) as usize] } else { random.below(most_before) };
+            let before =
+                if i % 2 == 0 { edges[random.below(12) as usize] } else { random.below(most_before) };
             Sequence::chain(before, 1 + random.below(most_rows))
         })
         .collect()
@@ -146,6 +153,15 @@ fn tree(random: &mut Random, before: u32, rows: u32) -> Sequence {
 fn few(tile: TileRows, split: u32, blocks: u32) -> How {
     How::Few { tile, split, blocks, room: ROOM }
 }
+
+/// What the mode allows.
+fn many(mode: Mode) -> Vec<How> {
+    let all = [(ManyRows::SixtyFour, WHOLE), (ManyRows::OneTwentyEight, WHOLE), (ManyRows::SixtyFour, SPAN)];
+    let allowed = if mode == Mode::Fast { &all[..] } else { &all[2..] };
+    allowed.iter().map(|(tile, split)| How::Many { tile: *tile, split: *split }).collect()
+}
+
+const SPANS: How = How::Many { tile: ManyRows::SixtyFour, split: SPAN };
 
 const DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
 
@@ -188,7 +204,9 @@ fn many_rows_of_a_mixture_of_sequences() {
             let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, mode));
             let sequences = mixture(&mut random, 4, 400, 150);
             let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
-            rig.agrees(&case, How::Many { split: SPAN });
+            for how in many(mode) {
+                rig.agrees(&case, how);
+            }
         }
     }
 }
@@ -208,7 +226,9 @@ fn windows_in_both_kernels() {
                 rig.agrees(&case, few(TileRows::ThirtyTwo, SPAN, 1));
                 sequences.push(Sequence::chain(random.below(500), 140));
                 let case = Case::new(&mut random, rig.attention.shape, window, &SOME, &sequences);
-                rig.agrees(&case, How::Many { split: SPAN });
+                for how in many(mode) {
+                    rig.agrees(&case, how);
+                }
             }
         }
     }
@@ -230,9 +250,11 @@ fn trees_full_and_in_a_window() {
                     tree(&mut random, 1, 64),
                 ];
                 let case = Case::new(&mut random, rig.attention.shape, window, &SOME, &sequences);
-                for (tile, split, blocks) in
-                    [(TileRows::Sixteen, 64, 8), (TileRows::ThirtyTwo, 256, 2), (TileRows::SixtyFour, WHOLE, 1)]
-                {
+                for (tile, split, blocks) in [
+                    (TileRows::Sixteen, 64, 8),
+                    (TileRows::ThirtyTwo, 256, 2),
+                    (TileRows::SixtyFour, WHOLE, 1),
+                ] {
                     rig.agrees(&case, few(tile, split, blocks));
                 }
             }
@@ -251,13 +273,13 @@ fn invariant_rows_have_the_same_bits_in_any_tile_batch_and_kernel() {
             for window in [Window::FULL, Window { sink: 70, recent: 300 }] {
                 let sequences = [Sequence::chain(0, 90), Sequence::chain(801, 77), Sequence::chain(255, 3)];
                 let case = Case::new(&mut random, rig.attention.shape, window, &SOME, &sequences);
-                let whole = bits(&rig.run(&case, &case.runs, How::Many { split: SPAN }));
-                rig.agrees(&case, How::Many { split: SPAN });
+                let whole = bits(&rig.run(&case, &case.runs, SPANS));
+                rig.agrees(&case, SPANS);
                 // Every row alone, in chunks, and all at once, by both kernels.
                 for size in [1, 5, 40, 200] {
                     let mut runs = cut_runs(&case.runs, size);
                     for how in [
-                        How::Many { split: SPAN },
+                        SPANS,
                         few(TileRows::Sixteen, SPAN, 16),
                         few(TileRows::ThirtyTwo, SPAN, 3),
                         few(TileRows::SixtyFour, SPAN, 1),
@@ -329,7 +351,7 @@ fn a_row_over_32k_keys() {
             Case::new(&mut random, rig.attention.shape, Window::FULL, &[0], &[Sequence::chain(32_766, 2)]);
         rig.agrees(&case, few(TileRows::Sixteen, 1024, 32));
         rig.agrees(&case, few(TileRows::Sixteen, SPAN, 64));
-        rig.agrees(&case, How::Many { split: SPAN });
+        rig.agrees(&case, SPANS);
     }
 }
 
@@ -384,6 +406,9 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
     }
     let error = attention.few(&device, &layer, &Tiles { most: 5, ..four }, TileRows::Sixteen, 1).unwrap_err();
     assert!(error.to_string().contains("workspace"), "{error}");
+    let attention = Attention::new(&device, shape(Dtype::Bf16, 64, 4, 2, Mode::Invariant), 4, 16).unwrap();
+    let error = attention.many(&device, &layer, &four, ManyRows::OneTwentyEight).unwrap_err();
+    assert!(error.to_string().contains("invariant"), "{error}");
 }
 
 /// Printed for whoever tunes the kernels: `--ignored`.

@@ -93,7 +93,10 @@ fn check(run: &Run, limits: Limits) -> Result<(), CudaError> {
         return bad(format!("{run:?} is not within {} rows", limits.rows));
     }
     if run.slot >= limits.slots || !within(run.position, run.rows, limits.positions) {
-        return bad(format!("{run:?}: the table has {} slots of {} positions", limits.slots, limits.positions));
+        return bad(format!(
+            "{run:?}: the table has {} slots of {} positions",
+            limits.slots, limits.positions
+        ));
     }
     let Some(tree) = run.tree else { return Ok(()) };
     if !within(tree.mask, run.rows, limits.masks) {
@@ -166,9 +169,11 @@ mod tests {
             seen.extend((0..tile.rows).map(|r| (tile.first_row + r, tile.position + r)));
         }
         seen.sort_unstable();
-        let expected: Vec<_> =
-            runs.iter().flat_map(|r| (0..r.rows).map(|i| ((r.first_row + i) as i32, (r.position + i) as i32)));
-        assert_eq!(seen, expected.collect::<Vec<_>>());
+        let each = |r: &Run| {
+            let (first, position) = (r.first_row as i32, r.position as i32);
+            (0..r.rows as i32).map(move |i| (first + i, position + i))
+        };
+        assert_eq!(seen, runs.iter().flat_map(each).collect::<Vec<_>>());
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     let page_stride = u64::from(PAGE) * POSITION / 2;
     let pool_bytes = u64::from(pages) * page_stride * 2;
     // Layers that the launches take in turn: more than the L2 holds.
-    let layers = (256 << 20_u64).div_ceil(pool_bytes).clamp(1, 64);
+    let layers = (256_u64 << 20).div_ceil(pool_bytes).clamp(1, 64);
     let row = (Q_HEADS * HEAD_DIM) as usize;
     let of = |what, count: usize| Buffer::of(device, what, &numbers(count));
     let pool = of("keys and values", (layers * pool_bytes / 2) as usize)?;
@@ -94,16 +94,20 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     let attention = Attention::new(device, shape, 1024, 1 << 16)?;
     let tile = TileRows::holding(rows, attention.group());
     let few = rows <= 16;
-    let rows_per_tile = if few { attention.few_rows(tile) } else { attention.many_rows() };
+    let many = attention.many_tile(sequences * rows, KV_HEADS, device.multiprocessors);
+    let rows_per_tile = if few { attention.few_rows(tile) } else { attention.many_rows(many) };
     let runs: Vec<Run> = (0..sequences)
         .map(|slot| Run { first_row: slot * rows, rows, slot, position: keys - rows, tree: None })
         .collect();
-    let limits = Limits { rows: sequences * rows, slots: sequences, positions: table_stride * PAGE, masks: 0 };
+    let limits =
+        Limits { rows: sequences * rows, slots: sequences, positions: table_stride * PAGE, masks: 0 };
     let mut cut = tiles(&runs, rows_per_tile, limits)?;
     let count = cut.len() as u32;
     let longest = cut.iter().map(|tile| active_keys(tile, window)).max().unwrap_or(0);
     let split = if mode == Mode::Invariant {
         SPAN
+    } else if !few {
+        WHOLE
     } else {
         split_for(count, KV_HEADS, longest, device.multiprocessors)
     };
@@ -139,17 +143,14 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
         if few {
             attention.few(device, &layer, &tiles, tile, blocks)
         } else {
-            attention.many(device, &layer, &tiles)
+            attention.many(device, &layer, &tiles, many)
         }
     };
     // In a graph, as in a step: otherwise short kernels take as long as their launch by the host.
     let repeats = if few { 64 } else { 8 };
     launch(0)?;
     device.synchronize()?;
-    device
-        .stream
-        .begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        .doing(WHAT)?;
+    device.stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).doing(WHAT)?;
     let queued = (0..repeats).try_for_each(launch);
     let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
     let captured = device.stream.end_capture(flags).doing(WHAT);
