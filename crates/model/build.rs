@@ -44,7 +44,14 @@ fn compile() -> Result<(), String> {
 fn one(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let name = source.file_stem().unwrap_or_default();
     let mut command = Command::new(nvcc);
-    command.args(["--fatbin", "-O3", "-std=c++17", "--expt-relaxed-constexpr", "-lineinfo", "-Werror=all-warnings"]);
+    command.args([
+        "--fatbin",
+        "-O3",
+        "-std=c++17",
+        "--expt-relaxed-constexpr",
+        "-lineinfo",
+        "-Werror=all-warnings",
+    ]);
     match var_os("PACELINE_CUDA_ARCH") {
         Some(one) => {
             let one = one.to_string_lossy();

@@ -41,7 +41,12 @@ impl Buffer {
     }
 
     /// Copies `values` to byte offset `at`, behind all queued work; `values` may be changed when it returns.
-    pub(crate) fn write<T: Plain>(&mut self, device: &Device, at: usize, values: &[T]) -> Result<(), CudaError> {
+    pub(crate) fn write<T: Plain>(
+        &mut self,
+        device: &Device,
+        at: usize,
+        values: &[T],
+    ) -> Result<(), CudaError> {
         let bytes = size_of_val(values);
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes), "a write beyond the buffer");
         // SAFETY: the range is inside the allocation, and `values` is plain data. Pageable memory is staged by the
@@ -51,13 +56,20 @@ impl Buffer {
     }
 
     /// Waits for all queued work and copies `count` values from byte offset `at`.
-    pub(crate) fn read<T: Plain>(&self, device: &Device, at: usize, count: usize) -> Result<Vec<T>, CudaError> {
+    pub(crate) fn read<T: Plain>(
+        &self,
+        device: &Device,
+        at: usize,
+        count: usize,
+    ) -> Result<Vec<T>, CudaError> {
         let bytes = count * size_of::<T>();
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes), "a read beyond the buffer");
         let mut values = vec![T::default(); count];
         // SAFETY: the range is inside the allocation; any bytes are a value of a `Plain` type.
-        unsafe { result::memcpy_dtoh_async(&mut values, self.address + at as u64, device.stream.cu_stream()) }
-            .doing("copying from the GPU")?;
+        unsafe {
+            result::memcpy_dtoh_async(&mut values, self.address + at as u64, device.stream.cu_stream())
+        }
+        .doing("copying from the GPU")?;
         device.synchronize()?;
         Ok(values)
     }

@@ -100,7 +100,12 @@ impl Device {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking for the multiprocessors")?;
         let stream = context.new_stream().doing("making a stream")?;
-        Ok(Self { context, stream, multiprocessors: multiprocessors.max(1) as u32, dependent_launch: major >= 9 })
+        Ok(Self {
+            context,
+            stream,
+            multiprocessors: multiprocessors.max(1) as u32,
+            dependent_launch: major >= 9,
+        })
     }
 
     /// Makes this GPU the one that calls of this thread mean.
@@ -123,7 +128,8 @@ impl Device {
     /// before it has ended, and waits for it by `wait_for_inputs()` (common.cuh), which every kernel calls.
     pub(crate) fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
         let mut values: Vec<u64> = args.iter().map(|a| a.0).collect();
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

@@ -30,7 +30,12 @@ impl Dtype {
     }
 
     /// `values` on the device, rounded to this type.
-    pub(crate) fn upload(self, device: &Device, what: &'static str, values: &[f32]) -> Result<Buffer, CudaError> {
+    pub(crate) fn upload(
+        self,
+        device: &Device,
+        what: &'static str,
+        values: &[f32],
+    ) -> Result<Buffer, CudaError> {
         let mut buffer = Buffer::zeros(device, what, values.len() * self.bytes())?;
         self.write(device, &mut buffer, 0, values)?;
         Ok(buffer)

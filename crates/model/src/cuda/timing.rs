@@ -24,7 +24,8 @@ pub(crate) fn time(
     repeats: usize,
     run: impl Fn() -> Result<(), CudaError>,
 ) -> Result<f64, CudaError> {
-    let event = || device.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).doing("making an event");
+    let event =
+        || device.context.new_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).doing("making an event");
     let (start, end) = (event()?, event()?);
     let mut taken = Vec::with_capacity(batches);
     for _ in 0..batches.max(1) {
