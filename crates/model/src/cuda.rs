@@ -22,6 +22,8 @@ mod forward;
 mod kv;
 mod linear;
 mod model;
+mod pages;
+mod quantised;
 #[cfg(test)]
 mod testing;
 mod timing;

@@ -13,6 +13,8 @@ use super::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};
 /// Threads of a block of the first two kernels; a thread owns a group of 32 logits.
 const SCAN_THREADS: u32 = 256;
 const FILTER_THREADS: u32 = 512;
+/// Bins of weights of a row with top-p.
+const BINS: usize = 2048;
 /// Logits of a block.
 const SPAN: usize = SCAN_THREADS as usize * 32;
 /// The widest vocabulary: the last block of a row has a lane for each block, and rank keys have 18 bits of id.
@@ -29,11 +31,12 @@ pub(crate) struct Drawer {
     asks: Buffer,
     entries: Buffer,
     masks: Buffer,
-    /// Each group's highest logit and its mass, for rows with filters.
+    /// Each group's highest logit, and weights in bins, for rows with filters.
     peaks: Buffer,
-    masses: Buffer,
+    bins: Buffer,
     partials: Buffer,
     tickets: Buffer,
+    reached: Buffer,
     best: Buffer,
     results: Buffer,
 }
@@ -97,9 +100,10 @@ impl Drawer {
             entries: zeros(bounds.entries * encode::ENTRY_WORDS * 4)?,
             masks: zeros(bounds.masks * bounds.words() * 4)?,
             peaks: zeros(groups * 4)?,
-            masses: zeros(groups * 8)?,
+            bins: zeros(bounds.rows * BINS * 8)?,
             partials: zeros(bounds.rows * blocks as usize * 16)?,
             tickets: zeros(bounds.rows * 4)?,
+            reached: zeros(bounds.rows * 8)?,
             best: zeros(bounds.rows * 4)?,
             results: zeros(bounds.rows * 8)?,
         })
@@ -132,7 +136,10 @@ impl Drawer {
         filters: bool,
     ) -> Result<(), CudaError> {
         assert!(rows <= self.bounds.rows, "more rows than the sampler has room for");
-        assert!(logits.address.is_multiple_of(16) && logits.stride.is_multiple_of(4), "logits off their grid");
+        assert!(
+            logits.address.is_multiple_of(16) && logits.stride.is_multiple_of(4),
+            "logits off their grid"
+        );
         if rows == 0 {
             return Ok(());
         }
@@ -148,12 +155,13 @@ impl Drawer {
             self.masks.at(0).into(),
             (self.bounds.words() as u32).into(),
             self.peaks.at(0).into(),
-            self.masses.at(0).into(),
+            self.bins.at(0).into(),
             self.best.at(0).into(),
             self.results.at(0).into(),
         ];
         let with = |more: &[Arg]| [&shared, more].concat();
-        let own: [Arg; 3] = [self.entries.at(0).into(), self.partials.at(0).into(), self.tickets.at(0).into()];
+        let own: [Arg; 4] =
+            [&self.entries, &self.partials, &self.tickets, &self.reached].map(|b| b.at(0).into());
         let spread = Launch { grid: [blocks, rows as u32, 1], threads: SCAN_THREADS, shared: 0 };
         device.launch(self.scan, spread, &with(&own))?;
         if filters {

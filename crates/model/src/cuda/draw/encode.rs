@@ -219,8 +219,7 @@ mod tests {
         let real = |at: usize| f64::from_bits(u64::from(rows[2][at]) | u64::from(rows[2][at + 1]) << 32);
         assert_eq!((real(8), real(10), real(12), rows[2][14]), (0.5, 1.0, libm::log(0.5), 9));
         let bits = f32::to_bits;
-        let expected =
-            [[3, bits(0.5), bits(1.5), bits(0.25)], [5 | BANNED, 0, 0, 0], [64 | BANNED, 0, 0, 0]];
+        let expected = [[3, bits(0.5), bits(1.5), bits(0.25)], [5 | BANNED, 0, 0, 0], [64 | BANNED, 0, 0, 0]];
         assert_eq!(encoded.entries, expected.as_flattened());
         assert_eq!(encoded.masks, [u32::MAX, u32::MAX, 0]);
     }

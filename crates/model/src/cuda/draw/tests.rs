@@ -85,10 +85,9 @@ fn params(random: &mut Random, vocab: usize) -> SamplingParams {
 }
 
 fn draw(random: &mut Random, vocab: usize) -> Draw {
-    let sampling =
-        Sampling { params: params(random, vocab), seed: random.bits(), choice: random.below(3) };
+    let sampling = Sampling { params: params(random, vocab), seed: random.bits(), choice: random.below(3) };
     let mut draw = Draw::new(sampling);
-    let mut tokens = |random: &mut Random, most: u32| {
+    let tokens = |random: &mut Random, most: u32| {
         let count = random.below(most);
         let mut tokens: Vec<TokenId> = (0..count).map(|_| TokenId(random.below(vocab as u32 + 5))).collect();
         tokens.sort_unstable();
@@ -101,10 +100,10 @@ fn draw(random: &mut Random, vocab: usize) -> Draw {
             .into_iter()
             .map(|token| Change {
                 token,
-                bias: {
-                        let most = if random.below(40) == 0 { 4 } else { 3 };
-                        [0.0, 5.0, -3.0, f32::MAX][random.below(most) as usize]
-                    },
+                bias: match random.below(120) {
+                    0 => f32::MAX,
+                    n => [0.0, 5.0, -3.0][n as usize % 3],
+                },
                 repetition: [1.0, 1.3][random.below(2) as usize],
                 penalty: random.below(3) as f32 * 0.7,
             })
@@ -131,7 +130,8 @@ fn gap(row: &[f32], draw: &Draw, position: u32, tokens: [u32; 2]) -> f64 {
     let score = |t: u32| scaled(t) - libm::log(key.token(t));
     // The winner was left out by one side.
     let disputed = if score(tokens[0]) > score(tokens[1]) { tokens[0] } else { tokens[1] };
-    let mut order: Vec<u32> = (0..row.len() as u32).filter(|t| shown[*t as usize] > f32::NEG_INFINITY).collect();
+    let mut order: Vec<u32> =
+        (0..row.len() as u32).filter(|t| shown[*t as usize] > f32::NEG_INFINITY).collect();
     order.sort_by(|a, b| shown[*b as usize].total_cmp(&shown[*a as usize]).then(a.cmp(b)));
     if params.top_k != 0 {
         order.truncate(params.top_k as usize);
@@ -144,14 +144,20 @@ fn gap(row: &[f32], draw: &Draw, position: u32, tokens: [u32; 2]) -> f64 {
 
 /// Draws `batches` batches of random rows on both sides; returns rows and differences, each of which must be a
 /// near-tie.
-fn compare(device: &Device, random: &mut Random, vocab: usize, stride: usize, rows: usize, batches: usize) -> (usize, usize) {
+fn compare(
+    device: &Device,
+    random: &mut Random,
+    vocab: usize,
+    stride: usize,
+    rows: usize,
+    batches: usize,
+) -> (usize, usize) {
     let bounds = Bounds { rows: rows + 1, entries: rows * 80, masks: rows, vocab };
     let mut drawer = Drawer::new(device, bounds).unwrap();
     let (mut all, mut different) = (0, 0);
     for _ in 0..batches {
-        let table: Vec<(Vec<f32>, Draw, u32)> = (0..rows)
-            .map(|_| (logits(random, vocab), draw(random, vocab), random.below(100_000)))
-            .collect();
+        let table: Vec<(Vec<f32>, Draw, u32)> =
+            (0..rows).map(|_| (logits(random, vocab), draw(random, vocab), random.below(100_000))).collect();
         // What lies between the rows must not matter.
         let mut flat = vec![f32::NAN; rows * stride];
         for (to, (from, ..)) in flat.chunks_exact_mut(stride).zip(&table) {
@@ -265,7 +271,8 @@ fn draws_follow_the_law() {
             // Standard deviations above the mean of the chi-square law.
             (chi - (cells - 1.0)) / (2.0 * (cells - 1.0)).sqrt()
         };
-        let (fair, biased) = (excess(params), excess(SamplingParams { temperature: params.temperature * 1.2, ..params }));
+        let (fair, biased) =
+            (excess(params), excess(SamplingParams { temperature: params.temperature * 1.2, ..params }));
         println!("{params:?}: {fair:.2} standard deviations; biased twin {biased:.1}");
         assert!(fair < 5.0 && biased > 5.0);
     }
@@ -309,6 +316,12 @@ fn rows_stand_alone() {
 fn timings() {
     let Some(device) = testing::device() else { return };
     for t in Drawer::timings(&device).unwrap() {
-        println!("{:26} {:22} {:9.2} us {:7.1} GB/s", t.kernel, t.shape, t.microseconds, t.bytes as f64 / t.microseconds / 1e3);
+        println!(
+            "{:26} {:22} {:9.2} us {:7.1} GB/s",
+            t.kernel,
+            t.shape,
+            t.microseconds,
+            t.bytes as f64 / t.microseconds / 1e3
+        );
     }
 }

@@ -2,9 +2,9 @@
 #include "draw.cuh"
 
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
-draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tickets) {
+draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tickets,
+          u64* reached) {
     const Rows rows = ROWS;
-    __shared__ u64 reached;
     __shared__ Best bests[SCAN_THREADS / 32];
     __shared__ unsigned last;
     launch_dependents();
@@ -17,7 +17,6 @@ draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tic
         return;
     }
     Row row(rows, ask, r);
-    if (threadIdx.x == 0) reached = 0;
 
     // Edits, by the block that has the token. What stood there is looked at before.
     bool broken = false;
@@ -53,7 +52,8 @@ draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tic
     Best best = {0.0, -1};
     if (ask.kind == RACE) {
         NoiseKey key = {{ask.seed[0], ask.seed[1]}, ask.choice, ask.position};
-        best = race(row, key, ask.temperature, group, peak, best, &reached, [](float, unsigned) { return true; });
+        best = race(row, key, ask.temperature, group, peak, best, &reached[r],
+                    [](float, unsigned) { return true; });
     } else {
         if (ask.kind == FILTER) rows.peaks[(u64)r * groups + group] = peak;
         // As a score; the token, for greedy rows, is the first of the highest group's equals.
@@ -88,6 +88,7 @@ draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tic
     broken = __any_sync(ALL, broken);
     if (lane == 0) {
         tickets[r] = 0;
+        reached[r] = 0;
         rows.best[r] = best.score;
         Status status = broken ? NOT_FINITE : best.token < 0 ? NOTHING : ask.kind == FILTER ? FILTERING : DRAWN;
         rows.results[2 * r] = status == DRAWN ? best.token : -1;

@@ -3,7 +3,7 @@
 // Three launches a step; a row whose draw does not need one of them leaves it at once.
 //   draw_scan    (draw.cu) a warp a tile of 1024 logits, blocks over the row: edits, the test for NaN and +inf, then the
 //                arg max or the group race; the last block of a row reduces. For filtered rows each group's peak.
-//   draw_mass    (draw_filter.cu) rows with top-p over all tokens: each group's sum of exp(logit / temperature - best).
+//   draw_mass    (draw_filter.cu) rows with top-p over all tokens: sums of exp(logit / temperature - best) in bins.
 //   draw_filter  (draw_filter.cu) filtered rows, a block each: finds the last survivor in rank order, races survivors.
 //
 // Rank order is falling logit, then rising id. A token's *rank key* holds both in 50 bits, higher is first.
@@ -55,9 +55,8 @@ struct Rows {
     const Ask* asks;
     const unsigned* masks;
     unsigned mask_words;
-    // [rows][tiles * 32]
-    float* peaks;
-    double* masses;
+    float* peaks;  // [rows][tiles * 32]
+    u64* bins;     // [rows][BINS], zero between draws.
     // [rows]
     float* best;
     int* results;  // Token and status.
@@ -66,8 +65,8 @@ struct Rows {
 // Kernel arguments have at most eight bytes.
 #define ROWS_ARGUMENTS                                                                                            \
     float *logits, u64 stride, unsigned vocab, const unsigned *header, const Ask *asks, const unsigned *masks,    \
-        unsigned mask_words, float *peaks, double *masses, float *best_of, int *results
-#define ROWS {logits, stride, vocab, header, asks, masks, mask_words, peaks, masses, best_of, results}
+        unsigned mask_words, float *peaks, u64 *bins, float *best_of, int *results
+#define ROWS {logits, stride, vocab, header, asks, masks, mask_words, peaks, bins, best_of, results}
 
 struct Row {
     const float* logits;
@@ -151,37 +150,51 @@ __device__ __forceinline__ Best better(Best a, Best b) {
     return b.token >= 0 && (b.score > a.score || (b.score == a.score && b.token < a.token)) ? b : a;
 }
 
-// The race of 32 groups, one a lane, whose highest logit is `peak`: opens those that can still win. `reached` is the
-// highest score that any warp of the block has seen. `survives` says whether a token takes part.
+// The race of 32 groups, one a lane, whose highest logit is `peak`: the owners of the minima first, then groups that can
+// still win. `reached` is the highest score that any warp of the row has told. `survives` says whether a token takes
+// part.
 template <typename Survives>
 __device__ Best race(const Row& row, NoiseKey key, double temperature, unsigned group, float peak, Best best,
                      u64* reached, Survives survives) {
+    unsigned lane = threadIdx.x % 32;
+    bool waiting = peak > -INF;
     GroupNoise noise = {1.0, 0};
     double bound = 0.0;
-    bool waiting = peak > -INF;
+    Best one = {0.0, -1};
     if (waiting) {
         noise = group_noise(key, group);
-        bound = sub(quotient(peak, temperature), natural_log(noise.minimum));
+        unsigned token = group * GROUP + noise.owner;
+        float logit = row.shown(token);
+        double log = natural_log(noise.minimum);
+        bound = sub(quotient(peak, temperature), log);
+        if (logit > -INF && survives(logit, token)) one = {sub(quotient(logit, temperature), log), (int)token};
     }
-    // One lane speaks to the block; reading is an atomic too.
-    u64 now = threadIdx.x % 32 == 0 ? atomicMax(reached, 0ull) : 0;
+    best = better(best, warp_best(one));
+    u64 now = 0;
+    if (lane == 0) {
+        u64 own = best.token < 0 ? 0 : ordered(best.score);
+        now = max(own, atomicMax(reached, own));
+    }
     while (true) {
         now = __shfl_sync(ALL, now, 0);
         u64 mine = waiting && ordered(bound) >= now ? ordered(bound) : 0, most = warp_most(mine);
         if (most == 0) return best;
         unsigned leader = __ffs(__ballot_sync(ALL, mine == most)) - 1;
-        if (threadIdx.x % 32 == leader) waiting = false;
-        unsigned token = __shfl_sync(ALL, group, leader) * GROUP + threadIdx.x % 32;
+        if (lane == leader) waiting = false;
+        // Asked for now, needed after the group.
+        u64 told = lane == 0 ? atomicMax(reached, 0ull) : 0;
+        unsigned token = __shfl_sync(ALL, group, leader) * GROUP + lane;
         GroupNoise opened = {__shfl_sync(ALL, noise.minimum, leader), __shfl_sync(ALL, noise.owner, leader)};
         float logit = row.shown(token);
-        Best one = {0.0, -1};
+        one = {0.0, -1};
         if (logit > -INF && survives(logit, token)) {
             one.score = sub(quotient(logit, temperature), natural_log(member_noise(key, token, opened)));
             one.token = token;
         }
-        best = better(best, warp_best(one));
-        if (best.token >= 0 && threadIdx.x % 32 == 0) {
-            now = max(ordered(best.score), atomicMax(reached, ordered(best.score)));
-        }
+        one = warp_best(one);
+        bool higher = one.token >= 0 && (best.token < 0 || one.score > best.score);
+        best = better(best, one);
+        now = max(told, best.token < 0 ? 0 : ordered(best.score));
+        if (higher && lane == 0) atomicMax(reached, now);
     }
 }
