@@ -100,6 +100,7 @@ struct StepTime {
     tflop_per_s: f64,
 }
 
+/// One kernel on its own.
 #[derive(Debug, Serialize)]
 struct Kernel {
     kernel: &'static str,
@@ -176,15 +177,15 @@ fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report
     let mut bench = Bench { model, classes, random: fastrand::Rng::with_seed(0), repeat: args.repeat };
     for &batch in &args.decode {
         let times = bench.decode(batch, args.context)?;
-        report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench.model, ceilings));
+        report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench.model, ceilings)?);
     }
     for &rows in &args.verify {
         let times = bench.verify(rows, args.context)?;
-        report.steps.push(times.step("verify", 1, rows, args.context, &shape, &bench.model, ceilings));
+        report.steps.push(times.step("verify", 1, rows, args.context, &shape, &bench.model, ceilings)?);
     }
     for &tokens in &args.prefill {
         let times = bench.prefill(tokens)?;
-        report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench.model, ceilings));
+        report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench.model, ceilings)?);
     }
     Ok(())
 }
@@ -198,6 +199,7 @@ struct Bench {
 }
 
 /// Times of steps.
+#[derive(Default)]
 struct Times {
     steps: Vec<Duration>,
     submits: Vec<Duration>,
@@ -300,12 +302,6 @@ fn row(slot: u32, token: TokenId, position: u32, pick: bool) -> Row {
     }
 }
 
-impl Default for Times {
-    fn default() -> Self {
-        Self { steps: Vec::new(), submits: Vec::new() }
-    }
-}
-
 impl Times {
     #[allow(clippy::too_many_arguments)]
     fn step(
@@ -317,17 +313,16 @@ impl Times {
         shape: &Shape,
         model: &CudaModel,
         ceilings: &Ceilings,
-    ) -> StepTime {
+    ) -> Result<StepTime> {
         let ms = |d: &Duration| d.as_secs_f64() * 1e3;
-        let spread = Spread::of(self.steps.iter().map(ms));
-        let step_ms = spread.unwrap_or_else(|| Spread::of([0.0]).unwrap_or_default());
+        let step_ms = Spread::of(self.steps.iter().map(ms)).context("no step was timed")?;
         let submit = Spread::of(self.submits.iter().map(|d| ms(d) * 1e3)).map_or(0.0, |s| s.p50);
         let (all, picks) = (u64::from(sequences) * u64::from(rows), u64::from(if what == "prefill" { 1 } else { sequences * rows }));
         // Keys and values before each sequence are read once a step, whatever its rows.
         let bytes = model.step_bytes() + u64::from(sequences) * u64::from(context) * shape.kv_bytes();
         let operations = shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
         let floor = (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product);
-        StepTime {
+        Ok(StepTime {
             what,
             sequences,
             rows,
@@ -336,7 +331,7 @@ impl Times {
             floor_ms: floor * 1e3,
             over_floor: step_ms.p50 / (floor * 1e3),
             tflop_per_s: operations as f64 / (step_ms.p50 * 1e-3) / 1e12,
-        }
+        })
     }
 }
 

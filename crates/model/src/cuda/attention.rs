@@ -30,6 +30,8 @@ pub(crate) const WHOLE: u32 = i32::MAX as u32 / BLOCK * BLOCK;
 const PAGE: u32 = 16;
 /// Floats of a partial row beside the values: maximum, sum, padding.
 const PARTIAL_STATE: u32 = 4;
+/// Bytes of the counters of a tile and head.
+const COUNTERS: u64 = 16;
 
 /// Which keys a head class sees from position i: those j <= i with j < sink or i - j < recent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +145,7 @@ impl Attention {
         let few = [
             few_module.kernel(names[0], shared(a))?,
             few_module.kernel(names[1], shared(b))?,
-            few_module.kernel(names[2], shared(c))?,
+            many_module.kernel(names[2], shared(c))?,
         ];
         let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::many_shared(head_dim, tile) };
         let [a, b] = ManyRows::ALL;
@@ -162,7 +164,7 @@ impl Attention {
             counters: Buffer::zeros(
                 device,
                 "counters of attention",
-                bytes(u64::from(few_tiles) * u64::from(kv_heads), 4),
+                bytes(u64::from(few_tiles) * u64::from(kv_heads), COUNTERS),
             )?,
             _modules: vec![few_module, many_module],
         })
@@ -207,7 +209,7 @@ impl Attention {
         if blocks == 0 || tiles.most > 65_535 {
             return bad(format!("a launch of {blocks} blocks for each of {} tiles", tiles.most));
         }
-        if 4 * tiles.most as usize * layer.class_heads as usize > self.counters.bytes() {
+        if COUNTERS as usize * tiles.most as usize * layer.class_heads as usize > self.counters.bytes() {
             return bad(format!("{} tiles are more than the workspace was made for", tiles.most));
         }
         let (heads, kernel) = (layer.class_heads, self.few[tile as usize]);

@@ -81,7 +81,12 @@ impl Blas {
     }
 
     /// y = x W^T, or y += x W^T, at the addresses given; the buffers behind them must hold the shape.
-    pub(crate) fn multiply(&self, device: &Device, shape: Shape, [w, x, y]: [u64; 3]) -> Result<(), CudaError> {
+    pub(crate) fn multiply(
+        &self,
+        device: &Device,
+        shape: Shape,
+        [w, x, y]: [u64; 3],
+    ) -> Result<(), CudaError> {
         if !self.plans.borrow().contains_key(&shape) {
             let (plan, _) = self.plan(shape)?;
             self.plans.borrow_mut().insert(shape, plan);
@@ -149,7 +154,8 @@ impl Blas {
         }
         .doing(doing)?;
         let layout = |kind, rows: u32, columns: u32| {
-            result::create_matrix_layout(kind, u64::from(rows), u64::from(columns), i64::from(rows)).doing(doing)
+            result::create_matrix_layout(kind, u64::from(rows), u64::from(columns), i64::from(rows))
+                .doing(doing)
         };
         let (inputs, outputs) = (kind(s.dtype), kind(s.out));
         let (w, x, y) = (
@@ -192,7 +198,9 @@ impl Blas {
         let found = found.iter().take(count.max(0) as usize).map(|f| unsafe { f.assume_init() });
         let found: Vec<_> = found.filter(|f| f.state.result().is_ok()).map(|f| f.algo).collect();
         let Some(first) = found.first().copied() else {
-            return Err(CudaError::NotBuilt { what: "a product of a shape that cuBLASLt has no algorithm for" });
+            return Err(CudaError::NotBuilt {
+                what: "a product of a shape that cuBLASLt has no algorithm for",
+            });
         };
         Ok((Plan { desc, w, x, y, algorithm: first }, found))
     }

@@ -338,3 +338,6 @@ fn pages(
         pages => Ok(vec![pages.min(1 << 30) as u32; sizes.len()]),
     }
 }
+
+#[cfg(test)]
+mod tests;

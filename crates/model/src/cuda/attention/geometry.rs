@@ -50,13 +50,16 @@ impl ManyRows {
     }
 }
 
-/// Bytes of shared memory of attention_few.cu (`Few`).
+/// Bytes of shared memory for few rows: of attention_few.cu (`Few`), or of attention_many.cu with what each row sees.
 pub(super) fn few_shared(head_dim: u32, tile: TileRows) -> u32 {
     let m = tile.query_rows();
-    let stages = if tile == TileRows::SixtyFour { 2 } else { 3 };
-    let stage = 2 * BLOCK * head_dim * 2;
+    let rows = m * 16;
+    if tile == TileRows::SixtyFour {
+        return many_shared(head_dim, ManyRows::SixtyFour) + rows;
+    }
+    let stages = 3 * 2 * BLOCK * head_dim * 2;
     // Queries, weights, what a row sees, maxima of four warps, sums of four warps' lanes.
-    stages * stage + m * head_dim * 2 + m * BLOCK * 2 + m * 16 + m * 4 * 4 + m / 16 * 4 * 64 * 4
+    stages + m * head_dim * 2 + m * BLOCK * 2 + rows + m * 4 * 4 + m / 16 * 4 * 64 * 4
 }
 
 /// Bytes of shared memory of attention_many.cu (`Many`).

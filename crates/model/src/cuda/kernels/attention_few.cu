@@ -1,18 +1,20 @@
 // Attention of few rows a sequence over long contexts: decode and verification. Bound by reading keys and values.
 //
+// Tiles of 16 and 32 query rows; those of 64 are in attention_many.cu, whose warps need not wait for each other.
+//
 // A block of four warps takes a tile of up to M query rows (rows x group heads that share the keys), one KV head and
 // one or more splits of the positions. In a block of 64 keys each warp scores 16 keys for all rows, the warps exchange
 // the rows' maxima and weights, and each warp adds up a quarter of the output's columns: every number is computed by
 // the same operations in the same order as in attention_many.cu, where one warp does it all.
 //
-// Grid: split blocks, class heads, tiles. Partial results go to a workspace; the last block of a tile and head to
-// finish merges them in the order of positions (as in Flash-Decoding, but without a second launch).
+// Grid: split blocks, class heads, tiles. Partial results go to a workspace and are merged in the order of positions by
+// the blocks that finish last (as in Flash-Decoding, but without a second launch).
 
-#include "attention_mma.cuh"
+#include "attention_merge.cuh"
 
 template <typename T, int D, int M16> struct Few {
     static constexpr int M = 16 * M16;
-    static constexpr int STAGES = M16 == 4 ? 2 : 3;
+    static constexpr int STAGES = 3;
     static constexpr int COLUMNS = D / WARPS;  // of the output, a warp
     static constexpr int TILES = COLUMNS / 8;
 
@@ -25,49 +27,7 @@ template <typename T, int D, int M16> struct Few {
     static constexpr int SUMS = MAXIMA + M * WARPS * 4;
     static constexpr int BYTES = SUMS + M16 * WARPS * 64 * 4;
     static_assert(sizeof(Query) == 16, "a row's place in shared memory");
-
-    // A partial row of the workspace: D values, maximum, sum, padding to 16 bytes.
-    static constexpr int PARTIAL = D + 4;
 };
-
-// Merges the partial rows of a tile and head, `active` of each, into the output.
-template <typename T, int D>
-__device__ void merge_partials(const float* partials, int64_t between, int active, int count, T* out, int64_t out_stride,
-                               int group) {
-    constexpr int PARTIAL = D + 4, PIECES = D / 4, TOGETHER = 16;
-    for (int c = threadIdx.x; c < count * PIECES; c += THREADS) {
-        const int row = c / PIECES, piece = c % PIECES;
-        const float* from = partials + row * PARTIAL;
-        float most = -INFINITY, sum = 0.0f, values[4] = {};
-        for (int start = 0; start < active; start += TOGETHER) {
-            // All loads first: the merge itself is a chain.
-            float4 fresh[TOGETHER];
-            float2 state[TOGETHER];
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) {
-                if (start + i >= active) continue;
-                const float* at = from + (start + i) * between;
-                fresh[i] = __ldcg(reinterpret_cast<const float4*>(at + 4 * piece));
-                state[i] = __ldcg(reinterpret_cast<const float2*>(at + D));
-            }
-#pragma unroll
-            for (int i = 0; i < TOGETHER; ++i) {
-                if (start + i >= active) continue;
-                const Factors by = merge(most, sum, state[i].x, state[i].y);
-                values[0] = merged(values[0], fresh[i].x, by);
-                values[1] = merged(values[1], fresh[i].y, by);
-                values[2] = merged(values[2], fresh[i].z, by);
-                values[3] = merged(values[3], fresh[i].w, by);
-            }
-        }
-        const float by = normaliser(sum);
-        T* to = out + row / group * out_stride + row % group * D + 4 * piece;
-        uint2 packed;
-        packed.x = pack<T>(normalised(values[0], by), normalised(values[1], by));
-        packed.y = pack<T>(normalised(values[2], by), normalised(values[3], by));
-        *reinterpret_cast<uint2*>(to) = packed;
-    }
-}
 
 template <typename T, int D, int M16>
 __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride,
@@ -258,9 +218,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                         for (int e = 2 * half; e < 2 * half + 2; ++e)
                             all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
                 } else if (row < count) {
-                    float* to = partials + (tile.partials +
-                                            (static_cast<int64_t>(ordinal) * gridDim.y + blockIdx.y) * count + row) *
-                                               Plan::PARTIAL;
+                    float* to = partials + partial_at<D>(tile, ordinal, count) + row * PARTIAL<D>;
 #pragma unroll
                     for (int n = 0; n < Plan::TILES; ++n)
                         *reinterpret_cast<float2*>(to + Plan::COLUMNS * warp + 8 * n + 2 * quad) =
@@ -293,24 +251,13 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         return;
     }
 
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        unsigned* const counter = counters + blockIdx.z * gridDim.y + blockIdx.y;
-        last = atomicAdd(counter, 1u) == static_cast<unsigned>(sharers) - 1;
-        if (last) *counter = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (!last) return;
-    const int64_t between = static_cast<int64_t>(gridDim.y) * count * Plan::PARTIAL;
-    merge_partials<T, D>(partials + (tile.partials + static_cast<int64_t>(blockIdx.y) * count) * Plan::PARTIAL, between,
-                         computing.active, count, out, out_stride, group);
+    merge_together<T, D>(partials + partial_at<D>(tile, 0, count),
+                         counters + 4 * (blockIdx.z * gridDim.y + blockIdx.y), sharers, computing.active, count, out,
+                         out_stride, group);
 }
 
 #define EXPORT_FEW(NAME, T, D, M16)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, M16 == 4 ? 1 : 2)                                          \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
         NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
              float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
@@ -320,13 +267,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 
 EXPORT_FEW(attention_few16_64_bf16, bf16, 64, 1)
 EXPORT_FEW(attention_few32_64_bf16, bf16, 64, 2)
-EXPORT_FEW(attention_few64_64_bf16, bf16, 64, 4)
 EXPORT_FEW(attention_few16_128_bf16, bf16, 128, 1)
 EXPORT_FEW(attention_few32_128_bf16, bf16, 128, 2)
-EXPORT_FEW(attention_few64_128_bf16, bf16, 128, 4)
 EXPORT_FEW(attention_few16_64_f16, f16, 64, 1)
 EXPORT_FEW(attention_few32_64_f16, f16, 64, 2)
-EXPORT_FEW(attention_few64_64_f16, f16, 64, 4)
 EXPORT_FEW(attention_few16_128_f16, f16, 128, 1)
 EXPORT_FEW(attention_few32_128_f16, f16, 128, 2)
-EXPORT_FEW(attention_few64_128_f16, f16, 128, 4)

@@ -1,26 +1,30 @@
-// Attention of many rows a sequence: prefill. Bound by the tensor cores.
+// Attention of many rows a sequence: prefill, and verification in tiles of 64 query rows. Bound by the tensor cores.
 //
 // A block of four warps takes a tile of M query rows (rows x group heads that share the keys) and one KV head; each
 // warp owns its rows: scores, weights and outputs stay in its registers (the design of FlashAttention-2, arXiv
 // 2307.08691). Two forms: one runs through the keys at once, with 32 rows a warp; the other has 16 rows a warp and
 // merges a partial result every `split` positions, so that its bits equal those of attention_few.cu.
 //
-// Grid: class heads, tiles; the last tiles, which see most, begin first.
+// Grid: class heads, tiles; the last tiles, which see most, begin first. For verification as in attention_few.cu: the
+// second form, its splits shared by several blocks, rows in chains or trees.
 
-#include "attention_mma.cuh"
+#include "attention_merge.cuh"
 
 template <typename T, int D, int M16> struct Many {
     static constexpr int M = 16 * M16 * WARPS;
     static constexpr int STAGE = 2 * BLOCK * D * 2;
     static constexpr int STAGES = 2;
     // Shared memory, in bytes. attention/geometry.rs computes the same sum.
-    static constexpr int BYTES = STAGES * STAGE + M * D * 2;
+    static constexpr int ROWS = STAGES * STAGE + M * D * 2;
+    static constexpr int BYTES = ROWS;  // and 16 a query row for verification
 };
 
-template <typename T, int D, int M16, bool SPLITS>
+template <typename T, int D, int M16, bool SPLITS, bool SHARED>
 __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride,
                                        const int* table, int table_stride, const int* heads, const Tile* tiles,
-                                       const int* header, int q_heads, int group, Window window, float scale) {
+                                       const int* header, const uint64_t* masks, float* partials, unsigned* counters,
+                                       int q_heads, int group, Window window, float scale) {
+    static_assert(SPLITS || !SHARED, "only splits are shared");
     using Plan = Many<T, D, M16>;
     // Sums of weights are kept for four groups of 16 keys where the bits must equal those of attention_few.cu.
     constexpr int SUMS = SPLITS ? 4 : 1;
@@ -31,18 +35,26 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 
     launch_dependents();
     wait_for_inputs();
-    const int tile_count = header[0], head = heads[blockIdx.x];
-    if (static_cast<int>(blockIdx.y) >= tile_count) return;
-    const Tile tile = tiles[tile_count - 1 - blockIdx.y];
+    const int which = SHARED ? blockIdx.y : blockIdx.x, nth = SHARED ? blockIdx.z : blockIdx.y;
+    const int tile_count = header[0], split = header[1], head = heads[which];
+    if (nth >= tile_count) return;
+    const Tile tile = tiles[SHARED ? nth : tile_count - 1 - nth];
     const Seen seen(tile, window);
-    Walk loading(seen, SPLITS ? header[1] : INT32_MAX / BLOCK * BLOCK, 0, 1);
+    Walk loading(seen, SPLITS ? split : INT32_MAX / BLOCK * BLOCK, SHARED ? blockIdx.x : 0, 1);
+    int sharers = 1;
+    if constexpr (SHARED) {
+        // The blocks that share the splits: all, or the first alone where the workspace has no room for partials.
+        sharers = tile.partials < 0 ? 1 : min(static_cast<int>(gridDim.x), loading.active);
+        if (static_cast<int>(blockIdx.x) >= sharers) return;
+        loading.step = sharers;
+    }
     Walk computing = loading;
 
     const int count = tile.rows * group;
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
-    const Keys<T, D> keys = {pool + static_cast<int64_t>(blockIdx.x) * 2 * PAGE * D, page_stride,
+    const Keys<T, D> keys = {pool + static_cast<int64_t>(which) * 2 * PAGE * D, page_stride,
                              table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys};
 
     load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
@@ -57,6 +69,10 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         close_group();
     };
     load(0);
+    Query* const rows = reinterpret_cast<Query*>(shared + Plan::ROWS);
+    if constexpr (SHARED)
+        for (int r = threadIdx.x; r < Plan::M; r += THREADS)
+            rows[r] = query_of(tile, r < count ? r / group : tile.rows, masks);
 
     const int first = 16 * M16 * warp;
     float most[M16][2], sum[M16][2][SUMS], acc[M16][D / 8][4];
@@ -121,15 +137,14 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const int row = first + 16 * m + 8 * half + quad_row;
-                    const int position = row < count ? tile.position + row / group : -1;
+                    Query query = {row < count ? tile.position + row / group : -1, INT32_MAX, 0};
+                    if constexpr (SHARED) query = rows[row];
 #pragma unroll
                     for (int n = 0; n < BLOCK / 8; ++n)
 #pragma unroll
                         for (int e = 0; e < 2; ++e) {
                             const int key = computing.block * BLOCK + 8 * n + 2 * quad + e;
-                            const bool seen_here =
-                                key <= position && (key < window.sink || position - key < window.recent);
-                            if (!seen_here) scores[m][n][2 * half + e] = -INFINITY;
+                            if (!sees(query, key, window)) scores[m][n][2 * half + e] = -INFINITY;
                         }
                 }
         }
@@ -193,6 +208,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
             }
         }
 
+        const int ordinal = computing.ordinal;
         const bool ended = computing.advance();
         if constexpr (SPLITS) {
             if (!ended) continue;
@@ -200,15 +216,25 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
             for (int m = 0; m < M16; ++m)
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
-                    const Factors by =
-                        merge(all_most[m][half], all_sum[m][half], most[m][half], total(sum[m][half]));
+                    const float whole = total(sum[m][half]);
+                    const int row = first + 16 * m + 8 * half + quad_row;
+                    if (sharers == 1) {
+                        const Factors by = merge(all_most[m][half], all_sum[m][half], most[m][half], whole);
 #pragma unroll
-                    for (int n = 0; n < D / 8; ++n)
+                        for (int n = 0; n < D / 8; ++n)
 #pragma unroll
-                        for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                            all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
-                            acc[m][n][e] = 0.0f;
-                        }
+                            for (int e = 2 * half; e < 2 * half + 2; ++e)
+                                all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
+                    } else if (row < count) {
+                        float* to = partials + partial_at<D>(tile, ordinal, count) + row * PARTIAL<D>;
+#pragma unroll
+                        for (int n = 0; n < D / 8; ++n)
+                            *reinterpret_cast<float2*>(to + 8 * n + 2 * quad) =
+                                make_float2(acc[m][n][2 * half], acc[m][n][2 * half + 1]);
+                        if (quad == 0) *reinterpret_cast<float2*>(to + D) = make_float2(most[m][half], whole);
+                    }
+#pragma unroll
+                    for (int n = 0; n < D / 8; ++n) acc[m][n][2 * half] = acc[m][n][2 * half + 1] = 0.0f;
                     most[m][half] = -INFINITY;
 #pragma unroll
                     for (int s = 0; s < SUMS; ++s) sum[m][half][s] = 0.0f;
@@ -217,6 +243,14 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     }
     wait_groups<0>();
 
+    if constexpr (SHARED) {
+        if (sharers > 1) {
+            merge_together<T, D>(partials + partial_at<D>(tile, 0, count),
+                                 counters + 4 * (blockIdx.z * gridDim.y + blockIdx.y), sharers, computing.active, count,
+                                 out, out_stride, group);
+            return;
+        }
+    }
 #pragma unroll
     for (int m = 0; m < M16; ++m)
 #pragma unroll
@@ -242,9 +276,23 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, int q_heads, int group,       \
              int sink, int recent, float scale) {                                                                    \
-        attend<T, D, M16, SPLITS>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header,    \
-                                  q_heads, group, {sink, recent}, scale);                                            \
+        attend<T, D, M16, SPLITS, false>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles,     \
+                                         header, nullptr, nullptr, nullptr, q_heads, group, {sink, recent}, scale);  \
     }
+
+#define EXPORT_FEW64(NAME, T, D)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
+        NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
+             int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
+             float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
+        attend<T, D, 1, true, true>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header,  \
+                                    masks, partials, counters, q_heads, group, {sink, recent}, scale);               \
+    }
+
+EXPORT_FEW64(attention_few64_64_bf16, bf16, 64)
+EXPORT_FEW64(attention_few64_128_bf16, bf16, 128)
+EXPORT_FEW64(attention_few64_64_f16, f16, 64)
+EXPORT_FEW64(attention_few64_128_f16, f16, 128)
 
 EXPORT_MANY(attention_many_64_bf16, bf16, 64, 2, false)
 EXPORT_MANY(attention_many_128_bf16, bf16, 128, 2, false)

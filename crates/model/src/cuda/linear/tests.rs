@@ -37,8 +37,12 @@ impl Case {
             let scale = if norm { 1.0 / (squares / self.inputs as f64 + 1e-5).sqrt() } else { 1.0 };
             let weight = |k: usize| if norm { f64::from(self.norm[k]) } else { 1.0 };
             for w in self.w.chunks_exact(self.inputs) {
-                let sum: f64 =
-                    x.iter().zip(w).enumerate().map(|(k, (x, w))| f64::from(*x) * weight(k) * f64::from(*w)).sum();
+                let sum: f64 = x
+                    .iter()
+                    .zip(w)
+                    .enumerate()
+                    .map(|(k, (x, w))| f64::from(*x) * weight(k) * f64::from(*w))
+                    .sum();
                 out.push(sum * scale);
             }
         }
@@ -79,7 +83,11 @@ fn products_of_few_and_many_rows() {
                     let out = poisoned(&device, dtype, padded * outputs);
                     linear.store(&device, &w, x.at(0), out.at(0), rows as u32).unwrap();
                     let found = dtype.download(&device, &out, 0, rows * outputs).unwrap();
-                    assert!(relative(&found, &expected) < bound, "store {what}: {}", relative(&found, &expected));
+                    assert!(
+                        relative(&found, &expected) < bound,
+                        "store {what}: {}",
+                        relative(&found, &expected)
+                    );
 
                     let out = poisoned(&device, Dtype::F32, padded * outputs);
                     linear.store_float(&device, &w, x.at(0), out.at(0), rows as u32).unwrap();
@@ -164,7 +172,11 @@ fn a_row_alone_has_the_bits_it_has_in_a_batch() {
             let together = compute(&case.x);
             for (row, x) in case.x.chunks_exact(inputs).enumerate() {
                 let alone = compute(x);
-                assert_eq!(alone, together[row * outputs..(row + 1) * outputs], "{mode:?}, row {row} of {rows}");
+                assert_eq!(
+                    alone,
+                    together[row * outputs..(row + 1) * outputs],
+                    "{mode:?}, row {row} of {rows}"
+                );
             }
         }
     }
