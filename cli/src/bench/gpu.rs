@@ -164,7 +164,7 @@ fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report
         threads: 1,
     };
     let cuda = CudaOptions {
-        ordinal: args.device,
+        ordinals: vec![args.device],
         dtype: Dtype::Bf16,
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,

@@ -13,6 +13,7 @@ pub(crate) struct Elementwise {
     rope_and_keep: Kernel,
     write_table: Kernel,
     head_dim: u32,
+    dtype: Dtype,
 }
 
 /// What the rows of a step are, on the device: an entry a row in each array.
@@ -45,6 +46,26 @@ pub(crate) struct Pool {
     /// i32 pages, `[slots][stride]`.
     pub(crate) table: u64,
     pub(crate) stride: u64,
+}
+
+/// Elements of a buffer as a part of a whole matrix: `rows` rows of `width`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filled {
+    /// The first, in the buffer.
+    pub(crate) at: usize,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    /// Elements from one row to the next, in the whole.
+    pub(crate) stride: usize,
+    /// Index in the whole of the first.
+    pub(crate) first: usize,
+}
+
+impl Filled {
+    /// All `elements` of a buffer.
+    pub(crate) fn whole(elements: usize) -> Self {
+        Self { at: 0, rows: 1, width: elements, stride: elements, first: 0 }
+    }
 }
 
 /// What is done to each head of q and k besides RoPE; 0: nothing.
@@ -89,6 +110,7 @@ impl Elementwise {
             write_table: module.kernel("write_table", 0)?,
             _module: module,
             head_dim: head_dim as u32,
+            dtype,
         })
     }
 
@@ -210,19 +232,30 @@ impl Elementwise {
         device.launch(self.write_table, launch, &args)
     }
 
-    /// Fills a buffer of `count` elements with numbers between `mean - scale` and `mean + scale` that follow from
-    /// the seed.
+    /// Fills elements of a buffer with numbers between `-scale` and `scale` that follow from the seed and from
+    /// where they are in the whole matrix.
     pub(crate) fn fill(
         &self,
         device: &Device,
         to: &Buffer,
-        count: u64,
+        part: Filled,
         seed: u64,
-        mean: f32,
         scale: f32,
     ) -> Result<(), CudaError> {
+        let Filled { at, rows, width, stride, first } = part;
+        let count = rows * width;
+        assert!((at + count) * self.dtype.bytes() <= to.bytes(), "a fill beyond the buffer");
         let launch = Launch { grid: [device.multiprocessors * 8, 1, 1], threads: 256, shared: 0 };
-        let args: [Arg; 5] = [to.at(0).into(), count.into(), seed.into(), mean.into(), scale.into()];
+        let args: [Arg; 8] = [
+            to.at(at * self.dtype.bytes()).into(),
+            (count as u64).into(),
+            seed.into(),
+            0.0f32.into(),
+            scale.into(),
+            (width.max(1) as u64).into(),
+            (stride as u64).into(),
+            (first as u64).into(),
+        ];
         device.launch(self.fill, launch, &args)
     }
 }

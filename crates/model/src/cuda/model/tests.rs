@@ -303,6 +303,83 @@ fn windows_change_what_is_said_only_beyond_them() {
     assert_eq!(map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32), 3 * 2 * 2 * 16 * 64 * 4);
 }
 
+/// Two and four parts of a model, on as many GPUs as there are, compute what one does but for the order of sums.
+#[test]
+fn parts_of_a_model_say_what_the_whole_says() {
+    if device().is_none() {
+        return;
+    }
+    let gpus = super::super::device_count();
+    for (kind, head_dim, heads, kv_heads, tied) in
+        [("llama", 64, 4, 2, true), ("qwen2", 64, 8, 4, false), ("qwen3", 128, 4, 4, false)]
+    {
+        let made = Made::new(kind, head_dim, heads, kv_heads, tied);
+        let prompt = tokens(6, 420);
+        // More rows than a graph takes, more than are pushed, and single ones.
+        let chunks = [300, 20, 40, 7, 16];
+        for ranks in [2, 4].into_iter().filter(|ranks| kv_heads % ranks == 0) {
+            for (dtype, mode, bound) in [
+                (Dtype::F32, Mode::Fast, 1e-5),
+                (Dtype::Bf16, Mode::Fast, 0.04),
+                (Dtype::Bf16, Mode::Invariant, 0.04),
+            ] {
+                let of = |ordinals: Vec<usize>, dtype: Dtype, nccl: bool| {
+                    let mut gpu = made.gpu(&CudaOptions { ordinals, dtype, mode, nccl, ..CudaOptions::default() });
+                    all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat()
+                };
+                let whole: Vec<f64> = of(vec![0], Dtype::F32, false).into_iter().map(f64::from).collect();
+                let ordinals: Vec<usize> = (0..ranks).map(|rank| rank % gpus).collect();
+                let parts = of(ordinals.clone(), dtype, false);
+                let off = super::super::testing::relative(&parts, &whole);
+                println!("{kind} over {ranks}: {dtype:?} {mode:?}: {off:e}");
+                assert!(off < bound, "{kind} over {ranks}: {dtype:?} {mode:?}: {off}");
+                if gpus >= ranks && mode == Mode::Fast {
+                    let off = super::super::testing::relative(&of(ordinals, dtype, true), &whole);
+                    println!("{kind} over {ranks} by NCCL: {dtype:?}: {off:e}");
+                    assert!(off < bound, "{kind} over {ranks} by NCCL: {off}");
+                }
+            }
+        }
+    }
+}
+
+/// Made-up weights are the same whatever they are cut into, and the invariant mode holds over parts.
+#[test]
+fn made_up_parts_are_parts_of_the_whole() {
+    if device().is_none() {
+        return;
+    }
+    let gpus = super::super::device_count();
+    let made = Made::new("llama", 64, 8, 4, false);
+    let prompt = tokens(8, 90);
+    let mut all = Vec::new();
+    for (ordinals, chunks) in
+        [(vec![0], vec![60, 20]), (vec![0, 1 % gpus], vec![60, 20]), (vec![0, 1 % gpus], vec![1, 33, 3, 50])]
+    {
+        let cuda = CudaOptions { ordinals, mode: Mode::Invariant, ..CudaOptions::default() };
+        let mut gpu = CudaModel::dummy(&made.path(), 5, &Made::options(), &cuda).unwrap();
+        all.push(all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat());
+    }
+    let whole: Vec<f64> = all[0].iter().copied().map(f64::from).collect();
+    let off = super::super::testing::relative(&all[1], &whole);
+    println!("made up over 2: {off:e}");
+    assert!(off < 0.04, "{off}");
+    assert!(all[1] == all[2], "the invariant mode over parts depends on chunks");
+}
+
+#[test]
+fn what_cannot_be_cut_is_refused_by_name() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 64, 6, 2, true);
+    for (ranks, named) in [(3, "2 KV heads"), (4, "6 query heads"), (9, "1 to 8 GPUs"), (0, "1 to 8 GPUs")] {
+        let cuda = CudaOptions { ordinals: vec![0; ranks], ..CudaOptions::default() };
+        let error = CudaModel::load(&made.path(), &Made::options(), &cuda).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     if device().is_none() {
@@ -312,7 +389,7 @@ fn what_does_not_fit_is_refused_by_name() {
     let options = Options { pages: PageBudget::Pages(u32::MAX / 4), ..Made::options() };
     let error = CudaModel::load(&made.path(), &options, &CudaOptions::default()).unwrap_err().to_string();
     assert!(error.contains("the KV cache needs") && error.contains("are free"), "{error}");
-    let cuda = CudaOptions { ordinal: 99, ..CudaOptions::default() };
+    let cuda = CudaOptions { ordinals: vec![99], ..CudaOptions::default() };
     let error = CudaModel::load(&made.path(), &Made::options(), &cuda).unwrap_err().to_string();
     assert!(error.contains("there is no GPU 99"), "{error}");
     let mut model = made.gpu(&CudaOptions::default());
