@@ -11,10 +11,10 @@ use cudarc::driver::{CudaGraph, sys};
 
 use super::attention::{self, Attention, TileRows, View, Window};
 use super::batch::{Batch, BatchArrays, Cut};
-use super::elementwise::{Angles, Elementwise, Heads};
+use super::elementwise::{Ahead, Angles, Elementwise, Heads};
 use super::error::Doing;
 use super::kv::Kv;
-use super::linear::{Linear, Norm};
+use super::linear::{Dense, Linear, Norm};
 use super::model::CudaOptions;
 use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
@@ -183,6 +183,7 @@ impl Forward {
                 norm,
                 out,
                 hidden as u32,
+                Ahead::NOTHING,
             )?;
         }
         Ok(batch.picks)
@@ -264,7 +265,8 @@ impl Forward {
         if self.linear.norms(&layer.qkv, batch.rows) {
             self.linear.norm_store(device, &layer.qkv, norm, x, qkv, batch.rows)?;
         } else {
-            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32)?;
+            let ahead = self.ahead(&layer.qkv, batch.rows);
+            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32, ahead)?;
             self.linear.store(device, &layer.qkv, normed, qkv, batch.rows)?;
         }
         let heads = Heads {
@@ -282,7 +284,9 @@ impl Forward {
             RopeStyle::HalvesToAdjacent => 2,
         };
         let angles = Angles { table: self.angles.at(0), dims: p.rope.dims as u32, style };
-        self.elementwise.rope_and_keep(device, qkv, arrays.rows(batch.rows), heads, angles, kv.pools(index))?;
+        let (rows, pools, ahead) =
+            (arrays.rows(batch.rows), kv.pools(index), self.ahead(&layer.o, batch.rows));
+        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools, ahead)?;
         for class in &kv.classes {
             let part = class.layers[index];
             if part.heads == 0 {
@@ -326,11 +330,25 @@ impl Forward {
         if self.linear.norms(&layer.gate_up, rows) {
             self.linear.norm_gate(device, &layer.gate_up, norm, x, gated, rows)?;
         } else {
-            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32)?;
-            self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
-            self.elementwise.silu_mul(device, a.both.at(0), gated, rows, p.feed_forward as u32)?;
+            let ahead = self.ahead(&layer.gate_up, rows);
+            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32, ahead)?;
+            if self.linear.gates(&layer.gate_up, rows) {
+                self.linear.gate(device, &layer.gate_up, normed, gated, rows)?;
+            } else {
+                self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
+                let (both, width, ahead) =
+                    (a.both.at(0), p.feed_forward as u32, self.ahead(&layer.down, rows));
+                self.elementwise.silu_mul(device, both, gated, rows, width, ahead)?;
+            }
         }
         self.linear.add(device, &layer.down, gated, x, rows)
+    }
+
+    /// What a small kernel before a product brings into the cache. Products of few rows bring their own weights, and
+    /// those of many rows are not bound by memory.
+    fn ahead(&self, next: &Dense, rows: u32) -> Ahead {
+        let bound = (Linear::MOST_FEW + 1..=MOST_GRAPH).contains(&rows);
+        if bound { Ahead::of(&next.weights) } else { Ahead::NOTHING }
     }
 }
 

@@ -34,6 +34,7 @@ struct Few {
     store: Kernel,
     store_float: Kernel,
     add: Kernel,
+    gate: Kernel,
     norm: Option<Normed>,
 }
 
@@ -56,6 +57,8 @@ const WARPS: u32 = 8;
 const GROUP: u32 = 64;
 /// Outputs of a block.
 const TILE: u32 = 16;
+/// Every block norms all rows anew: with more rows than this a kernel that norms them once is faster.
+const MOST_NORMED: u32 = 2;
 /// Shared memory for normed inputs; more would leave room for one block on a multiprocessor.
 const MOST_SHARED: u32 = 100 << 10;
 /// A matrix with more tiles than this (an output layer) is walked by fewer blocks, which keep their inputs.
@@ -75,12 +78,14 @@ impl Linear {
                 store: module.kernel("linear_store_f16", 0)?,
                 store_float: module.kernel("linear_store_float_f16", 0)?,
                 add: module.kernel("linear_add_f16", 0)?,
+                gate: module.kernel("linear_gate_f16", 0)?,
                 norm: None,
             }),
             Dtype::Bf16 => Some(Few {
                 store: module.kernel("linear_store_bf16", 0)?,
                 store_float: module.kernel("linear_store_float_bf16", 0)?,
                 add: module.kernel("linear_add_bf16", 0)?,
+                gate: module.kernel("linear_gate_bf16", 0)?,
                 norm: Some(Normed {
                     store: module.kernel("linear_norm_store_bf16", MOST_SHARED)?,
                     gate: module.kernel("linear_norm_gate_bf16", MOST_SHARED)?,
@@ -100,8 +105,26 @@ impl Linear {
 
     /// Whether [`Self::norm_store`] and [`Self::norm_gate`] take so many rows of this matrix.
     pub(crate) fn norms(&self, matrix: &Dense, rows: u32) -> bool {
-        self.few(matrix, rows).is_some_and(|few| few.norm.is_some())
-            && shared(matrix.inputs, self.dtype) <= MOST_SHARED
+        self.normed(matrix, rows).is_ok()
+    }
+
+    /// Whether [`Self::gate`] takes so many rows of this matrix.
+    pub(crate) fn gates(&self, matrix: &Dense, rows: u32) -> bool {
+        self.few(matrix, rows).is_some()
+    }
+
+    /// out (of the dtype, half as wide as W has outputs) = silu(first half) * second half of x W^T; only where
+    /// [`Self::gates`].
+    pub(crate) fn gate(
+        &self,
+        device: &Device,
+        w: &Dense,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        let few = self.few(w, rows).ok_or(CudaError::NotBuilt { what: "a gate inside this product" })?;
+        self.launch(device, few.gate, w, x, None, out, rows, w.outputs / 2)
     }
 
     /// out (of the dtype) = x W^T.
@@ -206,7 +229,7 @@ impl Linear {
     fn normed(&self, w: &Dense, rows: u32) -> Result<&Normed, CudaError> {
         let kernels = self.few(w, rows).and_then(|few| few.norm.as_ref());
         kernels
-            .filter(|_| shared(w.inputs, self.dtype) <= MOST_SHARED)
+            .filter(|_| rows <= MOST_NORMED && shared(rows, w.inputs, self.dtype) <= MOST_SHARED)
             .ok_or(CudaError::NotBuilt { what: "a norm inside this product" })
     }
 
@@ -222,7 +245,8 @@ impl Linear {
         rows: u32,
         outputs: u32,
     ) -> Result<(), CudaError> {
-        let launch = geometry(outputs, norm.map(|_| shared(w.inputs, self.dtype)), device.multiprocessors);
+        let shared = norm.map(|_| shared(rows, w.inputs, self.dtype));
+        let launch = geometry(outputs, shared, device.multiprocessors);
         let norm = norm.unwrap_or(Norm { weight: 0, epsilon: 0.0 });
         let args: [Arg; 8] = [
             w.weights.at(0).into(),
@@ -268,8 +292,8 @@ impl Linear {
 }
 
 /// Bytes of shared memory for the normed inputs.
-fn shared(inputs: u32, dtype: Dtype) -> u32 {
-    Linear::MOST_FEW * (inputs + 32) * dtype.bytes() as u32
+fn shared(rows: u32, inputs: u32, dtype: Dtype) -> u32 {
+    rows * (inputs + 32) * dtype.bytes() as u32
 }
 
 /// A block a tile of outputs; an output layer is walked by as many blocks as run at once.
