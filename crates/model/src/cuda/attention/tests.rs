@@ -421,7 +421,7 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
 
 /// Printed for whoever tunes the kernels: `--ignored`.
 #[test]
-#[ignore = "takes minutes of a GPU that nobody else uses"]
+#[ignore = "a measurement, for a GPU that nobody else uses"]
 fn timings_are_printed() {
     let Some(device) = device() else { return };
     for t in timings::timings(&device).unwrap() {
