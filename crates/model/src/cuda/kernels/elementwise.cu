@@ -15,11 +15,12 @@ struct Ahead {
 __device__ __forceinline__ void prefetch(Ahead ahead) {
 #if __CUDA_ARCH__ >= 900
     constexpr int PIECE = 8192;
-    const int block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
-    for (int at = (block + blocks * threadIdx.x) * PIECE; at < ahead.bytes; at += blocks * blockDim.x * PIECE)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from + at),
-                     "r"(min(PIECE, ahead.bytes - at) / 16 * 16)
-                     : "memory");
+    const unsigned block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
+    const unsigned pieces = ahead.bytes / PIECE;
+    // Far more blocks than pieces is usual: the products must not wrap around.
+    for (unsigned long long piece = block + (unsigned long long)blocks * threadIdx.x; piece < pieces;
+         piece += (unsigned long long)blocks * blockDim.x)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from + piece * PIECE), "r"(PIECE) : "memory");
 #endif
 }
 
