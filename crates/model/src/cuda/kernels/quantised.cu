@@ -78,98 +78,83 @@ __device__ __forceinline__ void finish(float y, void* out, const float* bias, in
     }
 }
 
-// A tile's part of 16 outputs of all rows.
-template <Format F, typename T, int COLUMNS>
-__device__ __forceinline__ void multiply(const Share<F>& share, float (&acc)[COLUMNS][4], const T* x, unsigned first,
-                                         unsigned rows, unsigned k) {
-    unsigned g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const unsigned one = sizeof(T) == 2 && BIAS<T> > 0.0f ? 0x3f803f80u : 0x3c003c00u;
-    const unsigned ones[4] = {one, one, one, one};
-    const float zeros[4] = {};
-    float d[4], shift[4];  // Q4_K: d and -dmin of outputs g and g + 8, and what they take from bytes above 2^23.
-    if constexpr (F == Q4_K) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            d[h] = half_bits(share.d[h]);
-            d[2 + h] = -half_bits(share.d[h] >> 16);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) shift[i] = -8388608.0f * d[i];
-    }
-#pragma unroll
-    for (int sub = 0; sub < Tile<F>::SUBS; ++sub) {
-        unsigned a[2][4], from = first + sub * 32 + t * 8;
-        operand<F, T>(share, sub, 0, a[0]);
-        operand<F, T>(share, sub, 1, a[1]);
-#pragma unroll
-        for (int c = 0; c < COLUMNS; ++c) {
-            unsigned row = c * 8 + g;
-            uint4 b = {0, 0, 0, 0};
-            if (row < rows && from < k) b = *reinterpret_cast<const uint4*>(x + (size_t)row * k + from);
-            float p[4];
-            if constexpr (F == FP8) {
-                mma(p, a[0], b.x, b.y, acc[c], T());
-                mma(acc[c], a[1], b.z, b.w, p, T());
-            } else if constexpr (F == Q8_0) {
-                mma(p, a[0], b.x, b.y, zeros, T());
-                mma(p, a[1], b.z, b.w, p, T());
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const uint4& s = share.scales[e / 2];
-                    acc[c][e] = __fmaf_rn(half_bits((sub < 2 ? s.x : s.y) >> sub % 2 * 16), p[e], acc[c][e]);
-                }
-            } else {
-                float total[4];
-                mma(total, ones, b.x, b.y, zeros, T());
-                mma(total, ones, b.z, b.w, total, T());
-                // Columns have the same total in all outputs.
-                float u = -BIAS<T> * total[0], v = -BIAS<T> * total[1];
-                const float less[4] = {u, v, u, v};
-                mma(p, a[0], b.x, b.y, less, T());
-                mma(p, a[1], b.z, b.w, p, T());
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const uint4& s = share.scales[h];
-                    // (2^23 + byte) d - 2^23 d: exact, 11 bits by 6.
-                    float scale = __fmaf_rn(above(sub < 4 ? s.x : s.y, sub % 4), d[h], shift[h]);
-                    float least = __fmaf_rn(above(sub < 4 ? s.z : s.w, sub % 4), d[2 + h], shift[2 + h]);
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        acc[c][2 * h + e] = __fmaf_rn(scale, p[2 * h + e], acc[c][2 * h + e]);
-                        acc[c][2 * h + e] = __fmaf_rn(least, total[e], acc[c][2 * h + e]);
-                    }
-                }
-            }
-        }
-    }
-}
-
 // COLUMNS: eights of rows.
 template <Format F, typename T, int COLUMNS>
 __device__ __forceinline__ void product(const unsigned char* weights, const float* output_scales, const T* x, void* out,
                                         const float* bias, int epilogue, unsigned rows, unsigned n, unsigned k) {
     constexpr int K = Tile<F>::K;
     extern __shared__ float sums[];  // [warps][2 tiles][COLUMNS][4][32]
-    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, t = lane % 4;
     unsigned tiles = (k + K - 1) / K;
     const unsigned char* first = weights + (size_t)blockIdx.x * 2 * tiles * Tile<F>::BYTES;
+    const unsigned one = BIAS<T> > 0.0f ? 0x3f803f80u : 0x3c003c00u;
+    const unsigned ones[4] = {one, one, one, one};
+    const float zeros[4] = {};
     launch_dependents();
 
     float acc[2][COLUMNS][4] = {};
-    Share<F> share[2];
-    if (warp < tiles) {
-        share[0].load(first + (size_t)warp * Tile<F>::BYTES);
-        share[1].load(first + (size_t)(tiles + warp) * Tile<F>::BYTES);
-    }
-    wait_for_inputs();
+    bool waited = false;
     for (unsigned at = warp; at < tiles; at += warps) {
+        Share<F> share[2];
+        share[0].load(first + (size_t)at * Tile<F>::BYTES);
+        share[1].load(first + (size_t)(tiles + at) * Tile<F>::BYTES);
+        if (!waited) {
+            wait_for_inputs();
+            waited = true;
+        }
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            multiply<F, T, COLUMNS>(share[i], acc[i], x, at * K, rows, k);
-            // While the other is multiplied.
-            if (at + warps < tiles) share[i].load(first + (size_t)(i * tiles + at + warps) * Tile<F>::BYTES);
+        for (int sub = 0; sub < Tile<F>::SUBS; ++sub) {
+            uint4 b[COLUMNS];
+            float total[COLUMNS][4], less[COLUMNS][4];
+            unsigned from = at * K + sub * 32 + t * 8;
+#pragma unroll
+            for (int c = 0; c < COLUMNS; ++c) {
+                unsigned row = c * 8 + g;
+                b[c] = row < rows && from < k ? *reinterpret_cast<const uint4*>(x + (size_t)row * k + from)
+                                              : uint4{0, 0, 0, 0};
+                if constexpr (F == Q4_K) {
+                    mma(total[c], ones, b[c].x, b[c].y, zeros, T());
+                    mma(total[c], ones, b[c].z, b[c].w, total[c], T());
+                    // A column has the same total in all outputs.
+                    less[c][0] = less[c][2] = -BIAS<T> * total[c][0];
+                    less[c][1] = less[c][3] = -BIAS<T> * total[c][1];
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                unsigned a[2][4];
+                operand<F, T>(share[i], sub, 0, a[0]);
+                operand<F, T>(share[i], sub, 1, a[1]);
+#pragma unroll
+                for (int c = 0; c < COLUMNS; ++c) {
+                    float p[4];
+                    if constexpr (F == FP8) {
+                        mma(p, a[0], b[c].x, b[c].y, acc[i][c], T());
+                        mma(acc[i][c], a[1], b[c].z, b[c].w, p, T());
+                    } else {
+                        if constexpr (F == Q4_K) mma(p, a[0], b[c].x, b[c].y, less[c], T());
+                        else mma(p, a[0], b[c].x, b[c].y, zeros, T());
+                        mma(p, a[1], b[c].z, b[c].w, p, T());
+                    }
+#pragma unroll
+                    for (int e = 0; e < 4 && F != FP8; ++e) {
+                        const uint4& s = share[i].scales[e / 2];
+                        if constexpr (F == Q4_K) {
+                            // (2^23 + byte) d - 2^23 d: exact, 11 bits by 6.
+                            float d = half_bits(share[i].d[e / 2]), m = -half_bits(share[i].d[e / 2] >> 16);
+                            float scale = __fmaf_rn(above(sub < 4 ? s.x : s.y, sub % 4), d, -8388608.0f * d);
+                            float least = __fmaf_rn(above(sub < 4 ? s.z : s.w, sub % 4), m, -8388608.0f * m);
+                            acc[i][c][e] = __fmaf_rn(scale, p[e], acc[i][c][e]);
+                            acc[i][c][e] = __fmaf_rn(least, total[c][e % 2], acc[i][c][e]);
+                        } else {
+                            acc[i][c][e] = __fmaf_rn(half_bits((sub < 2 ? s.x : s.y) >> sub % 2 * 16), p[e], acc[i][c][e]);
+                        }
+                    }
+                }
+            }
         }
     }
+    if (!waited) wait_for_inputs();
 
 #pragma unroll
     for (int i = 0; i < 2; ++i)
