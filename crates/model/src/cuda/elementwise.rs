@@ -71,12 +71,9 @@ pub(crate) struct Ahead {
 impl Ahead {
     /// Nothing is brought.
     pub(crate) const NOTHING: Self = Self { address: 0, bytes: 0 };
-    /// What memory moves while a small kernel runs and the next is launched.
-    const MOST: usize = 8 << 20;
-
-    /// The first part of `weights`.
-    pub(crate) fn of(weights: &Buffer) -> Self {
-        Self { address: weights.at(0), bytes: weights.bytes().min(Self::MOST) as u32 }
+    /// The first bytes of `weights`, at most `most`.
+    pub(crate) fn of(weights: &Buffer, most: usize) -> Self {
+        Self { address: weights.at(0), bytes: weights.bytes().min(most) as u32 }
     }
 
     fn args(self) -> [Arg; 2] {

@@ -64,7 +64,8 @@ template <typename T, bool NORM, Epilogue E>
 __device__ void small_linear(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows, int inputs,
                              int outputs) {
     constexpr int TILES = E == GATE ? 2 : 1;
-    constexpr int DEPTH = E == GATE ? 2 : 4;
+    // With four blocks on a multiprocessor, 128 KiB of loads are under way.
+    constexpr int DEPTH = E == GATE ? 1 : 2;
     extern __shared__ char shared[];
     __shared__ float sums[WARPS][TILES * 16][ROWS];
     __shared__ float scratch[ROWS * WARPS];
@@ -188,7 +189,7 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
 }
 
 #define KERNEL(NAME, S, T, NORM, E)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                          \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)                                                       \
         linear_##NAME##_##S(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows,         \
                             int inputs, int outputs) {                                                                \
         small_linear<T, NORM, E>(w, x, norm, epsilon, out, rows, inputs, outputs);                                    \
