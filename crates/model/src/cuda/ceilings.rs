@@ -102,7 +102,6 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
                     "gate and up" if linear.norms(w, rows) => {
                         linear.norm_gate(device, w, norm, x.at(0), y.at(0), rows)
                     }
-                    "gate and up" if linear.gates(w, rows) => linear.gate(device, w, x.at(0), y.at(0), rows),
                     _ => linear.store(device, w, x.at(0), y.at(0), rows),
                 })
             })? / COPIES as f64;

@@ -61,26 +61,6 @@ pub(crate) struct Heads {
     pub(crate) epsilon: f32,
 }
 
-/// Weights that the next product reads, to be brought into the L2 cache meanwhile.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ahead {
-    pub(crate) address: u64,
-    pub(crate) bytes: u32,
-}
-
-impl Ahead {
-    /// Nothing is brought.
-    pub(crate) const NOTHING: Self = Self { address: 0, bytes: 0 };
-    /// The first bytes of `weights`, at most `most`.
-    pub(crate) fn of(weights: &Buffer, most: usize) -> Self {
-        Self { address: weights.at(0), bytes: weights.bytes().min(most) as u32 }
-    }
-
-    fn args(self) -> [Arg; 2] {
-        [self.address.into(), self.bytes.into()]
-    }
-}
-
 impl Elementwise {
     pub(crate) fn new(device: &Device, dtype: Dtype, head_dim: usize) -> Result<Self, CudaError> {
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin")))?;
@@ -137,12 +117,9 @@ impl Elementwise {
         norm: super::linear::Norm,
         out: u64,
         hidden: u32,
-        ahead: Ahead,
     ) -> Result<(), CudaError> {
-        let [from, bytes] = ahead.args();
         let (picked, weight) = (picked.unwrap_or(0).into(), norm.weight.into());
-        let args: [Arg; 8] =
-            [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into(), from, bytes];
+        let args: [Arg; 6] = [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into()];
         device.launch(self.rms_norm, per_row(count, hidden), &args)
     }
 
@@ -164,7 +141,6 @@ impl Elementwise {
     }
 
     /// Bias, head norms and RoPE of q (in place) and k; k and v go to their pages. `pools`: of the classes.
-    #[allow(clippy::too_many_arguments)]
     pub(crate) fn rope_and_keep(
         &self,
         device: &Device,
@@ -173,14 +149,12 @@ impl Elementwise {
         heads: Heads,
         angles: Angles,
         pools: [Pool; 2],
-        ahead: Ahead,
     ) -> Result<(), CudaError> {
         const WARPS: u32 = 4;
         let all = heads.heads + 2 * heads.kv_heads;
         let launch = Launch { grid: [rows.count, all.div_ceil(WARPS), 1], threads: WARPS * 32, shared: 0 };
         let [full, window] = pools;
-        let [from, bytes] = ahead.args();
-        let args: [Arg; 23] = [
+        let args: [Arg; 21] = [
             qkv.into(),
             heads.bias.into(),
             heads.q_norm.into(),
@@ -202,8 +176,6 @@ impl Elementwise {
             heads.heads.into(),
             heads.kv_heads.into(),
             heads.epsilon.into(),
-            from,
-            bytes,
         ];
         debug_assert!(angles.dims <= self.head_dim);
         device.launch(self.rope_and_keep, launch, &args)
@@ -217,12 +189,10 @@ impl Elementwise {
         out: u64,
         rows: u32,
         width: u32,
-        ahead: Ahead,
     ) -> Result<(), CudaError> {
-        let [from, bytes] = ahead.args();
         let across = width.div_ceil(1024).clamp(1, 8);
         let launch = Launch { grid: [rows, across, 1], threads: 256, shared: 0 };
-        device.launch(self.silu_mul, launch, &[both.into(), out.into(), width.into(), from, bytes])
+        device.launch(self.silu_mul, launch, &[both.into(), out.into(), width.into()])
     }
 
     /// Writes `count` entries (slot, index, page, unused; i32) into a page table.

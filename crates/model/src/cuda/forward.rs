@@ -11,10 +11,10 @@ use cudarc::driver::{CudaGraph, sys};
 
 use super::attention::{self, Attention, TileRows, View, Window};
 use super::batch::{Batch, BatchArrays, Cut};
-use super::elementwise::{Ahead, Angles, Elementwise, Heads};
+use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
 use super::kv::Kv;
-use super::linear::{Dense, Linear, Norm};
+use super::linear::{Linear, Norm};
 use super::model::CudaOptions;
 use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
@@ -77,10 +77,6 @@ struct Activations {
 /// Row counts that have a graph.
 const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 const MOST_GRAPH: u32 = 256;
-/// What memory moves while a small kernel runs and the product behind it starts.
-const GAP_BYTES: usize = 8 << 20;
-/// What memory moves while the attention of short contexts waits for itself; half of the L2 cache.
-const ATTENTION_BYTES: usize = 24 << 20;
 /// Room for partial results of attention, in rows of a query head (528 bytes each at 128 elements).
 const PARTIAL_ROWS: u32 = 1 << 17;
 
@@ -187,7 +183,6 @@ impl Forward {
                 norm,
                 out,
                 hidden as u32,
-                Ahead::NOTHING,
             )?;
         }
         Ok(batch.picks)
@@ -269,8 +264,7 @@ impl Forward {
         if self.linear.norms(&layer.qkv, batch.rows) {
             self.linear.norm_store(device, &layer.qkv, norm, x, qkv, batch.rows)?;
         } else {
-            let ahead = self.ahead(&layer.qkv, batch.rows, GAP_BYTES);
-            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32, ahead)?;
+            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32)?;
             self.linear.store(device, &layer.qkv, normed, qkv, batch.rows)?;
         }
         let heads = Heads {
@@ -288,9 +282,8 @@ impl Forward {
             RopeStyle::HalvesToAdjacent => 2,
         };
         let angles = Angles { table: self.angles.at(0), dims: p.rope.dims as u32, style };
-        let (rows, pools, ahead) =
-            (arrays.rows(batch.rows), kv.pools(index), self.ahead(&layer.o, batch.rows, ATTENTION_BYTES));
-        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools, ahead)?;
+        let (rows, pools) = (arrays.rows(batch.rows), kv.pools(index));
+        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools)?;
         for class in &kv.classes {
             let part = class.layers[index];
             if part.heads == 0 {
@@ -334,23 +327,11 @@ impl Forward {
         if self.linear.norms(&layer.gate_up, rows) {
             self.linear.norm_gate(device, &layer.gate_up, norm, x, gated, rows)?;
         } else {
-            let ahead = self.ahead(&layer.gate_up, rows, GAP_BYTES);
-            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32, ahead)?;
-            if self.linear.gates(&layer.gate_up, rows) {
-                self.linear.gate(device, &layer.gate_up, normed, gated, rows)?;
-            } else {
-                self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
-                let (both, width, ahead) =
-                    (a.both.at(0), p.feed_forward as u32, self.ahead(&layer.down, rows, GAP_BYTES));
-                self.elementwise.silu_mul(device, both, gated, rows, width, ahead)?;
-            }
+            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32)?;
+            self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
+            self.elementwise.silu_mul(device, a.both.at(0), gated, rows, p.feed_forward as u32)?;
         }
         self.linear.add(device, &layer.down, gated, x, rows)
-    }
-
-    /// What a small kernel before a product brings into the cache; nothing where memory is not what bounds it.
-    fn ahead(&self, next: &Dense, rows: u32, most: usize) -> Ahead {
-        if rows <= MOST_GRAPH { Ahead::of(&next.weights, most) } else { Ahead::NOTHING }
     }
 }
 

@@ -34,7 +34,6 @@ struct Few {
     store: Kernel,
     store_float: Kernel,
     add: Kernel,
-    gate: Kernel,
     norm: Option<Normed>,
 }
 
@@ -59,6 +58,8 @@ const GROUP: u32 = 64;
 const TILE: u32 = 16;
 /// Every block norms all rows anew: with more rows than this a kernel that norms them once is faster.
 const MOST_NORMED: u32 = 2;
+/// A feed-forward's matrices are wide enough for cuBLASLt to reach the speed of memory from a few rows on.
+const WIDE: u32 = 16_384;
 /// Shared memory for normed inputs; more would leave room for one block on a multiprocessor.
 const MOST_SHARED: u32 = 100 << 10;
 /// A matrix with more tiles than this (an output layer) is walked by fewer blocks, which keep their inputs.
@@ -78,14 +79,12 @@ impl Linear {
                 store: module.kernel("linear_store_f16", 0)?,
                 store_float: module.kernel("linear_store_float_f16", 0)?,
                 add: module.kernel("linear_add_f16", 0)?,
-                gate: module.kernel("linear_gate_f16", 0)?,
                 norm: None,
             }),
             Dtype::Bf16 => Some(Few {
                 store: module.kernel("linear_store_bf16", 0)?,
                 store_float: module.kernel("linear_store_float_bf16", 0)?,
                 add: module.kernel("linear_add_bf16", 0)?,
-                gate: module.kernel("linear_gate_bf16", 0)?,
                 norm: Some(Normed {
                     store: module.kernel("linear_norm_store_bf16", MOST_SHARED)?,
                     gate: module.kernel("linear_norm_gate_bf16", MOST_SHARED)?,
@@ -106,25 +105,6 @@ impl Linear {
     /// Whether [`Self::norm_store`] and [`Self::norm_gate`] take so many rows of this matrix.
     pub(crate) fn norms(&self, matrix: &Dense, rows: u32) -> bool {
         self.normed(matrix, rows).is_ok()
-    }
-
-    /// Whether [`Self::gate`] takes so many rows of this matrix.
-    pub(crate) fn gates(&self, matrix: &Dense, rows: u32) -> bool {
-        self.few(matrix, rows).is_some()
-    }
-
-    /// out (of the dtype, half as wide as W has outputs) = silu(first half) * second half of x W^T; only where
-    /// [`Self::gates`].
-    pub(crate) fn gate(
-        &self,
-        device: &Device,
-        w: &Dense,
-        x: u64,
-        out: u64,
-        rows: u32,
-    ) -> Result<(), CudaError> {
-        let few = self.few(w, rows).ok_or(CudaError::NotBuilt { what: "a gate inside this product" })?;
-        self.launch(device, few.gate, w, x, None, out, rows, w.outputs / 2)
     }
 
     /// out (of the dtype) = x W^T.
@@ -222,7 +202,8 @@ impl Linear {
         let suits = self.mode == Mode::Fast
             && (1..=Self::MOST_FEW).contains(&rows)
             && w.inputs.is_multiple_of(GROUP)
-            && w.outputs.is_multiple_of(2 * TILE);
+            && w.outputs.is_multiple_of(2 * TILE)
+            && (rows <= MOST_NORMED || w.outputs < WIDE || w.outputs / TILE > MANY_TILES);
         self.few.as_ref().filter(|_| suits)
     }
 

@@ -5,25 +5,6 @@
 // their own; a row of padding (CUDA graphs have a fixed number of rows) has slot -1 and touches no page.
 #include "common.cuh"
 
-// Weights that the next product will read: each block asks for its share to be brought into the L2 cache, while the
-// memory has little else to do.
-struct Ahead {
-    const char* from;
-    int bytes;
-};
-
-__device__ __forceinline__ void prefetch(Ahead ahead) {
-#if __CUDA_ARCH__ >= 900
-    constexpr int PIECE = 8192;
-    const unsigned block = blockIdx.y * gridDim.x + blockIdx.x, blocks = gridDim.x * gridDim.y;
-    const unsigned pieces = ahead.bytes / PIECE;
-    // Far more blocks than pieces is usual: the products must not wrap around.
-    for (unsigned long long piece = block + (unsigned long long)blocks * threadIdx.x; piece < pieces;
-         piece += (unsigned long long)blocks * blockDim.x)
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(ahead.from + piece * PIECE), "r"(PIECE) : "memory");
-#endif
-}
-
 // x[row] = embedding[tokens[row]]; zeros for padding. One block a row.
 template <typename T>
 __device__ void embed(const T* embedding, const int* tokens, const int* slots, float* x, int hidden) {
@@ -38,11 +19,9 @@ __device__ void embed(const T* embedding, const int* tokens, const int* slots, f
 
 // out[i] = norm(x[picked[i]]) * weight: RMS norm of chosen rows (picked null: of all). One block a row.
 template <typename T>
-__device__ void rms_norm(const float* x, const int* picked, const float* weight, T* out, int hidden, float epsilon,
-                         Ahead ahead) {
+__device__ void rms_norm(const float* x, const int* picked, const float* weight, T* out, int hidden, float epsilon) {
     __shared__ float scratch[32];
     launch_dependents();
-    prefetch(ahead);
     wait_for_inputs();
     const int row = picked ? picked[blockIdx.x] : blockIdx.x;
     const float* from = x + (size_t)row * hidden;
@@ -94,10 +73,9 @@ struct Rope {
 template <typename T, int D>
 __device__ void rope_and_keep(T* qkv, const float* bias, const float* q_norm, const float* k_norm, const int* positions,
                               const int* slots, Rope rope, Pool full, Pool window, const int2* places, int heads,
-                              int kv_heads, float epsilon, Ahead ahead) {
+                              int kv_heads, float epsilon) {
     constexpr int EACH = D / 32;
     launch_dependents();
-    prefetch(ahead);
     wait_for_inputs();
     const int row = blockIdx.x, lane = threadIdx.x % 32;
     const int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
@@ -169,9 +147,8 @@ __device__ void rope_and_keep(T* qkv, const float* bias, const float* q_norm, co
 }
 
 // out[row][i] = silu(both[row][i]) * both[row][width + i].
-template <typename T> __device__ void silu_mul(const T* both, T* out, int width, Ahead ahead) {
+template <typename T> __device__ void silu_mul(const T* both, T* out, int width) {
     launch_dependents();
-    prefetch(ahead);
     wait_for_inputs();
     const int row = blockIdx.x;
     const T* gate = both + (size_t)row * 2 * width;
@@ -207,16 +184,14 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
         embed<T>(embedding, tokens, slots, x, hidden);                                                                \
     }                                                                                                                 \
     extern "C" __global__ void rms_norm_##S(const float* x, const int* picked, const float* weight, T* out,           \
-                                            int hidden, float epsilon, const char* ahead, int bytes) {                \
-        rms_norm<T>(x, picked, weight, out, hidden, epsilon, Ahead{ahead, bytes});                                    \
+                                            int hidden, float epsilon) {                                              \
+        rms_norm<T>(x, picked, weight, out, hidden, epsilon);                                                         \
     }                                                                                                                 \
     extern "C" __global__ void add_rms_norm_##S(float* x, const T* y, const float* weight, T* out, int hidden,        \
                                                 float epsilon) {                                                      \
         add_rms_norm<T>(x, y, weight, out, hidden, epsilon);                                                          \
     }                                                                                                                 \
-    extern "C" __global__ void silu_mul_##S(const T* both, T* out, int width, const char* ahead, int bytes) {         \
-        silu_mul<T>(both, out, width, Ahead{ahead, bytes});                                                           \
-    }                                                                                                                 \
+    extern "C" __global__ void silu_mul_##S(const T* both, T* out, int width) { silu_mul<T>(both, out, width); }      \
     extern "C" __global__ void fill_##S(T* values, long long count, unsigned long long seed, float mean,              \
                                         float scale) {                                                                \
         fill<T>(values, count, seed, mean, scale);                                                                    \
@@ -229,11 +204,10 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
         T* qkv, const float* bias, const float* q_norm, const float* k_norm, const int* positions, const int* slots,  \
         const float2* angles, int dims, int style, void* full, long long full_page, const int* full_table,            \
         long long full_stride, void* window, long long window_page, const int* window_table, long long window_stride, \
-        const int2* places, int heads, int kv_heads, float epsilon, const char* ahead, int bytes) {                   \
+        const int2* places, int heads, int kv_heads, float epsilon) {                                                 \
         rope_and_keep<T, D>(qkv, bias, q_norm, k_norm, positions, slots, Rope{angles, dims, style},                   \
                             Pool{full, full_page, full_table, full_stride},                                           \
-                            Pool{window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon, \
-                            Ahead{ahead, bytes});                                                                     \
+                            Pool{window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon);\
     }
 
 EXPORT(f32, float)

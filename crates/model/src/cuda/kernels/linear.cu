@@ -64,8 +64,8 @@ template <typename T, bool NORM, Epilogue E>
 __device__ void small_linear(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows, int inputs,
                              int outputs) {
     constexpr int TILES = E == GATE ? 2 : 1;
-    // With four blocks on a multiprocessor, 128 KiB of loads are under way.
-    constexpr int DEPTH = E == GATE ? 1 : 2;
+    // With two blocks on a multiprocessor, 128 KiB of loads are under way.
+    constexpr int DEPTH = E == GATE ? 2 : 4;
     extern __shared__ char shared[];
     __shared__ float sums[WARPS][TILES * 16][ROWS];
     __shared__ float scratch[ROWS * WARPS];
@@ -189,7 +189,7 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
 }
 
 #define KERNEL(NAME, S, T, NORM, E)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)                                                       \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)                                                       \
         linear_##NAME##_##S(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows,         \
                             int inputs, int outputs) {                                                                \
         small_linear<T, NORM, E>(w, x, norm, epsilon, out, rows, inputs, outputs);                                    \
@@ -199,7 +199,6 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
     KERNEL(store, S, T, false, STORE)            \
     KERNEL(add, S, T, false, ADD)                \
     KERNEL(store_float, S, T, false, STORE_FLOAT) \
-    KERNEL(gate, S, T, false, GATE)              \
     KERNEL(norm_store, S, T, true, STORE)        \
     KERNEL(norm_gate, S, T, true, GATE)
 
@@ -208,4 +207,3 @@ EXPORT(bf16, bf16)
 KERNEL(store, f16, f16, false, STORE)
 KERNEL(store_float, f16, f16, false, STORE_FLOAT)
 KERNEL(add, f16, f16, false, ADD)
-KERNEL(gate, f16, f16, false, GATE)

@@ -138,35 +138,6 @@ fn norms_inside_products() {
     }
 }
 
-#[test]
-fn gates_inside_products() {
-    let Some(device) = device() else { return };
-    let mut random = Random::new(4);
-    for dtype in [Dtype::Bf16, Dtype::F16] {
-        let linear = Linear::new(&device, dtype, Mode::Fast).unwrap();
-        for (inputs, outputs) in SIZES {
-            for rows in [1, 3, 8] {
-                let case = Case::new(&mut random, dtype, rows, inputs, outputs);
-                let w = Dense {
-                    weights: dtype.upload(&device, "w", &case.w).unwrap(),
-                    outputs: outputs as u32,
-                    inputs: inputs as u32,
-                };
-                assert!(linear.gates(&w, rows as u32) && !linear.gates(&w, 9));
-                // Small enough for half floats.
-                let x: Vec<f32> = case.x.iter().map(|x| dtype.round(x / inputs as f32)).collect();
-                let case = Case { x, ..case };
-                let at = dtype.upload(&device, "x", &case.x).unwrap();
-                let out = poisoned(&device, dtype, rows * outputs / 2);
-                linear.gate(&device, &w, at.at(0), out.at(0), rows as u32).unwrap();
-                let found = dtype.download(&device, &out, 0, rows * outputs / 2).unwrap();
-                let off = relative(&found, &gated(&case.product(false), outputs));
-                assert!(off < 6e-3, "{dtype:?} {rows} x {inputs} x {outputs}: {off}");
-            }
-        }
-    }
-}
-
 /// silu of the first half of each row times the second.
 fn gated(rows: &[f64], outputs: usize) -> Vec<f64> {
     rows.chunks_exact(outputs)
