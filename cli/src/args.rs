@@ -122,6 +122,10 @@ pub struct RankArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub batch_invariant: bool,
+    /// On a GPU, for measurements: weights made up in the shape of this config.json
+    #[arg(long, value_name = "CONFIG")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dummy_weights: Option<PathBuf>,
 }
 
 /// How an answer is drawn; left out, the server decides.

@@ -11,7 +11,11 @@ use model::{CpuModel, LoadError, Options, PageBudget};
 pub enum Backend {
     Cpu,
     #[cfg(feature = "cuda")]
-    Cuda(model::CudaOptions),
+    Cuda {
+        options: model::CudaOptions,
+        /// Made-up weights of this shape instead of the model's.
+        dummy: Option<std::path::PathBuf>,
+    },
 }
 
 /// KV cache of a CPU when nothing is said.
@@ -19,6 +23,9 @@ const KV_BYTES: u64 = 1 << 30;
 /// Of the GPU memory that is free when the weights are there.
 #[cfg(feature = "cuda")]
 const KV_PERCENT: u8 = 90;
+/// Of made-up weights.
+#[cfg(feature = "cuda")]
+const DUMMY_SEED: u64 = 1;
 
 impl Backend {
     /// What a rank's configuration asks for.
@@ -31,8 +38,16 @@ impl Backend {
 
     #[cfg(feature = "cuda")]
     fn cuda(gpus: &[u32], config: &rank::Config) -> Result<Self> {
+<<<<<<< HEAD
         Ok(Self::Cuda(model::CudaOptions {
             ordinals: gpus.iter().map(|&gpu| gpu as usize).collect(),
+=======
+        let [ordinal] = gpus else {
+            anyhow::bail!("rank.device: a model over several GPUs is not built into `worker` yet; name one GPU");
+        };
+        let options = model::CudaOptions {
+            ordinal: *ordinal as usize,
+>>>>>>> main
             dtype: match config.dtype {
                 rank::Dtype::Bf16 => model::Dtype::Bf16,
                 rank::Dtype::F16 => model::Dtype::F16,
@@ -40,7 +55,8 @@ impl Backend {
             },
             mode: if config.batch_invariant { model::Mode::Invariant } else { model::Mode::Fast },
             ..model::CudaOptions::default()
-        }))
+        };
+        Ok(Self::Cuda { options, dummy: config.dummy_weights.clone() })
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -56,7 +72,13 @@ impl Backend {
         match self {
             Self::Cpu => Ok(Box::new(CpuModel::load(path, options)?)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => Ok(Box::new(model::CudaModel::load(path, options, cuda)?)),
+            Self::Cuda { options: cuda, dummy: None } => {
+                Ok(Box::new(model::CudaModel::load(path, options, cuda)?))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda { options: cuda, dummy: Some(config) } => {
+                Ok(Box::new(model::CudaModel::dummy(config, DUMMY_SEED, options, cuda)?))
+            }
         }
     }
 
@@ -65,7 +87,7 @@ impl Backend {
         match self {
             Self::Cpu => PageBudget::Bytes(KV_BYTES),
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => PageBudget::Free(KV_PERCENT),
+            Self::Cuda { .. } => PageBudget::Free(KV_PERCENT),
         }
     }
 
@@ -75,12 +97,13 @@ impl Backend {
         match self {
             Self::Cpu => String::new(),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => {
+            Self::Cuda { options: cuda, dummy } => {
                 let mode = match cuda.mode {
                     model::Mode::Fast => "fast",
                     model::Mode::Invariant => "invariant",
                 };
-                format!("+cuda-{}-{mode}", cuda.dtype.name())
+                let made_up = if dummy.is_some() { "+dummy" } else { "" };
+                format!("+cuda-{}-{mode}{made_up}", cuda.dtype.name())
             }
         }
     }

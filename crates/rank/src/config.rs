@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use daemon::config::{ByteSize, Check, Wrong, duration};
@@ -31,6 +32,9 @@ pub struct Config {
     pub dtype: Dtype,
     /// On a GPU: a sequence has the same text alone and in any batch, for some speed.
     pub batch_invariant: bool,
+    /// A `config.json`: weights of that shape are made up, and the model's files give the tokenizer alone. On a GPU,
+    /// for measurements.
+    pub dummy_weights: Option<PathBuf>,
     /// Bind more than loopback although there is no TLS yet.
     pub insecure: bool,
     /// Address of the admin port; none when it is left out.
@@ -57,6 +61,7 @@ impl Default for Config {
             device: Device::Cpu,
             dtype: Dtype::Bf16,
             batch_invariant: false,
+            dummy_weights: None,
             insecure: false,
             admin: None,
             advertise: None,
@@ -83,6 +88,9 @@ impl Check for Config {
         }
         if self.batch_invariant && self.device == Device::Cpu {
             return Err(Wrong::new("batch_invariant", "is for GPUs: a CPU's text never depends on the batch"));
+        }
+        if self.dummy_weights.is_some() && self.device == Device::Cpu {
+            return Err(Wrong::new("dummy_weights", "is built for GPUs only"));
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

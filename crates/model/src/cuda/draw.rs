@@ -5,7 +5,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use encode::{Bounds, Encoded, Misfit, Place, encode};
+pub(crate) use encode::{Bounds, Encoded, Place, encode};
 
 use super::timing::{Timing, time};
 use super::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};

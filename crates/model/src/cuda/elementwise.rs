@@ -140,9 +140,8 @@ impl Elementwise {
         out: u64,
         hidden: u32,
     ) -> Result<(), CudaError> {
-        let picked = picked.unwrap_or(0);
-        let args: [Arg; 6] =
-            [x.into(), picked.into(), norm.weight.into(), out.into(), hidden.into(), norm.epsilon.into()];
+        let (picked, weight) = (picked.unwrap_or(0).into(), norm.weight.into());
+        let args: [Arg; 6] = [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into()];
         device.launch(self.rms_norm, per_row(count, hidden), &args)
     }
 

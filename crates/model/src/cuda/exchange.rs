@@ -1,16 +1,17 @@
 //! Sums of partial results over the GPUs of a model, added to the residual stream. Kernels: `kernels/exchange.cu`.
 
+mod timings;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
 
+pub use self::timings::exchange_timings;
 use super::error::Doing;
 use super::linear::{Linear, Norm};
 use super::nccl::Nccl;
 use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module};
-
-pub(crate) mod timings;
 
 /// The kernels' header has flags for more.
 pub(crate) const MOST_RANKS: usize = 8;

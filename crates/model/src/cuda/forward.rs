@@ -213,7 +213,8 @@ impl Forward {
 
     /// What is queued from here on becomes a graph; choose algorithms before.
     pub(crate) fn begin(&self) -> Result<(), CudaError> {
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // Relaxed: graphs are made of one rank's launches while another's are still captured.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         self.device.stream.begin_capture(mode).doing("capturing a step")
     }
 
@@ -313,7 +314,8 @@ impl Forward {
             RopeStyle::HalvesToAdjacent => 2,
         };
         let angles = Angles { table: self.angles.at(0), dims: p.rope.dims as u32, style };
-        self.elementwise.rope_and_keep(device, qkv, arrays.rows(batch.rows), heads, angles, kv.pools(index))?;
+        let (rows, pools) = (arrays.rows(batch.rows), kv.pools(index));
+        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools)?;
         for class in &kv.classes {
             let part = class.layers[index];
             if part.heads == 0 {

@@ -6,6 +6,7 @@
 //! units' are equal.
 
 mod plan;
+mod rates;
 
 use std::rc::Rc;
 
@@ -14,6 +15,7 @@ use engine::ModelError;
 use kvcache::{ClassId, PAGE_POSITIONS, PageId};
 
 use self::plan::Run;
+pub use self::rates::{TransferRate, transfer_rates};
 use super::error::Doing;
 use super::kv::Kv;
 use super::pages::{PagePool, Pages, Unit, Way};

@@ -56,6 +56,10 @@ const WARPS: u32 = 8;
 const GROUP: u32 = 64;
 /// Outputs of a block.
 const TILE: u32 = 16;
+/// Every block norms all rows anew: with more rows than this a kernel that norms them once is faster.
+const MOST_NORMED: u32 = 2;
+/// A feed-forward's matrices are wide enough for cuBLASLt to reach the speed of memory from a few rows on.
+const WIDE: u32 = 16_384;
 /// Shared memory for normed inputs; more would leave room for one block on a multiprocessor.
 const MOST_SHARED: u32 = 100 << 10;
 /// A matrix with more tiles than this (an output layer) is walked by fewer blocks, which keep their inputs.
@@ -100,8 +104,7 @@ impl Linear {
 
     /// Whether [`Self::norm_store`] and [`Self::norm_gate`] take so many rows of this matrix.
     pub(crate) fn norms(&self, matrix: &Dense, rows: u32) -> bool {
-        self.few(matrix, rows).is_some_and(|few| few.norm.is_some())
-            && shared(matrix.inputs, self.dtype) <= MOST_SHARED
+        self.normed(matrix, rows).is_ok()
     }
 
     /// out (of the dtype) = x W^T.
@@ -199,14 +202,15 @@ impl Linear {
         let suits = self.mode == Mode::Fast
             && (1..=Self::MOST_FEW).contains(&rows)
             && w.inputs.is_multiple_of(GROUP)
-            && w.outputs.is_multiple_of(2 * TILE);
+            && w.outputs.is_multiple_of(2 * TILE)
+            && (rows <= MOST_NORMED || w.outputs < WIDE || w.outputs / TILE > MANY_TILES);
         self.few.as_ref().filter(|_| suits)
     }
 
     fn normed(&self, w: &Dense, rows: u32) -> Result<&Normed, CudaError> {
         let kernels = self.few(w, rows).and_then(|few| few.norm.as_ref());
         kernels
-            .filter(|_| shared(w.inputs, self.dtype) <= MOST_SHARED)
+            .filter(|_| rows <= MOST_NORMED && shared(rows, w.inputs, self.dtype) <= MOST_SHARED)
             .ok_or(CudaError::NotBuilt { what: "a norm inside this product" })
     }
 
@@ -222,7 +226,8 @@ impl Linear {
         rows: u32,
         outputs: u32,
     ) -> Result<(), CudaError> {
-        let launch = geometry(outputs, norm.map(|_| shared(w.inputs, self.dtype)), device.multiprocessors);
+        let shared = norm.map(|_| shared(rows, w.inputs, self.dtype));
+        let launch = geometry(outputs, shared, device.multiprocessors);
         let norm = norm.unwrap_or(Norm { weight: 0, epsilon: 0.0 });
         let args: [Arg; 8] = [
             w.weights.at(0).into(),
@@ -268,8 +273,8 @@ impl Linear {
 }
 
 /// Bytes of shared memory for the normed inputs.
-fn shared(inputs: u32, dtype: Dtype) -> u32 {
-    Linear::MOST_FEW * (inputs + 32) * dtype.bytes() as u32
+fn shared(rows: u32, inputs: u32, dtype: Dtype) -> u32 {
+    rows * (inputs + 32) * dtype.bytes() as u32
 }
 
 /// A block a tile of outputs; an output layer is walked by as many blocks as run at once.

@@ -326,18 +326,26 @@ fn a_chain_as_a_tree_has_the_same_bits() {
     assert_eq!(bits(&rig.run(&case, &case.runs, how)), bits(&rig.run(&case, &chain, how)));
 }
 
-/// Shared splits are merged by whichever block ends last, in one order.
+/// Splits are merged by whichever blocks end last, a few or many rows at a time, in one order: as one block would that
+/// walks them all.
 #[test]
-fn repeated_launches_give_the_same_bits() {
+fn however_many_blocks_share_splits_the_bits_are_the_same() {
     let Some(device) = device() else { return };
     let mut random = Random::new(17);
-    let rig = Rig::new(&device, shape(Dtype::Bf16, 128, 12, 3, Mode::Fast));
-    let sequences = mixture(&mut random, 12, 1500, 4);
-    let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
-    let how = few(TileRows::Sixteen, 64, 16);
-    let first = bits(&rig.run(&case, &case.runs, how));
-    for _ in 0..20 {
-        assert_eq!(bits(&rig.run(&case, &case.runs, how)), first);
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        for head_dim in [64, 128] {
+            let rig = Rig::new(&device, shape(dtype, head_dim, 12, 3, Mode::Fast));
+            let mut sequences = mixture(&mut random, 8, 1500, 4);
+            sequences.extend([Sequence::chain(2000, 16), tree(&mut random, 1800, 40)]);
+            let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
+            for tile in TileRows::ALL {
+                let alone = How::Few { tile, split: 64, blocks: 1, room: 0 };
+                let alone = bits(&rig.run(&case, &case.runs, alone));
+                for blocks in [33, 2, 7, 33, 16, 64] {
+                    assert_eq!(bits(&rig.run(&case, &case.runs, few(tile, 64, blocks))), alone);
+                }
+            }
+        }
     }
 }
 
@@ -413,7 +421,7 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
 
 /// Printed for whoever tunes the kernels: `--ignored`.
 #[test]
-#[ignore = "takes minutes of a GPU that nobody else uses"]
+#[ignore = "a measurement, for a GPU that nobody else uses"]
 fn timings_are_printed() {
     let Some(device) = device() else { return };
     for t in timings::timings(&device).unwrap() {

@@ -274,7 +274,8 @@ fn draws_follow_the_law() {
         let (fair, biased) =
             (excess(params), excess(SamplingParams { temperature: params.temperature * 1.2, ..params }));
         println!("{params:?}: {fair:.2} standard deviations; biased twin {biased:.1}");
-        assert!(fair < 5.0 && biased > 5.0);
+        // A chi-square of 11 degrees of freedom is so far out once in a million times.
+        assert!(fair < 8.0 && biased > 8.0);
     }
 }
 

@@ -149,15 +149,12 @@ fn a_wait_for_a_dead_rank_ends() {
 
 /// Microseconds of one exchange in a graph of many, as a step has them.
 #[test]
-#[ignore = "figures, not a test"]
+#[ignore = "figures, not a test; needs two GPUs"]
 fn timings() {
-    let Some(devices) = devices(2) else { return };
     for nccl in [false, true] {
-        if nccl && super::super::device_count() < 2 {
-            continue;
-        }
-        for line in super::timings::measure(&devices, nccl).unwrap() {
-            println!("{:12} {:34} {:8.2} us {:8.1} GB/s", line.kernel, line.shape, line.microseconds, line.bytes as f64 / line.microseconds / 1e3);
+        for t in super::timings::exchange_timings(&[0, 1], nccl).unwrap() {
+            let rate = t.bytes as f64 / t.microseconds / 1e3;
+            println!("{:10} {:24} {:8.2} us {rate:8.1} GB/s", t.kernel, t.shape, t.microseconds);
         }
     }
 }

@@ -16,8 +16,14 @@ const MOST: u32 = 2048;
 const EACH: usize = 64;
 const BATCHES: usize = 7;
 
+/// What sums over these GPUs take, by their own memory or by NCCL.
+pub fn exchange_timings(ordinals: &[usize], nccl: bool) -> Result<Vec<Timing>, CudaError> {
+    let devices = ordinals.iter().map(|&ordinal| Device::open(ordinal).map(Rc::new));
+    measure(&devices.collect::<Result<Vec<_>, _>>()?, nccl)
+}
+
 /// Of rows of 4096, as a step makes them: both slots in turn, launched as graphs on all GPUs.
-pub(crate) fn measure(devices: &[Rc<Device>], nccl: bool) -> Result<Vec<Timing>, CudaError> {
+fn measure(devices: &[Rc<Device>], nccl: bool) -> Result<Vec<Timing>, CudaError> {
     let shape = Shape::new(HIDDEN, MOST, Dtype::Bf16, Mode::Fast, nccl);
     let exchange = Exchange::new(devices, shape)?;
     let mut buffers = Vec::new();
@@ -38,7 +44,7 @@ pub(crate) fn measure(devices: &[Rc<Device>], nccl: bool) -> Result<Vec<Timing>,
             for device in devices {
                 device.bind()?;
                 device.synchronize()?;
-                let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+                let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
                 device.stream.begin_capture(mode).doing("capturing exchanges")?;
             }
             let queued = (0..EACH).try_for_each(|n| exchange.sum(n % 2, rows, &targets));

@@ -56,7 +56,7 @@ __device__ void merge_rows(const float* partials, int64_t between, int active, i
 template <typename T, int D>
 __device__ void merge_together(const float* partials, unsigned* counters, int sharers, int active, int count, T* out,
                                int64_t out_stride, int group) {
-    constexpr int MUCH = 512, ROWS = THREADS / (D / 4);
+    constexpr int MUCH = 192, ROWS = THREADS / (D / 4);
     constexpr long long PATIENCE = 100000;  // cycles
     __shared__ int turn;
     const int64_t between = static_cast<int64_t>(gridDim.y) * count * PARTIAL<D>;

@@ -128,18 +128,18 @@ struct Filter {
         for (unsigned base = threadIdx.x / 32 * 32; base < groups; base += FILTER_THREADS) {
             float peak = peaks[base + lane];
             unsigned open = __ballot_sync(ALL, peak > -INF && enters(peak));
-            // Four at a time, so that loads overlap.
+            // Eight at a time, so that loads overlap.
             while (open) {
-                unsigned token[4];
-                float logit[4];
+                unsigned token[8];
+                float logit[8];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
+                for (int i = 0; i < 8; ++i) {
                     token[i] = open ? (base + __ffs(open) - 1) * GROUP + lane : ALL;
                     open &= open - 1;
                     logit[i] = row.shown(token[i]);
                 }
 #pragma unroll
-                for (int i = 0; i < 4; ++i) act(logit[i], token[i]);
+                for (int i = 0; i < 8; ++i) act(logit[i], token[i]);
             }
         }
     }
@@ -233,7 +233,7 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS, 1) draw_filter(ROWS
     __shared__ double scratch[FILTER_THREADS / 32];
     __shared__ Best bests[FILTER_THREADS / 32];
     __shared__ u64 reached;
-    __shared__ double before;
+    __shared__ double before, through;  // The mass before the bin of the cut, and with it.
     __shared__ unsigned count, found;
     const Rows rows = ROWS;
     launch_dependents();
@@ -285,30 +285,36 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS, 1) draw_filter(ROWS
         u64 mass = f.running(sum, all) - sum;
         double need = mul(ask.top_p, (double)all);
         unsigned bin = BINS;
-        u64 mine = 0;
+        u64 mine = 0, to = 0;
 #pragma unroll
         for (unsigned i = 0; i < EACH; ++i) {
             if (bin == BINS && (double)(mass + own[i]) >= need) {
                 bin = threadIdx.x * EACH + i;
                 mine = mass;
+                to = mass + own[i];
             }
             mass += own[i];
         }
         if (bin < BINS) atomicMin(&found, bin);
         __syncthreads();
         unsigned edge = found;
-        if (bin == edge) before = (double)mine;
+        if (bin == edge) {
+            before = (double)mine;
+            through = (double)to;
+        }
         __syncthreads();
         double in_units = 1.0 / WEIGHT_UNITS;
         auto reaches = [&](float logit) { return bin_of(f.below(logit)) <= edge; };
         auto within = [&](float logit) { return bin_of(f.below(logit)) == edge; };
-        unsigned n = f.collect(keys, &count, reaches, reaches);
-        if (n <= CANDIDATES) {
+        // At least this much each have those down to the edge: a bound for how many they are.
+        double least = natural_exp(-(edge + 1.0) / BINS_A_UNIT);
+        if (edge < BINS / 2 && through * in_units <= (CANDIDATES - 1) * least) {
+            unsigned n = f.collect(keys, &count, reaches, reaches);
             sort(keys, n);
             listed = cut(f, keys, n, need * in_units, false, &found);
         } else {
             double rest = (need - before) * in_units;
-            n = f.collect(keys, &count, reaches, within);
+            unsigned n = f.collect(keys, &count, reaches, within);
             if (n <= CANDIDATES) {
                 sort(keys, n);
                 last = keys[cut(f, keys, n, rest, false, &found) - 1];
@@ -316,6 +322,10 @@ extern "C" __global__ void __launch_bounds__(FILTER_THREADS, 1) draw_filter(ROWS
                 last = f.search(rest, true, reaches, within);
             }
         }
+    } else {
+        auto takes = [&](float logit) { return -f.below(logit) >= ask.floor; };
+        unsigned n = f.collect(keys, &count, takes, takes);
+        listed = n <= CANDIDATES ? n : 0;
     }
     __syncthreads();
 

@@ -211,8 +211,7 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
         const int2* places, int heads, int kv_heads, float epsilon) {                                                 \
         rope_and_keep<T, D>(qkv, bias, q_norm, k_norm, positions, slots, Rope{angles, dims, style},                   \
                             Pool{full, full_page, full_table, full_stride},                                           \
-                            Pool{window, window_page, window_table, window_stride}, places, heads, kv_heads,          \
-                            epsilon);                                                                                 \
+                            Pool{window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon);\
     }
 
 EXPORT(f32, float)

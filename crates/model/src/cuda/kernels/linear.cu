@@ -48,17 +48,27 @@ template <typename T> __device__ __forceinline__ unsigned pack(float a, float b)
     return *reinterpret_cast<const unsigned*>(pair);
 }
 
+// Asks for the first part of a block's weights to be brought into the L2 cache: while the kernels before this one end,
+// the memory would stand still.
+template <typename T> __device__ __forceinline__ void prefetch_rows(const T* w, int inputs) {
+#if __CUDA_ARCH__ >= 900
+    constexpr int MOST = 6144;
+    const int bytes = min(inputs * (int)sizeof(T), MOST) / 16 * 16;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(w), "r"(bytes) : "memory");
+#endif
+}
+
 // x: [rows][inputs] of T; with NORM float, to be RMS-normed and weighted by `norm` first (in shared memory,
-// ROWS * (inputs + 32) of T).
+// rows * (inputs + 32) of T).
 template <typename T, bool NORM, Epilogue E>
 __device__ void small_linear(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows, int inputs,
                              int outputs) {
     constexpr int TILES = E == GATE ? 2 : 1;
+    // With two blocks on a multiprocessor, 128 KiB of loads are under way.
     constexpr int DEPTH = E == GATE ? 2 : 4;
     extern __shared__ char shared[];
     __shared__ float sums[WARPS][TILES * 16][ROWS];
-    __shared__ float scratch[32];
-    __shared__ float scales[ROWS];
+    __shared__ float scratch[ROWS * WARPS];
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int groups = inputs / GROUP, tiles = outputs / 16;
@@ -81,6 +91,10 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
     };
 
     fill(blockIdx.x);
+    if (threadIdx.x < TILES * 16) {
+        const int m = threadIdx.x / 16, n = threadIdx.x % 16;
+        prefetch_rows(w + ((size_t)m * outputs + blockIdx.x * 16 + n) * inputs, inputs);
+    }
     launch_dependents();
     wait_for_inputs();
 
@@ -88,14 +102,11 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
     T* normed = reinterpret_cast<T*>(shared);
     if (NORM) {
         const float* from = static_cast<const float*>(x);
-        for (int r = 0; r < ROWS; ++r) {
+        for (int r = 0; r < rows; ++r) {
             float squares = 0.0f;
             for (int i = threadIdx.x * 4; i < inputs; i += WARPS * 32 * 4) {
-                float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f), n = v;
-                if (r < rows) {
-                    v = *reinterpret_cast<const float4*>(from + (size_t)r * inputs + i);
-                    n = *reinterpret_cast<const float4*>(norm + i);
-                }
+                const float4 v = *reinterpret_cast<const float4*>(from + (size_t)r * inputs + i);
+                const float4 n = *reinterpret_cast<const float4*>(norm + i);
                 squares = __fmaf_rn(v.x, v.x, squares);
                 squares = __fmaf_rn(v.y, v.y, squares);
                 squares = __fmaf_rn(v.z, v.z, squares);
@@ -103,11 +114,9 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
                 uint2 packed = make_uint2(pack<T>(v.x * n.x, v.y * n.y), pack<T>(v.z * n.z, v.w * n.w));
                 *reinterpret_cast<uint2*>(normed + r * stride + i) = packed;
             }
-            if (r < rows) {
-                const float total = block_sum(squares, scratch);
-                if (threadIdx.x == 0) scales[r] = rsqrtf(total / inputs + epsilon);
-                __syncthreads();
-            }
+            // Summed up behind the products, where the scale is first needed.
+            squares = warp_sum(squares);
+            if (lane == 0) scratch[r * WARPS + warp] = squares;
         }
         __syncthreads();
     }
@@ -121,11 +130,11 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
                 const int group = base + d * WARPS;
                 if (group >= groups) break;
                 uint4 b[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-                if (NORM) {
+                if (NORM && g < rows) {
                     const T* from = normed + g * stride + group * GROUP + 8 * t;
                     b[0] = *reinterpret_cast<const uint4*>(from);
                     b[1] = *reinterpret_cast<const uint4*>(from + 32);
-                } else if (g < rows) {
+                } else if (!NORM && g < rows) {
                     const T* from = rows_of_x + (size_t)g * inputs + group * GROUP + 8 * t;
                     b[0] = *reinterpret_cast<const uint4*>(from);
                     b[1] = *reinterpret_cast<const uint4*>(from + 32);
@@ -152,13 +161,19 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
         __syncthreads();
         if (threadIdx.x < 16 * ROWS) {
             const int n = threadIdx.x % 16, row = threadIdx.x / 16;
-            float sum[TILES];
+            float sum[TILES], scale = 1.0f;
+            if (NORM && row < rows) {
+                float squares = 0.0f;
+#pragma unroll
+                for (int from = 0; from < WARPS; ++from) squares += scratch[row * WARPS + from];
+                scale = rsqrtf(squares / inputs + epsilon);
+            }
 #pragma unroll
             for (int m = 0; m < TILES; ++m) {
                 sum[m] = 0.0f;
 #pragma unroll
                 for (int from = 0; from < WARPS; ++from) sum[m] += sums[from][m * 16 + n][row];
-                if (NORM && row < rows) sum[m] *= scales[row];
+                sum[m] *= scale;
             }
             if (row < rows) {
                 const size_t at = (size_t)row * outputs + tile * 16 + n;
@@ -174,7 +189,7 @@ __device__ void small_linear(const T* w, const void* x, const float* norm, float
 }
 
 #define KERNEL(NAME, S, T, NORM, E)                                                                                   \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32)                                                          \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)                                                       \
         linear_##NAME##_##S(const T* w, const void* x, const float* norm, float epsilon, void* out, int rows,         \
                             int inputs, int outputs) {                                                                \
         small_linear<T, NORM, E>(w, x, norm, epsilon, out, rows, inputs, outputs);                                    \

@@ -7,15 +7,18 @@
 // A row's bits do not depend on the rows beside it.
 #include "quantised.cuh"
 
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bf16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// d = a b + c.
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                                    const float (&c)[4], bf16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
-__device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, f16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                                    const float (&c)[4], f16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
 // A lane's share of a tile.
@@ -50,7 +53,7 @@ __device__ __forceinline__ void operand(const Share<F>& share, int sub, int step
         const uint4& q = share.quants[sub / 2];
         unsigned word = sub % 2 ? (step ? q.w : q.z) : (step ? q.y : q.x);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = (word >> 4 * i & 0x000f000fu) | Nibbles<T>::WORD;
+        for (int i = 0; i < 4; ++i) a[i] = nibbles(word >> 4 * i & 0x000f000fu, T());
     } else {
         const uint4& q = share.quants[sub];
         unsigned first = step ? q.z : q.x, second = step ? q.w : q.y;
@@ -64,14 +67,14 @@ __device__ __forceinline__ void operand(const Share<F>& share, int sub, int step
     }
 }
 
-enum Epilogue { STORE, BIAS, RESIDUAL };
+enum Epilogue { STORE, WITH_BIAS, RESIDUAL };
 
 template <typename T>
 __device__ __forceinline__ void finish(float y, void* out, const float* bias, int epilogue, size_t at, unsigned output) {
     if (epilogue == RESIDUAL) {
         static_cast<float*>(out)[at] += y;
     } else {
-        static_cast<T*>(out)[at] = from_float<T>(epilogue == BIAS ? y + bias[output] : y);
+        static_cast<T*>(out)[at] = from_float<T>(epilogue == WITH_BIAS ? y + bias[output] : y);
     }
 }
 
@@ -79,16 +82,17 @@ __device__ __forceinline__ void finish(float y, void* out, const float* bias, in
 template <Format F, typename T, int COLUMNS>
 __device__ __forceinline__ void product(const unsigned char* weights, const float* output_scales, const T* x, void* out,
                                         const float* bias, int epilogue, unsigned rows, unsigned n, unsigned k) {
-    constexpr int K = Tile<F>::K, SUBS = Tile<F>::SUBS;
+    constexpr int K = Tile<F>::K;
     extern __shared__ float sums[];  // [warps][2 tiles][COLUMNS][4][32]
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, t = lane % 4;
     unsigned tiles = (k + K - 1) / K;
     const unsigned char* first = weights + (size_t)blockIdx.x * 2 * tiles * Tile<F>::BYTES;
+    const unsigned one = BIAS<T> > 0.0f ? 0x3f803f80u : 0x3c003c00u;
+    const unsigned ones[4] = {one, one, one, one};
+    const float zeros[4] = {};
     launch_dependents();
 
     float acc[2][COLUMNS][4] = {};
-    const unsigned one = sizeof(T) == 2 && Nibbles<T>::BIAS == 128.0f ? 0x3f803f80u : 0x3c003c00u;
-    const unsigned ones[4] = {one, one, one, one};
     bool waited = false;
     for (unsigned at = warp; at < tiles; at += warps) {
         Share<F> share[2];
@@ -99,21 +103,21 @@ __device__ __forceinline__ void product(const unsigned char* weights, const floa
             waited = true;
         }
 #pragma unroll
-        for (int sub = 0; sub < SUBS; ++sub) {
+        for (int sub = 0; sub < Tile<F>::SUBS; ++sub) {
             uint4 b[COLUMNS];
+            float total[COLUMNS][4], less[COLUMNS][4];
             unsigned from = at * K + sub * 32 + t * 8;
 #pragma unroll
             for (int c = 0; c < COLUMNS; ++c) {
                 unsigned row = c * 8 + g;
                 b[c] = row < rows && from < k ? *reinterpret_cast<const uint4*>(x + (size_t)row * k + from)
                                               : uint4{0, 0, 0, 0};
-            }
-            float total[COLUMNS][4] = {};
-            if constexpr (F == Q4_K) {
-#pragma unroll
-                for (int c = 0; c < COLUMNS; ++c) {
-                    mma(total[c], ones, b[c].x, b[c].y, T());
-                    mma(total[c], ones, b[c].z, b[c].w, T());
+                if constexpr (F == Q4_K) {
+                    mma(total[c], ones, b[c].x, b[c].y, zeros, T());
+                    mma(total[c], ones, b[c].z, b[c].w, total[c], T());
+                    // A column has the same total in all outputs.
+                    less[c][0] = less[c][2] = -BIAS<T> * total[c][0];
+                    less[c][1] = less[c][3] = -BIAS<T> * total[c][1];
                 }
             }
 #pragma unroll
@@ -123,30 +127,27 @@ __device__ __forceinline__ void product(const unsigned char* weights, const floa
                 operand<F, T>(share[i], sub, 1, a[1]);
 #pragma unroll
                 for (int c = 0; c < COLUMNS; ++c) {
+                    float p[4];
                     if constexpr (F == FP8) {
-                        mma(acc[i][c], a[0], b[c].x, b[c].y, T());
-                        mma(acc[i][c], a[1], b[c].z, b[c].w, T());
+                        mma(p, a[0], b[c].x, b[c].y, acc[i][c], T());
+                        mma(acc[i][c], a[1], b[c].z, b[c].w, p, T());
                     } else {
-                        float p[4] = {};
+                        if constexpr (F == Q4_K) mma(p, a[0], b[c].x, b[c].y, less[c], T());
+                        else mma(p, a[0], b[c].x, b[c].y, zeros, T());
+                        mma(p, a[1], b[c].z, b[c].w, p, T());
+                    }
+#pragma unroll
+                    for (int e = 0; e < 4 && F != FP8; ++e) {
+                        const uint4& s = share[i].scales[e / 2];
                         if constexpr (F == Q4_K) {
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) p[e] = -Nibbles<T>::BIAS * total[c][e];
-                        }
-                        mma(p, a[0], b[c].x, b[c].y, T());
-                        mma(p, a[1], b[c].z, b[c].w, T());
-#pragma unroll
-                        for (int e = 0; e < 4; ++e) {
-                            const uint4& s = share[i].scales[e / 2];
-                            if constexpr (F == Q4_K) {
-                                // Exact: 11 bits by 6.
-                                float scale = half_bits(share[i].d[e / 2]) * byte_of(sub < 4 ? s.x : s.y, sub % 4);
-                                float least = half_bits(share[i].d[e / 2] >> 16) * byte_of(sub < 4 ? s.z : s.w, sub % 4);
-                                acc[i][c][e] = __fmaf_rn(scale, p[e], acc[i][c][e]);
-                                acc[i][c][e] = __fmaf_rn(-least, total[c][e], acc[i][c][e]);
-                            } else {
-                                float scale = half_bits((sub < 2 ? s.x : s.y) >> sub % 2 * 16);
-                                acc[i][c][e] = __fmaf_rn(scale, p[e], acc[i][c][e]);
-                            }
+                            // (2^23 + byte) d - 2^23 d: exact, 11 bits by 6.
+                            float d = half_bits(share[i].d[e / 2]), m = -half_bits(share[i].d[e / 2] >> 16);
+                            float scale = __fmaf_rn(above(sub < 4 ? s.x : s.y, sub % 4), d, -8388608.0f * d);
+                            float least = __fmaf_rn(above(sub < 4 ? s.z : s.w, sub % 4), m, -8388608.0f * m);
+                            acc[i][c][e] = __fmaf_rn(scale, p[e], acc[i][c][e]);
+                            acc[i][c][e] = __fmaf_rn(least, total[c][e % 2], acc[i][c][e]);
+                        } else {
+                            acc[i][c][e] = __fmaf_rn(half_bits((sub < 2 ? s.x : s.y) >> sub % 2 * 16), p[e], acc[i][c][e]);
                         }
                     }
                 }

@@ -23,7 +23,10 @@ template <Format F> struct Tile {
     static constexpr int BYTES = QUANTS + (F == Q4_K ? 16 * 20 : F == Q8_0 ? 16 * 8 : 0);
 };
 
-__device__ __forceinline__ float byte_of(unsigned word, int at) { return (float)(word >> (8 * at) & 255); }
+// 2^23 plus a byte of a word.
+__device__ __forceinline__ float above(unsigned word, int at) {
+    return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 + at));
+}
 
 __device__ __forceinline__ float half_bits(unsigned bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
 
@@ -58,16 +61,16 @@ __device__ __forceinline__ uint2 int8_pairs(unsigned x, bf16) {
     return {*reinterpret_cast<unsigned*>(&y), *reinterpret_cast<unsigned*>(&z)};
 }
 
-// The words that make a pair of nibbles a pair of T above BIAS, exactly.
-template <typename T> struct Nibbles;
-template <> struct Nibbles<bf16> {
-    static constexpr unsigned WORD = 0x43004300;
-    static constexpr float BIAS = 128.0f;
-};
-template <> struct Nibbles<f16> {
-    static constexpr unsigned WORD = 0x64006400;
-    static constexpr float BIAS = 1024.0f;
-};
+// A pair of nibbles, each in 16 bits, as a pair of T above BIAS, exactly.
+template <typename T> constexpr float BIAS = 0.0f;
+template <> constexpr float BIAS<bf16> = 128.0f;
+__device__ __forceinline__ unsigned nibbles(unsigned pair, bf16) { return pair | 0x43004300u; }
+// 1024 would cost bits of the sums, so it is taken away.
+__device__ __forceinline__ unsigned nibbles(unsigned pair, f16) {
+    pair |= 0x64006400u;
+    __half2 y = __hadd2(*reinterpret_cast<__half2*>(&pair), __float2half2_rn(-1024.0f));
+    return *reinterpret_cast<unsigned*>(&y);
+}
 
 // One weight of a tile, without the scale of its output for FP8.
 template <Format F> __device__ float weight(const unsigned char* tile, int output, int input) {

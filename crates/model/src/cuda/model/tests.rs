@@ -314,9 +314,10 @@ fn parts_of_a_model_say_what_the_whole_says() {
         [("llama", 64, 4, 2, true), ("qwen2", 64, 8, 4, false), ("qwen3", 128, 4, 4, false)]
     {
         let made = Made::new(kind, head_dim, heads, kv_heads, tied);
-        let prompt = tokens(6, 420);
-        // More rows than a graph takes, more than are pushed, and single ones.
-        let chunks = [300, 20, 40, 7, 16];
+        let prompt = tokens(6, if gpus > 1 { 420 } else { 220 });
+        // More rows than a graph takes, more than are pushed, and single ones. Where a GPU holds several parts, those
+        // that wait must leave room for those that are waited for.
+        let chunks = [if gpus > 1 { 300 } else { 100 }, 20, 40, 7, 16];
         for ranks in [2, 4].into_iter().filter(|ranks| kv_heads % ranks == 0) {
             for (dtype, mode, bound) in [
                 (Dtype::F32, Mode::Fast, 1e-5),
@@ -398,4 +399,71 @@ fn what_does_not_fit_is_refused_by_name() {
     let free = Options { pages: PageBudget::Free(50), ..Made::options() };
     let model = CudaModel::load(&made.path(), &free, &CudaOptions::default()).unwrap();
     assert!(model.spec().classes[0].1 > 1200, "half of a GPU holds many pages of a small model");
+}
+
+/// Decoding over one GPU and over two, and pages between two: `paceline bench gpu` gives the same with more detail.
+#[test]
+#[ignore = "figures, not a test; needs two GPUs"]
+fn two_gpus_figures() {
+    let shape = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,
+        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+        "tie_word_embeddings": false,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), shape.to_string()).unwrap();
+    let options =
+        Options { context: Some(2048), vocab: None, slots: 32, pages: PageBudget::Pages(1200), threads: 1 };
+    let make = |ordinals: Vec<usize>, nccl: bool| {
+        let cuda = CudaOptions { ordinals, nccl, ..CudaOptions::default() };
+        CudaModel::dummy(folder.path(), 1, &options, &cuda).unwrap()
+    };
+    for (ordinals, nccl) in [(vec![0], false), (vec![0, 1], false), (vec![0, 1], true)] {
+        let mut model = make(ordinals.clone(), nccl);
+        for batch in [1u32, 8, 32] {
+            let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
+            let mut deltas: Vec<TableDelta> = (0..32).map(clear).collect();
+            deltas.extend((0..batch).flat_map(|slot| table(slot, 560, 1)));
+            for slot in 0..batch {
+                let rows = rows(slot, 0, &tokens(slot.into(), 512), false);
+                let ticket = model.submit(&Step { deltas: std::mem::take(&mut deltas), rows }).unwrap();
+                model.collect(ticket, &[]).unwrap();
+            }
+            let mut times = Vec::new();
+            for n in 0..40 {
+                let rows = (0..batch).flat_map(|slot| rows(slot, 512 + n, &[TokenId(n + slot)], true)).collect();
+                let start = std::time::Instant::now();
+                let ticket = model.submit(&Step { deltas: Vec::new(), rows }).unwrap();
+                let draws = vec![Draw::new(Sampling::GREEDY); batch as usize];
+                model.collect(ticket, &draws).unwrap();
+                times.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+            times.drain(..4);
+            times.sort_by(f64::total_cmp);
+            let (least, half) = (times[0], times[times.len() / 2]);
+            println!("decode {batch:2} on {ordinals:?} nccl {nccl}: median {half:.3} ms, least {least:.3} ms");
+        }
+        let mut times = Vec::new();
+        for _ in 0..4 {
+            let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
+            let deltas = (0..32).map(clear).chain(table(0, 2048, 1)).collect();
+            let mut rows = rows(0, 0, &tokens(1, 2048), false);
+            rows[2047].output = Output::Pick;
+            let start = std::time::Instant::now();
+            let ticket = model.submit(&Step { deltas, rows }).unwrap();
+            model.collect(ticket, &[Draw::new(Sampling::GREEDY)]).unwrap();
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        println!("prefill 2048 on {ordinals:?} nccl {nccl}: {times:.2?} ms");
+    }
+    for (from, to) in [(vec![0], vec![1]), (vec![0, 1], vec![1])] {
+        let (a, b) = (make(from.clone(), false), make(to.clone(), false));
+        for megabytes in [16, 64, 256, 1024] {
+            for rate in super::super::transfer_rates(&a, &b, megabytes << 20).unwrap() {
+                let gb = rate.bytes as f64 / rate.microseconds / 1e3;
+                println!("{from:?} to {to:?}: {:10} {megabytes:5} MiB {:9.1} us {gb:7.1} GB/s", rate.what, rate.microseconds);
+            }
+        }
+    }
 }

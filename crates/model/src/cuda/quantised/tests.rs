@@ -131,8 +131,9 @@ fn products_are_those_of_the_dequantised_weights() {
                         let off = relative(&found[..rows * outputs], &reference);
                         let bound = match kept_in {
                             Dtype::F32 => 5e-6,
-                            Dtype::F16 => 4e-4,
-                            Dtype::Bf16 => 3e-3,
+                            // A single output may be off by half a step of its type.
+                            Dtype::F16 => 1.0 / 2048.0 + 5e-6,
+                            Dtype::Bf16 => 1.0 / 256.0 + 5e-6,
                         };
                         assert!(
                             off < bound,
