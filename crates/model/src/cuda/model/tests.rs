@@ -81,7 +81,7 @@ impl Made {
     }
 
     fn options() -> Options {
-        Options { context: Some(2048), vocab: None, slots: 40, pages: PageBudget::Pages(1200), threads: 2 }
+        Options { context: Some(2048), vocab: None, slots: 40, pages: PageBudget::Pages(2000), threads: 2 }
     }
 
     fn gpu(&self, cuda: &CudaOptions) -> CudaModel {
@@ -103,15 +103,17 @@ fn rows(slot: u32, first: u32, tokens: &[TokenId], picks: bool) -> Vec<Row> {
         .collect()
 }
 
-/// Pages for `positions` positions of a slot, in an order that is not that of memory.
+/// Pages for `positions` positions of a slot, at most 800, in an order that is not that of memory.
 fn table(slot: u32, positions: u32, classes: u8) -> Vec<TableDelta> {
+    const EACH: u32 = 50;
     let pages = pages_for(positions);
+    assert!(pages <= EACH);
     (0..classes)
         .flat_map(|class| {
             (0..pages).map(move |index| TableDelta {
                 slot: Slot(slot),
                 class: ClassId(class),
-                change: TableChange::Append(PageId(slot * pages + (index * 7 + 3) % pages)),
+                change: TableChange::Append(PageId(slot * EACH + pages - 1 - index)),
             })
         })
         .collect()
@@ -152,7 +154,8 @@ fn all_logits(
     found
 }
 
-/// F32 on the GPU equals the CPU's F32 path, whose KV is F16: the tokens are the same but for near-ties.
+/// F32 on the GPU equals the CPU's F32 path up to the CPU's KV, which is F16: the tokens are the same but for
+/// near-ties.
 #[test]
 fn f32_says_what_the_cpu_says() {
     if device().is_none() {
@@ -176,10 +179,12 @@ fn f32_says_what_the_cpu_says() {
             worst = worst.max(off);
             let equal = sampling::argmax(expected) == sampling::argmax(found);
             same += u32::from(equal);
-            assert!(equal || gap < 2e-3, "{kind}: another token at a gap of {gap}");
+            assert!(equal || gap < 2e-2, "{kind}: another token at a gap of {gap}");
         }
-        println!("{kind}: largest difference of a logit {worst:e}, {same} of 150 tokens equal");
-        assert!(worst < 6e-3, "{kind}: {worst}");
+        let reference: Vec<f64> = expected.concat().into_iter().map(f64::from).collect();
+        let off = super::super::testing::relative(&found.concat(), &reference);
+        println!("{kind}: {off:e}, largest difference of a logit {worst:e}, {same} of 150 tokens equal");
+        assert!(off < 2e-3, "{kind}: {off}");
     }
 }
 
