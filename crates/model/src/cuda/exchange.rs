@@ -71,12 +71,11 @@ pub(crate) enum Way {
 
 const HEADER: usize = 256;
 /// Rows that are pushed: beyond, the words' flags cost more than the flag's crossing.
-const PUSHED_ROWS: u32 = 16;
+const PUSHED_ROWS: u32 = 8;
 /// Rows whose partial results stay f32 in [`Mode::Fast`].
 const FLOAT_ROWS: u32 = 256;
 /// Quads of values of a thread, as in the kernels.
-const PUSH_EACH: u32 = 2;
-const PULL_EACH: u32 = 4;
+const EACH: u32 = 2;
 const PATIENCE_NS: u64 = 5_000_000_000;
 
 impl Shape {
@@ -105,7 +104,7 @@ impl Shape {
 
     fn check(&self, ranks: usize) -> Result<(), CudaError> {
         let (kernel, hidden) = ("exchange", self.hidden);
-        if !hidden.is_multiple_of(4) || hidden > 4 * 1024 * PUSH_EACH.min(PULL_EACH) {
+        if !hidden.is_multiple_of(4) || hidden > 4 * 1024 * EACH {
             let why = format!("a hidden size of {hidden} is not a multiple of 4 up to 8192");
             return Err(CudaError::Arguments { kernel, why });
         }
@@ -261,15 +260,14 @@ impl Drop for Exchange {
 /// Blocks and threads: with a norm a block a row.
 fn geometry(way: Way, rows: u32, hidden: u32, norm: bool) -> Launch {
     let quads = hidden / 4;
-    let each = if way == Way::Push { PUSH_EACH } else { PULL_EACH };
+    let fewest = quads.div_ceil(EACH).next_multiple_of(32);
     if norm {
-        let fewest = quads.div_ceil(each).next_multiple_of(32);
-        // As many threads as there are quads while a multiprocessor has room for two rows.
-        let threads = quads.next_multiple_of(32).min(if way == Way::Push { 1024 } else { 512 }).max(fewest);
-        Launch { grid: [rows, 1, 1], threads, shared: 0 }
+        // Few rows: as many threads as there are quads. Many: a multiprocessor has room for several.
+        let most = if way == Way::Push { 1024 } else { 512 };
+        Launch { grid: [rows, 1, 1], threads: quads.next_multiple_of(32).min(most).max(fewest), shared: 0 }
     } else {
-        let threads = quads.div_ceil(each).next_multiple_of(32).min(128);
-        Launch { grid: [rows, quads.div_ceil(threads * each), 1], threads, shared: 0 }
+        let threads = fewest.min(128);
+        Launch { grid: [rows, quads.div_ceil(threads * EACH), 1], threads, shared: 0 }
     }
 }
 

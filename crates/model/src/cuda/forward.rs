@@ -228,6 +228,10 @@ impl Forward {
         self.graphs.insert(key, graph);
     }
 
+    pub(crate) fn forget_graphs(&mut self) {
+        self.graphs.clear();
+    }
+
     /// Launches the graph of a batch in the small arrays.
     pub(crate) fn launch(&self, key: Key) -> Result<(), CudaError> {
         match self.graphs.get(&key) {

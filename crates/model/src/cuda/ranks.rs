@@ -31,7 +31,7 @@ pub(crate) struct Rank {
 
 /// All of them, in order.
 pub(crate) struct Ranks {
-    /// Before the ranks: it waits for their work. `None` for one rank.
+    /// `None` for one rank.
     exchange: Option<Exchange>,
     all: Vec<Rank>,
 }
@@ -216,6 +216,18 @@ impl Ranks {
             self.all.iter().map(|rank| rank.forward.target(layer, slot, rows)).collect();
         exchange.sum(slot, rows, &targets)?;
         Ok(targets.iter().all(|target| target.norm.is_some()))
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        // Graphs first: NCCL gives a communicator up only when no graph uses it any more. A failure to wait leaves
+        // nothing better to do.
+        let _ = self.synchronize();
+        for rank in &mut self.all {
+            rank.forward.forget_graphs();
+        }
+        self.exchange = None;
     }
 }
 

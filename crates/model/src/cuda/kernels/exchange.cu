@@ -21,8 +21,7 @@ struct Header {
     unsigned epoch, done, failed, unused;
     unsigned flags[60];  // Of the ranks: the epoch that each has come to.
 };
-// Quads of values of a thread.
-constexpr int PUSH_EACH = 2, PULL_EACH = 4;
+constexpr int EACH = 2;  // Quads of values of a thread.
 
 __device__ __forceinline__ uint4 load_volatile(const void* from) {
     uint4 x;
@@ -98,7 +97,7 @@ template <> __device__ __forceinline__ float4 load_quad<f16>(const f16* from) {
 }
 
 // What a thread does with the sums of its quads of a row. Without a norm (`out` null) a row may have several blocks.
-template <int EACH, typename T>
+template <typename T>
 __device__ void finish(float* x, const float4* sums, const float* weight, T* out, int quads, float epsilon,
                        float* scratch) {
     const int first = blockIdx.y * EACH * blockDim.x + threadIdx.x;
@@ -134,7 +133,6 @@ __device__ void finish(float* x, const float4* sums, const float* weight, T* out
 template <typename T>
 __device__ void push(const u64* mailboxes, int rank, int ranks, int slot, int most, const float* y, float* x,
                      const float* weight, T* out, int hidden, float epsilon, u64 limit, unsigned* error) {
-    constexpr int EACH = PUSH_EACH;
     __shared__ float scratch[32];
     launch_dependents();
     Header* own = (Header*)mailboxes[rank];
@@ -191,14 +189,13 @@ __device__ void push(const u64* mailboxes, int rank, int ranks, int slot, int mo
         }
     }
     if (patience.over) give_up(own, error, rank);
-    finish<EACH, T>(x, sums, weight, out ? out + (size_t)row * hidden : nullptr, quads, epsilon, scratch);
+    finish<T>(x, sums, weight, out ? out + (size_t)row * hidden : nullptr, quads, epsilon, scratch);
 }
 
 // ys: addresses of the partial results by rank. With one rank: x += y, for sums that NCCL made.
 template <typename T, typename Y>
 __device__ void pull(const u64* mailboxes, const u64* ys, int rank, int ranks, float* x, const float* weight, T* out,
                      int hidden, float epsilon, u64 limit, unsigned* error) {
-    constexpr int EACH = PULL_EACH;
     __shared__ float scratch[32];
     __shared__ bool failed;
     launch_dependents();
@@ -229,19 +226,26 @@ __device__ void pull(const u64* mailboxes, const u64* ys, int rank, int ranks, f
     }
     const int row = blockIdx.x, quads = hidden / 4;
     const int first = blockIdx.y * EACH * blockDim.x + threadIdx.x;
-    float4 sums[EACH];
-    for (int from = 0; from < ranks; ++from) {
+    auto load = [&](float4* quads_of, int from) {
         const Y* y = (const Y*)ys[from] + (size_t)row * hidden;
 #pragma unroll
         for (int e = 0; e < EACH; ++e) {
             const int i = first + e * blockDim.x;
-            if (i >= quads) continue;
-            const float4 theirs = load_quad<Y>(y + 4 * i);
-            sums[e] = from == 0 ? theirs : add(sums[e], theirs);
+            if (i < quads) quads_of[e] = load_quad<Y>(y + 4 * i);
         }
+    };
+    // The next rank's values are on their way while these are added.
+    float4 sums[EACH], theirs[EACH], next[EACH];
+    load(next, 0);
+    for (int from = 0; from < ranks; ++from) {
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) theirs[e] = next[e];
+        if (from + 1 < ranks) load(next, from + 1);
+#pragma unroll
+        for (int e = 0; e < EACH; ++e) sums[e] = from == 0 ? theirs[e] : add(sums[e], theirs[e]);
     }
-    finish<EACH, T>(x + (size_t)row * hidden, sums, weight, out ? out + (size_t)row * hidden : nullptr, quads,
-                    epsilon, scratch);
+    finish<T>(x + (size_t)row * hidden, sums, weight, out ? out + (size_t)row * hidden : nullptr, quads,
+              epsilon, scratch);
 }
 
 #define EXPORT(S, T)                                                                                                  \

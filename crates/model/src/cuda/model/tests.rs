@@ -410,22 +410,34 @@ fn what_does_not_fit_is_refused_by_name() {
 #[test]
 #[ignore = "figures, not a test; needs two GPUs"]
 fn two_gpus_figures() {
-    let shape = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,
-        "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 128, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
-        "tie_word_embeddings": false,
-    });
+    let shape = |vocab: u32, hidden: u32, ffn: u32| {
+        serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden,
+            "intermediate_size": ffn, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "head_dim": 128, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+            "tie_word_embeddings": false,
+        })
+    };
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("config.json"), shape.to_string()).unwrap();
     let options =
-        Options { context: Some(2048), vocab: None, slots: 32, pages: PageBudget::Pages(1200), threads: 1 };
-    let make = |ordinals: Vec<usize>, nccl: bool| {
+        Options { context: Some(2048), vocab: None, slots: 32, pages: PageBudget::Pages(1600), threads: 1 };
+    let make = |shape: serde_json::Value, ordinals: Vec<usize>, nccl: bool| {
+        std::fs::write(folder.path().join("config.json"), shape.to_string()).unwrap();
         let cuda = CudaOptions { ordinals, nccl, ..CudaOptions::default() };
         CudaModel::dummy(folder.path(), 1, &options, &cuda).unwrap()
     };
+    // Pages as large as those of the model below.
+    for (from, to) in [(vec![0], vec![1]), (vec![0, 1], vec![1])] {
+        let [a, b] = [&from, &to].map(|ordinals| make(shape(512, 1024, 1024), ordinals.clone(), false));
+        for megabytes in [16, 64, 256, 1024] {
+            for rate in super::super::transfer_rates(&a, &b, megabytes << 20).unwrap() {
+                let (us, gb) = (rate.microseconds, rate.bytes as f64 / rate.microseconds / 1e3);
+                println!("{from:?} to {to:?}: {:10} {megabytes:5} MiB {us:9.1} us {gb:7.1} GB/s", rate.what);
+            }
+        }
+    }
     for (ordinals, nccl) in [(vec![0], false), (vec![0, 1], false), (vec![0, 1], true)] {
-        let mut model = make(ordinals.clone(), nccl);
+        let mut model = make(shape(128_256, 4096, 14336), ordinals.clone(), nccl);
         for batch in [1u32, 8, 32] {
             let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
             let mut deltas: Vec<TableDelta> = (0..32).map(clear).collect();
@@ -452,7 +464,8 @@ fn two_gpus_figures() {
         let mut times = Vec::new();
         for _ in 0..4 {
             let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
-            let deltas = (0..32).map(clear).chain(table(0, 2048, 1)).collect();
+            let append = |page| TableDelta { slot: Slot(0), class: ClassId(0), change: TableChange::Append(PageId(page)) };
+            let deltas = (0..32).map(clear).chain((0..128).map(append)).collect();
             let mut rows = rows(0, 0, &tokens(1, 2048), false);
             rows[2047].output = Output::Pick;
             let start = std::time::Instant::now();
@@ -461,14 +474,5 @@ fn two_gpus_figures() {
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
         println!("prefill 2048 on {ordinals:?} nccl {nccl}: {times:.2?} ms");
-    }
-    for (from, to) in [(vec![0], vec![1]), (vec![0, 1], vec![1])] {
-        let (a, b) = (make(from.clone(), false), make(to.clone(), false));
-        for megabytes in [16, 64, 256, 1024] {
-            for rate in super::super::transfer_rates(&a, &b, megabytes << 20).unwrap() {
-                let gb = rate.bytes as f64 / rate.microseconds / 1e3;
-                println!("{from:?} to {to:?}: {:10} {megabytes:5} MiB {:9.1} us {gb:7.1} GB/s", rate.what, rate.microseconds);
-            }
-        }
     }
 }
