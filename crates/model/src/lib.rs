@@ -30,7 +30,8 @@ pub use arch::refuse_split;
 pub use cpu::CpuModel;
 #[cfg(feature = "cuda")]
 pub use cuda::{
-    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape, Timing, TransferRate, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape,
+    Timing, TransferRate, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;

@@ -7,7 +7,6 @@ pub(crate) struct Elementwise {
     _module: Module,
     embed: Kernel,
     rms_norm: Kernel,
-    add_rms_norm: Kernel,
     silu_mul: Kernel,
     fill: Kernel,
     rope_and_keep: Kernel,
@@ -86,9 +85,9 @@ impl Elementwise {
     pub(crate) fn new(device: &Device, dtype: Dtype, head_dim: usize) -> Result<Self, CudaError> {
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin")))?;
         let names = match dtype {
-            Dtype::F32 => ["embed_f32", "rms_norm_f32", "add_rms_norm_f32", "silu_mul_f32", "fill_f32"],
-            Dtype::Bf16 => ["embed_bf16", "rms_norm_bf16", "add_rms_norm_bf16", "silu_mul_bf16", "fill_bf16"],
-            Dtype::F16 => ["embed_f16", "rms_norm_f16", "add_rms_norm_f16", "silu_mul_f16", "fill_f16"],
+            Dtype::F32 => ["embed_f32", "rms_norm_f32", "silu_mul_f32", "fill_f32"],
+            Dtype::Bf16 => ["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_bf16"],
+            Dtype::F16 => ["embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_f16"],
         };
         let rope = match (dtype, head_dim) {
             (Dtype::F32, 64) => "rope_and_keep_f32_64",
@@ -99,11 +98,10 @@ impl Elementwise {
             (Dtype::F16, 128) => "rope_and_keep_f16_128",
             _ => return Err(CudaError::NotBuilt { what: "a head size other than 64 and 128" }),
         };
-        let [embed, rms_norm, add_rms_norm, silu_mul, fill] = names;
+        let [embed, rms_norm, silu_mul, fill] = names;
         Ok(Self {
             embed: module.kernel(embed, 0)?,
             rms_norm: module.kernel(rms_norm, 0)?,
-            add_rms_norm: module.kernel(add_rms_norm, 0)?,
             silu_mul: module.kernel(silu_mul, 0)?,
             fill: module.kernel(fill, 0)?,
             rope_and_keep: module.kernel(rope, 0)?,
@@ -143,23 +141,6 @@ impl Elementwise {
         let (picked, weight) = (picked.unwrap_or(0).into(), norm.weight.into());
         let args: [Arg; 6] = [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into()];
         device.launch(self.rms_norm, per_row(count, hidden), &args)
-    }
-
-    /// x += y, out = norm(x).
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn add_rms_norm(
-        &self,
-        device: &Device,
-        x: u64,
-        y: u64,
-        count: u32,
-        norm: super::linear::Norm,
-        out: u64,
-        hidden: u32,
-    ) -> Result<(), CudaError> {
-        let args: [Arg; 6] =
-            [x.into(), y.into(), norm.weight.into(), out.into(), hidden.into(), norm.epsilon.into()];
-        device.launch(self.add_rms_norm, per_row(count, hidden), &args)
     }
 
     /// Bias, head norms and RoPE of q (in place) and k; k and v go to their pages. `pools`: of the classes.

@@ -90,7 +90,8 @@ impl Shape {
 
     fn partial_bytes(&self) -> usize {
         let bytes = |rows: u32| Linear::padded(self.mode, rows) as usize * self.hidden as usize;
-        (bytes(FLOAT_ROWS.min(self.rows)) * size_of::<f32>()).max(bytes(self.rows) * self.partial(self.rows).bytes())
+        (bytes(FLOAT_ROWS.min(self.rows)) * size_of::<f32>())
+            .max(bytes(self.rows) * self.partial(self.rows).bytes())
     }
 
     fn way(&self, rows: u32, peers: bool) -> Way {
@@ -124,7 +125,9 @@ impl Exchange {
         let nccl = if shape.nccl || !peers(devices)? {
             // NCCL's order of sums depends on size and place.
             if shape.mode == Mode::Invariant && ranks > 2 {
-                return Err(CudaError::NotBuilt { what: "the invariant mode over more than two GPUs by NCCL" });
+                return Err(CudaError::NotBuilt {
+                    what: "the invariant mode over more than two GPUs by NCCL",
+                });
             }
             Some(Nccl::start(&devices.iter().map(|d| &**d).collect::<Vec<_>>())?)
         } else {
@@ -152,7 +155,8 @@ impl Exchange {
             });
         }
         let all = |of: fn(&Part) -> u64| parts.iter().map(of).collect::<Vec<u64>>();
-        let shared = [all(|p| p.mailbox.at(0)), all(|p| p.partial[0].at(0)), all(|p| p.partial[1].at(0))].concat();
+        let shared =
+            [all(|p| p.mailbox.at(0)), all(|p| p.partial[0].at(0)), all(|p| p.partial[1].at(0))].concat();
         for (device, part) in devices.iter().zip(&mut parts) {
             let own = [part.partial[0].at(0), part.partial[1].at(0)];
             part.table.write(device, 0, &[&shared[..], &own].concat())?;
@@ -240,7 +244,9 @@ impl Exchange {
     }
 
     fn by_nccl(&self, slot: usize, rows: u32) -> Result<(), CudaError> {
-        let Some(nccl) = &self.nccl else { return Err(CudaError::NotBuilt { what: "a sum without NCCL here" }) };
+        let Some(nccl) = &self.nccl else {
+            return Err(CudaError::NotBuilt { what: "a sum without NCCL here" });
+        };
         let devices: Vec<&Device> = self.devices.iter().map(|d| &**d).collect();
         let addresses: Vec<u64> = self.parts.iter().map(|p| p.partial[slot].at(0)).collect();
         let count = rows as usize * self.shape.hidden as usize;
@@ -274,7 +280,10 @@ fn geometry(way: Way, rows: u32, hidden: u32, norm: bool) -> Launch {
 /// Whether all can read and write each other's memory; from then on they do.
 pub(crate) fn peers(devices: &[Rc<Device>]) -> Result<bool, CudaError> {
     let pairs = || {
-        devices.iter().flat_map(|a| devices.iter().map(move |b| (&a.context, &b.context))).filter(|(a, b)| a != b)
+        devices
+            .iter()
+            .flat_map(|a| devices.iter().map(move |b| (&a.context, &b.context)))
+            .filter(|(a, b)| a != b)
     };
     for (a, b) in pairs() {
         let mut can = 0;
@@ -308,9 +317,15 @@ impl HostWord {
         device.bind()?;
         let mut pointer = std::ptr::null_mut();
         // SAFETY: memory for all contexts, freed once by `drop`.
-        unsafe { sys::cuMemHostAlloc(&raw mut pointer, 64, sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP) }
-            .result()
-            .doing("memory that GPUs report to")?;
+        unsafe {
+            sys::cuMemHostAlloc(
+                &raw mut pointer,
+                64,
+                sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP,
+            )
+        }
+        .result()
+        .doing("memory that GPUs report to")?;
         // SAFETY: 64 bytes were allocated.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, 64) };
         Ok(Self { address: pointer as u64, context: Arc::clone(&device.context) })

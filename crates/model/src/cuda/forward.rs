@@ -177,7 +177,8 @@ impl Forward {
         let count = rows.len() as u32;
         let short = rows.chunk_by(|a, b| a.slot == b.slot).all(|sequence| sequence.len() <= 16);
         let graph = self.use_graphs && short && count <= MOST_GRAPH;
-        let (arrays, padded) = if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };
+        let (arrays, padded) =
+            if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };
         let batch = arrays.write(&self.device, rows, padded, &self.attention, cut)?;
         Ok(Plan { batch, graph })
     }

@@ -79,8 +79,7 @@ struct Stage {
     home: Rc<Device>,
 }
 
-/// Bytes that pass through the buffers together, and how many such pieces are under way.
-const CHUNK: usize = 8 << 20;
+/// Pieces that are under way at the same time.
 const UNDER_WAY: usize = 3;
 
 impl HandOff {
@@ -100,7 +99,7 @@ impl HandOff {
                 // Units of one size lie together.
                 runs.sort_by_key(|run| run.heads);
                 let Some(largest) = runs.last().map(|run| layout.bytes(run)) else { continue };
-                let slot = CHUNK.max(largest);
+                let slot = plan::chunk_bytes(usize::MAX).min(largest * runs.len() * most_pages).max(largest);
                 let (theirs, ours) = (&sources[source].device, &targets[target].device);
                 super::exchange::peers(&[Rc::clone(theirs), Rc::clone(ours)])?;
                 let units = runs.len() * most_pages;
@@ -147,9 +146,12 @@ impl HandOff {
         let mut sent = Vec::new();
         for lane in &mut self.lanes {
             let (source, target) = (&from.ranks.all()[lane.source], &to.ranks.all()[lane.target]);
-            let same = Rc::ptr_eq(&source.device, &lane.gather.home) && Rc::ptr_eq(&target.device, &lane.scatter.home);
+            let same = Rc::ptr_eq(&source.device, &lane.gather.home)
+                && Rc::ptr_eq(&target.device, &lane.scatter.home);
             if !same {
-                return Err(ModelError::Unsupported { what: "a hand-off between other models than it was made for" });
+                return Err(ModelError::Unsupported {
+                    what: "a hand-off between other models than it was made for",
+                });
             }
             #[cfg(test)]
             let spoil = self.spoil;
@@ -182,7 +184,8 @@ impl Lane {
         let (mut units, mut gathered, mut scattered) = (Vec::new(), Vec::new(), Vec::new());
         for run in &self.runs {
             let bytes = layout.bytes(run);
-            for (index, page) in pages.iter().enumerate().filter(|(_, p)| usize::from(p.class.0) == run.class) {
+            for (index, page) in pages.iter().enumerate().filter(|(_, p)| usize::from(p.class.0) == run.class)
+            {
                 units.push((index, bytes));
                 let unit = |kv: &Kv, place: usize, page: PageId| Unit {
                     pool: layout.pool(kv, run.class, run.layer, place),
@@ -193,8 +196,8 @@ impl Lane {
             }
         }
         let sizes: Vec<usize> = units.iter().map(|(_, bytes)| *bytes).collect();
-        let chunks = plan::chunks(&sizes, CHUNK);
         let slot = self.gather.staging.bytes() / UNDER_WAY;
+        let chunks = plan::chunks(&sizes, plan::chunk_bytes(sizes.iter().sum()).min(slot));
         let mut staged = vec![0; units.len()];
         for (number, chunk) in chunks.iter().enumerate() {
             for i in 0..chunk.count {

@@ -155,8 +155,7 @@ impl CudaModel {
         for (device, shard) in devices.iter().zip(&shards) {
             let columns = shard.columns(p.vocab);
             let part = if devices.len() > 1 { Some(logits(device, columns.len())?) } else { None };
-            let entries =
-                Buffer::zeros(device, "page table entries", TABLE_ENTRIES * size_of::<[i32; 4]>())?;
+            let entries = Buffer::zeros(device, "page table entries", TABLE_ENTRIES * size_of::<[i32; 4]>())?;
             parts.push((part, columns, entries));
         }
         // What is left is counted when all else is there; every rank has as many pages as the fullest GPU holds.

@@ -87,7 +87,9 @@ impl Nccl {
                 let stream = device.stream.cu_stream().cast();
                 let sum = sys::ncclRedOp_t::ncclSum;
                 // SAFETY: the callers' buffers hold `count` values and outlive the work on the stream.
-                let r = unsafe { result::all_reduce(at as *const _, at as *mut _, count, kind, sum, comm, stream) };
+                let r = unsafe {
+                    result::all_reduce(at as *const _, at as *mut _, count, kind, sum, comm, stream)
+                };
                 said("summing by NCCL", r)?;
             }
             Ok(())
@@ -108,8 +110,9 @@ impl Nccl {
         self.group(WHAT, || {
             devices[from].bind()?;
             // SAFETY: the callers' buffers hold `bytes` bytes and outlive the work on the streams.
-            let sent =
-                unsafe { result::send(source as *const _, bytes, kind, to as i32, self.all[from], stream(from)) };
+            let sent = unsafe {
+                result::send(source as *const _, bytes, kind, to as i32, self.all[from], stream(from))
+            };
             said(WHAT, sent)?;
             devices[to].bind()?;
             // SAFETY: as above.
@@ -119,7 +122,11 @@ impl Nccl {
         })
     }
 
-    fn group(&self, what: &'static str, queue: impl FnOnce() -> Result<(), CudaError>) -> Result<(), CudaError> {
+    fn group(
+        &self,
+        what: &'static str,
+        queue: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
         if self.dead.get() {
             return Err(CudaError::NcclGone);
         }
@@ -140,7 +147,9 @@ impl Nccl {
                 let asked = unsafe { sys::ncclCommGetAsyncError(comm, &raw mut state) };
                 match (asked, state) {
                     (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclSuccess) => break,
-                    (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclInProgress) if Instant::now() < end => {
+                    (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclInProgress)
+                        if Instant::now() < end =>
+                    {
                         std::thread::yield_now();
                     }
                     (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclInProgress) => {

@@ -148,7 +148,10 @@ impl Pages {
         bytes: usize,
         staging: &Buffer,
     ) -> Result<(), CudaError> {
-        assert!(units.end * UNIT_BYTES <= self.units.bytes() && units.len() <= Self::MOST_UNITS, "units of no list");
+        assert!(
+            units.end * UNIT_BYTES <= self.units.bytes() && units.len() <= Self::MOST_UNITS,
+            "units of no list"
+        );
         let kernel = match way {
             Way::Gather => self.gather,
             Way::Scatter => self.scatter,

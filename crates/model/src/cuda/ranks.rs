@@ -81,7 +81,11 @@ impl Ranks {
             rank.device.bind()?;
             plans.push(rank.forward.plan(rows, &rank.kv)?);
         }
-        if plans[0].graph { self.graphs(&plans)? } else { self.queue(&plans)? }
+        if plans[0].graph {
+            self.graphs(&plans)?
+        } else {
+            self.queue(&plans)?
+        }
         for (rank, plan) in self.all.iter().zip(&plans) {
             rank.device.bind()?;
             rank.forward.pick(*plan, picked)?;
@@ -91,7 +95,13 @@ impl Ranks {
 
     /// Queues the head for `count` picked rows from place `first` on; rows of the whole width go to `logits` on the
     /// first GPU, behind all work of it that has been waited for.
-    pub(crate) fn head(&mut self, first: u32, count: u32, logits: &Buffer, width: u32) -> Result<(), CudaError> {
+    pub(crate) fn head(
+        &mut self,
+        first: u32,
+        count: u32,
+        logits: &Buffer,
+        width: u32,
+    ) -> Result<(), CudaError> {
         let [alone] = &mut self.all[..] else { return self.heads(first, count, logits, width as usize) };
         alone.device.bind()?;
         alone.forward.head(first, count, logits.at(0))
@@ -162,7 +172,8 @@ impl Ranks {
         // As many tiles as there can be; those beyond the count return.
         let most = |plan: &Plan| Plan { batch: Batch { few: rows, many: 0, ..plan.batch }, ..*plan };
         let most: Vec<Plan> = plans.iter().map(most).collect();
-        let begun = self.all.iter().try_for_each(|rank| rank.device.bind().and_then(|()| rank.forward.begin()));
+        let begun =
+            self.all.iter().try_for_each(|rank| rank.device.bind().and_then(|()| rank.forward.begin()));
         let queued = begun.and_then(|()| self.queue(&most));
         // Whatever failed, no stream stays under capture.
         let graphs: Vec<_> =

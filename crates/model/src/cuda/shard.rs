@@ -33,7 +33,9 @@ impl Shard {
             [("query heads", p.heads), ("KV heads", p.kv_heads), ("feed-forward values", p.feed_forward)]
         {
             if !count.is_multiple_of(ranks) {
-                return bad(format!("the model's {count} {what} cannot be shared out evenly over {ranks} GPUs"));
+                return bad(format!(
+                    "the model's {count} {what} cannot be shared out evenly over {ranks} GPUs"
+                ));
             }
         }
         Ok((0..ranks).map(|rank| Self { rank, ranks }).collect())

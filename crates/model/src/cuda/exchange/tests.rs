@@ -47,7 +47,8 @@ fn sums_are_right(devices: &[Rc<Device>], nccl: bool, modes: &[Mode]) {
     let mut random = Random::new(std::process::id().into());
     let ranks = devices.len();
     for &mode in modes {
-        for (dtype, hidden, most) in [(Dtype::Bf16, 4096, 40), (Dtype::F16, 320, 300), (Dtype::F32, 8192, 20)] {
+        for (dtype, hidden, most) in [(Dtype::Bf16, 4096, 40), (Dtype::F16, 320, 300), (Dtype::F32, 8192, 20)]
+        {
             let shape = Shape { nccl, ..shape(hidden, most, dtype, mode) };
             let mut exchange = Exchange::new(devices, shape).unwrap();
             for (turn, rows) in [1, 3, 8, 9, 1, most, 2, most].into_iter().enumerate() {
@@ -87,7 +88,10 @@ fn sums_are_right(devices: &[Rc<Device>], nccl: bool, modes: &[Mode]) {
                     let rows = expected.chunks(hidden).flat_map(|row| {
                         let squares: f64 = row.iter().map(|v| v * v).sum();
                         let scale = 1.0 / (squares / hidden as f64 + 1e-5).sqrt();
-                        row.iter().zip(&weight).map(move |(v, w)| v * scale * f64::from(*w)).collect::<Vec<_>>()
+                        row.iter()
+                            .zip(&weight)
+                            .map(move |(v, w)| v * scale * f64::from(*w))
+                            .collect::<Vec<_>>()
                     });
                     let off = relative(&outs[0], &rows.collect::<Vec<_>>());
                     let bound = if dtype == Dtype::F32 { 1e-6 } else { 4e-3f64.max(bound) };
@@ -151,7 +155,7 @@ fn a_wait_for_a_dead_rank_ends() {
 #[ignore = "figures, not a test; needs two GPUs"]
 fn timings() {
     for nccl in [false, true] {
-        for t in super::timings::exchange_timings(&[0, 1], nccl).unwrap() {
+        for t in exchange_timings(&[0, 1], nccl).unwrap() {
             let rate = t.bytes as f64 / t.microseconds / 1e3;
             println!("{:10} {:24} {:8.2} us {rate:8.1} GB/s", t.kernel, t.shape, t.microseconds);
         }

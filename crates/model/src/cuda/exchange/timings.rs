@@ -29,7 +29,11 @@ fn measure(devices: &[Rc<Device>], nccl: bool) -> Result<Vec<Timing>, CudaError>
     let mut buffers = Vec::new();
     for device in devices {
         let zeros = |bytes| Buffer::zeros(device, "a measurement", bytes);
-        buffers.push((zeros(MOST as usize * HIDDEN * 4)?, zeros(MOST as usize * HIDDEN * 2)?, zeros(HIDDEN * 4)?));
+        buffers.push((
+            zeros(MOST as usize * HIDDEN * 4)?,
+            zeros(MOST as usize * HIDDEN * 2)?,
+            zeros(HIDDEN * 4)?,
+        ));
     }
     let mut timings = Vec::new();
     for rows in [1, 2, 4, 8, 16, 32, 64, 128, 256, 2048] {

@@ -51,6 +51,12 @@ pub(crate) struct Chunk {
     pub(crate) bytes: usize,
 }
 
+/// Bytes that pass through the staging buffers together when `total` do in all: a chunk costs some microseconds
+/// besides its copy, and the first's gather and the last's scatter have no copy beside them.
+pub(crate) fn chunk_bytes(total: usize) -> usize {
+    (total / 8).clamp(8 << 20, 32 << 20)
+}
+
 /// Cuts units, given by their sizes in order, into chunks of at most `most` bytes, or of one unit.
 pub(crate) fn chunks(sizes: &[usize], most: usize) -> Vec<Chunk> {
     let mut all: Vec<Chunk> = Vec::new();
@@ -75,8 +81,10 @@ mod tests {
         let mut random = Random::new(std::process::id().into());
         for (sources, targets) in [(1, 1), (1, 2), (2, 1), (2, 4), (4, 2), (8, 1), (4, 8), (2, 2)] {
             let class_of = (0..3).map(|_| (0..8).map(|_| random.below(2) as u8).collect()).collect();
-            let map =
-                HeadMap { classes: vec![HeadClass::Full, HeadClass::Window { sink: 1, recent: 2 }], class_of };
+            let map = HeadMap {
+                classes: vec![HeadClass::Full, HeadClass::Window { sink: 1, recent: 2 }],
+                class_of,
+            };
             let mut arrived = vec![vec![0; 8]; 3];
             for run in runs(&map, sources, targets) {
                 let parts = |rank, ranks: usize, place: usize| {
@@ -101,6 +109,9 @@ mod tests {
     fn chunks_hold_all_units_in_order() {
         assert_eq!(chunks(&[], 8), []);
         let chunk = |first, count, bytes| Chunk { first, count, bytes };
-        assert_eq!(chunks(&[4, 4, 4, 2, 2, 16], 8), [chunk(0, 2, 4), chunk(2, 1, 4), chunk(3, 2, 2), chunk(5, 1, 16)]);
+        assert_eq!(
+            chunks(&[4, 4, 4, 2, 2, 16], 8),
+            [chunk(0, 2, 4), chunk(2, 1, 4), chunk(3, 2, 2), chunk(5, 1, 16)]
+        );
     }
 }

@@ -33,7 +33,11 @@ pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Ve
     let classes = 0..map.classes.len() as u8;
     let moves: Vec<PageMove> = classes
         .flat_map(|class| {
-            (0..count).map(move |page| PageMove { class: ClassId(class), from: PageId(page), to: PageId(count - 1 - page) })
+            (0..count).map(move |page| PageMove {
+                class: ClassId(class),
+                from: PageId(page),
+                to: PageId(count - 1 - page),
+            })
         })
         .collect();
     let mut way = HandOff::between(from, to, moves.len())?;
@@ -41,7 +45,11 @@ pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Ve
     let hand_off = median(|| {
         let moved = way.move_pages(from, to, &moves)?;
         sent = moved.bytes;
-        if moved.intact.iter().all(|intact| *intact) { Ok(()) } else { Err(ModelError::Device("a page changed on its way".to_owned())) }
+        if moved.intact.iter().all(|intact| *intact) {
+            Ok(())
+        } else {
+            Err(ModelError::Device("a page changed on its way".to_owned()))
+        }
     })?;
     let (source, target) = (from.ranks.first().device.beside()?, to.ranks.first().device.beside()?);
     let devices: [&Device; 2] = [&source, &target];

@@ -32,24 +32,6 @@ __device__ void rms_norm(const float* x, const int* picked, const float* weight,
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = from_float<T>(from[i] * scale * weight[i]);
 }
 
-// x += y, then out = norm(x) * weight: for sums that came from other GPUs. One block a row.
-template <typename T>
-__device__ void add_rms_norm(float* x, const T* y, const float* weight, T* out, int hidden, float epsilon) {
-    __shared__ float scratch[32];
-    launch_dependents();
-    wait_for_inputs();
-    const size_t start = (size_t)blockIdx.x * hidden;
-    float squares = 0.0f;
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-        const float sum = x[start + i] + to_float(y[start + i]);
-        x[start + i] = sum;
-        squares = __fmaf_rn(sum, sum, squares);
-    }
-    const float scale = rsqrtf(block_sum(squares, scratch) / hidden + epsilon);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
-        out[start + i] = from_float<T>(x[start + i] * scale * weight[i]);
-}
-
 // Where the keys and values of one head class lie in one layer.
 struct Pool {
     void* base;          // of this layer
@@ -190,10 +172,6 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
     extern "C" __global__ void rms_norm_##S(const float* x, const int* picked, const float* weight, T* out,           \
                                             int hidden, float epsilon) {                                              \
         rms_norm<T>(x, picked, weight, out, hidden, epsilon);                                                         \
-    }                                                                                                                 \
-    extern "C" __global__ void add_rms_norm_##S(float* x, const T* y, const float* weight, T* out, int hidden,        \
-                                                float epsilon) {                                                      \
-        add_rms_norm<T>(x, y, weight, out, hidden, epsilon);                                                          \
     }                                                                                                                 \
     extern "C" __global__ void silu_mul_##S(const T* both, T* out, int width) { silu_mul<T>(both, out, width); }      \
     extern "C" __global__ void fill_##S(T* values, long long count, unsigned long long seed, float mean, float scale, \

@@ -11,6 +11,8 @@ use super::super::testing::{Random, device};
 use super::*;
 use crate::CpuModel;
 
+mod parts;
+
 const VOCAB: u32 = 512;
 
 /// A folder with a small random model.
@@ -36,7 +38,8 @@ impl Made {
         let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
         let mut tensor = |name: String, shape: Vec<usize>, mean: f32, scale: f32| {
             let count = shape.iter().product();
-            let bytes = random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
+            let bytes =
+                random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
             tensors.insert(name, (shape, bytes));
         };
         tensor("model.embed_tokens.weight".into(), vec![VOCAB as usize, hidden], 0.0, 1.0);
@@ -69,7 +72,8 @@ impl Made {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let views = tensors.iter().map(|(name, (shape, bytes))| {
-            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
             (name.clone(), view)
         });
         safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
@@ -196,7 +200,7 @@ fn bf16_is_near_f32() {
     }
     let made = Made::new("llama", 128, 4, 2, false);
     let prompt = tokens(4, 100);
-    let mut of = |cuda: &CudaOptions| {
+    let of = |cuda: &CudaOptions| {
         let mut gpu = made.gpu(cuda);
         all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[60, 10, 20], 1)
     };
@@ -216,14 +220,24 @@ fn bf16_is_near_f32() {
 }
 
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
-fn answers(model: &mut CudaModel, prompts: &[Vec<TokenId>], length: u32, together: usize, chunk: usize) -> Vec<Vec<TokenId>> {
+fn answers(
+    model: &mut CudaModel,
+    prompts: &[Vec<TokenId>],
+    length: u32,
+    together: usize,
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
     let mut all = Vec::new();
     let classes = model.spec().classes.len() as u8;
     for group in prompts.chunks(together) {
         let mut step = Step::default();
         for slot in 0..model.spec().slots {
             for class in 0..classes {
-                step.deltas.push(TableDelta { slot: Slot(slot), class: ClassId(class), change: TableChange::Clear });
+                step.deltas.push(TableDelta {
+                    slot: Slot(slot),
+                    class: ClassId(class),
+                    change: TableChange::Clear,
+                });
             }
         }
         for (slot, prompt) in (0..).zip(group) {
@@ -291,7 +305,7 @@ fn windows_change_what_is_said_only_beyond_them() {
     }
     let made = Made::new("llama", 64, 4, 2, false);
     let prompt = tokens(5, 300);
-    let mut of = |heads: Option<HeadMap>| {
+    let of = |heads: Option<HeadMap>| {
         let classes = heads.as_ref().map_or(1, |map| map.classes.len()) as u8;
         let mut gpu = made.gpu(&CudaOptions { dtype: Dtype::F32, heads, ..CudaOptions::default() });
         all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[100, 3, 150], classes)
@@ -305,85 +319,10 @@ fn windows_change_what_is_said_only_beyond_them() {
     assert!((0..300).all(|at| off(&wide, at) < 1e-4), "a window that hides nothing");
     let map = HeadMap::half_windows(3, 2, 16, 64);
     assert_eq!(map.classes[1], HeadClass::Window { sink: 16, recent: 64 });
-    assert_eq!(map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32), 3 * 2 * 2 * 16 * 64 * 4);
-}
-
-/// Two and four parts of a model, on as many GPUs as there are, compute what one does but for the order of sums.
-#[test]
-fn parts_of_a_model_say_what_the_whole_says() {
-    if device().is_none() {
-        return;
-    }
-    let gpus = super::super::device_count();
-    for (kind, head_dim, heads, kv_heads, tied) in
-        [("llama", 64, 4, 2, true), ("qwen2", 64, 8, 4, false), ("qwen3", 128, 4, 4, false)]
-    {
-        let made = Made::new(kind, head_dim, heads, kv_heads, tied);
-        let prompt = tokens(6, if gpus > 1 { 420 } else { 220 });
-        // More rows than a graph takes, more than are pushed, and single ones. Where a GPU holds several parts, those
-        // that wait must leave room for those that are waited for.
-        let chunks = [if gpus > 1 { 300 } else { 100 }, 20, 40, 7, 16];
-        for ranks in [2, 4].into_iter().filter(|ranks| kv_heads % ranks == 0) {
-            for (dtype, mode, bound) in [
-                (Dtype::F32, Mode::Fast, 1e-5),
-                (Dtype::Bf16, Mode::Fast, 0.04),
-                (Dtype::Bf16, Mode::Invariant, 0.04),
-            ] {
-                let of = |ordinals: Vec<usize>, dtype: Dtype, nccl: bool| {
-                    let mut gpu = made.gpu(&CudaOptions { ordinals, dtype, mode, nccl, ..CudaOptions::default() });
-                    all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat()
-                };
-                let whole: Vec<f64> = of(vec![0], Dtype::F32, false).into_iter().map(f64::from).collect();
-                let ordinals: Vec<usize> = (0..ranks).map(|rank| rank % gpus).collect();
-                let parts = of(ordinals.clone(), dtype, false);
-                let off = super::super::testing::relative(&parts, &whole);
-                println!("{kind} over {ranks}: {dtype:?} {mode:?}: {off:e}");
-                assert!(off < bound, "{kind} over {ranks}: {dtype:?} {mode:?}: {off}");
-                if gpus >= ranks && mode == Mode::Fast {
-                    let off = super::super::testing::relative(&of(ordinals, dtype, true), &whole);
-                    println!("{kind} over {ranks} by NCCL: {dtype:?}: {off:e}");
-                    assert!(off < bound, "{kind} over {ranks} by NCCL: {off}");
-                }
-            }
-        }
-    }
-}
-
-/// Made-up weights are the same whatever they are cut into, and the invariant mode holds over parts.
-#[test]
-fn made_up_parts_are_parts_of_the_whole() {
-    if device().is_none() {
-        return;
-    }
-    let gpus = super::super::device_count();
-    let made = Made::new("llama", 64, 8, 4, false);
-    let prompt = tokens(8, 90);
-    let mut all = Vec::new();
-    for (ordinals, chunks) in
-        [(vec![0], vec![60, 20]), (vec![0, 1 % gpus], vec![60, 20]), (vec![0, 1 % gpus], vec![1, 33, 3, 50])]
-    {
-        let cuda = CudaOptions { ordinals, mode: Mode::Invariant, ..CudaOptions::default() };
-        let mut gpu = CudaModel::dummy(&made.path(), 5, &Made::options(), &cuda).unwrap();
-        all.push(all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat());
-    }
-    let whole: Vec<f64> = all[0].iter().copied().map(f64::from).collect();
-    let off = super::super::testing::relative(&all[1], &whole);
-    println!("made up over 2: {off:e}");
-    assert!(off < 0.04, "{off}");
-    assert!(all[1] == all[2], "the invariant mode over parts depends on chunks");
-}
-
-#[test]
-fn what_cannot_be_cut_is_refused_by_name() {
-    if device().is_none() {
-        return;
-    }
-    let made = Made::new("llama", 64, 6, 2, true);
-    for (ranks, named) in [(3, "2 KV heads"), (4, "6 query heads"), (9, "1 to 8 GPUs"), (0, "1 to 8 GPUs")] {
-        let cuda = CudaOptions { ordinals: vec![0; ranks], ..CudaOptions::default() };
-        let error = CudaModel::load(&made.path(), &Made::options(), &cuda).unwrap_err().to_string();
-        assert!(error.contains(named), "{error}");
-    }
+    assert_eq!(
+        map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32),
+        3 * 2 * 2 * 16 * 64 * 4
+    );
 }
 
 #[test]
@@ -404,75 +343,4 @@ fn what_does_not_fit_is_refused_by_name() {
     let free = Options { pages: PageBudget::Free(50), ..Made::options() };
     let model = CudaModel::load(&made.path(), &free, &CudaOptions::default()).unwrap();
     assert!(model.spec().classes[0].1 > 1200, "half of a GPU holds many pages of a small model");
-}
-
-/// Decoding over one GPU and over two, and pages between two: `paceline bench gpu` gives the same with more detail.
-#[test]
-#[ignore = "figures, not a test; needs two GPUs"]
-fn two_gpus_figures() {
-    let shape = |vocab: u32, hidden: u32, ffn: u32| {
-        serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden,
-            "intermediate_size": ffn, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
-            "head_dim": 128, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
-            "tie_word_embeddings": false,
-        })
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let options =
-        Options { context: Some(2048), vocab: None, slots: 32, pages: PageBudget::Pages(1600), threads: 1 };
-    let make = |shape: serde_json::Value, ordinals: Vec<usize>, nccl: bool| {
-        std::fs::write(folder.path().join("config.json"), shape.to_string()).unwrap();
-        let cuda = CudaOptions { ordinals, nccl, ..CudaOptions::default() };
-        CudaModel::dummy(folder.path(), 1, &options, &cuda).unwrap()
-    };
-    // Pages as large as those of the model below.
-    for (from, to) in [(vec![0], vec![1]), (vec![0, 1], vec![1])] {
-        let [a, b] = [&from, &to].map(|ordinals| make(shape(512, 1024, 1024), ordinals.clone(), false));
-        for megabytes in [16, 64, 256, 1024] {
-            for rate in super::super::transfer_rates(&a, &b, megabytes << 20).unwrap() {
-                let (us, gb) = (rate.microseconds, rate.bytes as f64 / rate.microseconds / 1e3);
-                println!("{from:?} to {to:?}: {:10} {megabytes:5} MiB {us:9.1} us {gb:7.1} GB/s", rate.what);
-            }
-        }
-    }
-    for (ordinals, nccl) in [(vec![0], false), (vec![0, 1], false), (vec![0, 1], true)] {
-        let mut model = make(shape(128_256, 4096, 14336), ordinals.clone(), nccl);
-        for batch in [1u32, 8, 32] {
-            let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
-            let mut deltas: Vec<TableDelta> = (0..32).map(clear).collect();
-            deltas.extend((0..batch).flat_map(|slot| table(slot, 560, 1)));
-            for slot in 0..batch {
-                let rows = rows(slot, 0, &tokens(slot.into(), 512), false);
-                let ticket = model.submit(&Step { deltas: std::mem::take(&mut deltas), rows }).unwrap();
-                model.collect(ticket, &[]).unwrap();
-            }
-            let mut times = Vec::new();
-            for n in 0..40 {
-                let rows = (0..batch).flat_map(|slot| rows(slot, 512 + n, &[TokenId(n + slot)], true)).collect();
-                let start = std::time::Instant::now();
-                let ticket = model.submit(&Step { deltas: Vec::new(), rows }).unwrap();
-                let draws = vec![Draw::new(Sampling::GREEDY); batch as usize];
-                model.collect(ticket, &draws).unwrap();
-                times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-            times.drain(..4);
-            times.sort_by(f64::total_cmp);
-            let (least, half) = (times[0], times[times.len() / 2]);
-            println!("decode {batch:2} on {ordinals:?} nccl {nccl}: median {half:.3} ms, least {least:.3} ms");
-        }
-        let mut times = Vec::new();
-        for _ in 0..4 {
-            let clear = |slot| TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear };
-            let append = |page| TableDelta { slot: Slot(0), class: ClassId(0), change: TableChange::Append(PageId(page)) };
-            let deltas = (0..32).map(clear).chain((0..128).map(append)).collect();
-            let mut rows = rows(0, 0, &tokens(1, 2048), false);
-            rows[2047].output = Output::Pick;
-            let start = std::time::Instant::now();
-            let ticket = model.submit(&Step { deltas, rows }).unwrap();
-            model.collect(ticket, &[Draw::new(Sampling::GREEDY)]).unwrap();
-            times.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-        println!("prefill 2048 on {ordinals:?} nccl {nccl}: {times:.2?} ms");
-    }
 }
