@@ -250,7 +250,10 @@ fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
             0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
             pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
         },
-        PageBudget::Free(_) => Err(bad("what is free of the machine's memory is not the KV cache's to take; \
-                                        name a number of bytes".to_owned())),
+        PageBudget::Free(_) => {
+            Err(bad("what is free of the machine's memory is not the KV cache's to take; \
+                                        name a number of bytes"
+                .to_owned()))
+        }
     }
 }

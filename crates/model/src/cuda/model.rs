@@ -34,14 +34,7 @@ pub struct CudaOptions {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self {
-            ordinal: 0,
-            dtype: Dtype::Bf16,
-            mode: Mode::Fast,
-            rows: 2048,
-            heads: None,
-            graphs: true,
-        }
+        Self { ordinal: 0, dtype: Dtype::Bf16, mode: Mode::Fast, rows: 2048, heads: None, graphs: true }
     }
 }
 
@@ -140,7 +133,12 @@ impl CudaModel {
         let kv = Kv::new(&device, &map, &pages, p.head_dim, cuda.dtype, options.slots, context)?;
         device.synchronize()?;
         tracing::info!(
-            layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), gpu = cuda.ordinal, "model on the GPU"
+            layers = p.layers,
+            context,
+            ?pages,
+            dtype = cuda.dtype.name(),
+            gpu = cuda.ordinal,
+            "model on the GPU"
         );
         Ok(Self {
             spec: ModelSpec {

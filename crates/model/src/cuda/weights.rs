@@ -37,9 +37,15 @@ const PIECE: usize = 1 << 24;
 
 impl DeviceDecoder {
     /// Dequantises the matrices of a decoder to `dtype`.
-    pub(crate) fn upload(device: &Device, dtype: Dtype, decoder: &Decoder, tied: bool) -> Result<Self, CudaError> {
+    pub(crate) fn upload(
+        device: &Device,
+        dtype: Dtype,
+        decoder: &Decoder,
+        tied: bool,
+    ) -> Result<Self, CudaError> {
         let embedding = Rc::new(dense(device, dtype, &[&decoder.embedding])?);
-        let head = if tied { Rc::clone(&embedding) } else { Rc::new(dense(device, dtype, &[&decoder.head])?) };
+        let head =
+            if tied { Rc::clone(&embedding) } else { Rc::new(dense(device, dtype, &[&decoder.head])?) };
         let layers = decoder.layers.iter().map(|layer| DeviceLayer::upload(device, dtype, layer));
         Ok(Self {
             embedding,
@@ -91,7 +97,8 @@ impl DeviceDecoder {
                 down: matrix(p.hidden, p.feed_forward)?,
             });
         }
-        let head = if p.tied == Some(true) { Rc::clone(&embedding) } else { Rc::new(matrix(p.vocab, p.hidden)?) };
+        let head =
+            if p.tied == Some(true) { Rc::clone(&embedding) } else { Rc::new(matrix(p.vocab, p.hidden)?) };
         Ok(Self { embedding, layers, norm: constant(p.hidden, 1.0)?, head })
     }
 

@@ -36,7 +36,8 @@ impl Made {
         let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
         let mut tensor = |name: String, shape: Vec<usize>, mean: f32, scale: f32| {
             let count = shape.iter().product();
-            let bytes = random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
+            let bytes =
+                random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
             tensors.insert(name, (shape, bytes));
         };
         tensor("model.embed_tokens.weight".into(), vec![VOCAB as usize, hidden], 0.0, 1.0);
@@ -69,7 +70,8 @@ impl Made {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let views = tensors.iter().map(|(name, (shape, bytes))| {
-            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
             (name.clone(), view)
         });
         safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
@@ -216,14 +218,24 @@ fn bf16_is_near_f32() {
 }
 
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
-fn answers(model: &mut CudaModel, prompts: &[Vec<TokenId>], length: u32, together: usize, chunk: usize) -> Vec<Vec<TokenId>> {
+fn answers(
+    model: &mut CudaModel,
+    prompts: &[Vec<TokenId>],
+    length: u32,
+    together: usize,
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
     let mut all = Vec::new();
     let classes = model.spec().classes.len() as u8;
     for group in prompts.chunks(together) {
         let mut step = Step::default();
         for slot in 0..model.spec().slots {
             for class in 0..classes {
-                step.deltas.push(TableDelta { slot: Slot(slot), class: ClassId(class), change: TableChange::Clear });
+                step.deltas.push(TableDelta {
+                    slot: Slot(slot),
+                    class: ClassId(class),
+                    change: TableChange::Clear,
+                });
             }
         }
         for (slot, prompt) in (0..).zip(group) {
@@ -305,7 +317,10 @@ fn windows_change_what_is_said_only_beyond_them() {
     assert!((0..300).all(|at| off(&wide, at) < 1e-4), "a window that hides nothing");
     let map = HeadMap::half_windows(3, 2, 16, 64);
     assert_eq!(map.classes[1], HeadClass::Window { sink: 16, recent: 64 });
-    assert_eq!(map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32), 3 * 2 * 2 * 16 * 64 * 4);
+    assert_eq!(
+        map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32),
+        3 * 2 * 2 * 16 * 64 * 4
+    );
 }
 
 #[test]
