@@ -97,8 +97,7 @@ def main():
     args = parser.parse_args()
     entries = prompts(args.trace)
     model = pathlib.Path(args.tokenizer).stem
-    environment = dict(os.environ, PACELINE_RANK__SLOTS="32", PACELINE_ENGINE__TOKEN_BUDGET="2048",
-                       PACELINE_SESSIONS__TOKEN_BUDGET="2048", PACELINE_ENGINE__MAX_DRAFT="32")
+    environment = dict(os.environ, PACELINE_RANK__SLOTS="32", PACELINE_ENGINE__MAX_DRAFT="32")
     node = ["--model", args.tokenizer, "--coordinator", JOIN, "--context", "2048", "--replay", args.trace]
     commands = {
         "coordinator": ["coordinator", "--model", args.tokenizer, "--listen", URL[7:], "--grpc-listen", JOIN],
