@@ -114,8 +114,11 @@ pub(crate) trait Lanes: Copy {
     /// 16 x f32.
     type Floats: Copy;
 
-    /// A line of a stream of weights. Hints that what lies `AHEAD` will be read soon: one hint a line, as
+    /// Hints that what lies [`AHEAD`] of this line in a stream of weights will be read soon. One hint a line:
     /// many at once would fill the buffers that the loads themselves need.
+    fn ahead(self, line: &Line);
+
+    /// A line of a stream of weights, with a hint.
     fn bytes(self, from: &Line) -> Self::Bytes;
     fn low_nibbles(self, b: Self::Bytes) -> Self::Bytes;
     fn high_nibbles(self, b: Self::Bytes) -> Self::Bytes;
@@ -134,7 +137,7 @@ pub(crate) trait Lanes: Copy {
     fn dot2(self, acc: Self::Ints, w: Self::Ints, x: [i16; 2]) -> Self::Ints;
 
     fn ints(self, value: i32) -> Self::Ints;
-    /// A little-endian word a lane.
+    /// A little-endian word a lane; a line of a stream of weights, with a hint.
     fn words(self, from: &Line) -> Self::Ints;
     fn add(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn mul(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;

@@ -14,7 +14,7 @@ use super::pool::{Parts, Pool};
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
-use crate::simd::Level;
+use crate::simd::{Kernel, LANES, Lanes, Level};
 
 /// Rows computed together; a longer step goes through the layers in pieces of this many, which
 /// bounds memory and changes no bit.
@@ -212,8 +212,8 @@ impl Forward<'_> {
             let Some(page) = table.get(index as usize).copied().flatten() else { continue };
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
-                round(k, key);
-                round(v, value);
+                self.level.run(Round(k, key));
+                self.level.run(Round(v, value));
                 storage.write(page, Unit { layer, kv_head }, offset as usize, key, value);
             }
         }
@@ -238,9 +238,22 @@ impl Forward<'_> {
     }
 }
 
-/// To half floats.
-fn round(from: &[f32], to: &mut [[u8; 2]]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = f16::from_f32(*from).to_le_bytes();
+/// Keys or values to half floats.
+struct Round<'a>(&'a [f32], &'a mut [[u8; 2]]);
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (from, rest) = self.0.as_chunks::<LANES>();
+        let (to, to_rest) = self.1.split_at_mut(from.len() * LANES);
+        let to = to.as_flattened_mut().as_chunks_mut().0;
+        for (to, from) in to.iter_mut().zip(from) {
+            l.store_halves(l.load(from), to);
+        }
+        for (to, from) in to_rest.iter_mut().zip(rest) {
+            *to = f16::from_f32(*from).to_le_bytes();
+        }
     }
 }

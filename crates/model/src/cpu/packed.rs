@@ -1,10 +1,11 @@
 //! Weights as the kernels read them.
 //!
 //! A matrix of quantised blocks is copied when the model is loaded: 16 outputs side by side make a *group*,
-//! and a group is what one task streams from start to end. Its blocks of 16 outputs follow one another along
-//! K, each `WORDS` lines of 64 bytes ([`IntegerBlock`]); after them lie the blocks' float scales. So a
-//! matrix takes the bytes that it has in the file, and every load is of a whole cache line. Matrices of
-//! floats are read where the file has them.
+//! which is read from start to end. Along K follow one another *spans*: a line with the float scales of one
+//! or two blocks, as many as it has room for, then those blocks, each `WORDS` lines of 64 bytes
+//! ([`IntegerBlock`]). So a product is one stream of whole cache lines, as many bytes as in the file; only
+//! with an odd number of blocks half of the last line of scales is empty. Matrices of floats are read where
+//! the file has them.
 
 use std::sync::Arc;
 
@@ -99,15 +100,12 @@ impl Weight {
         self.groups() * self.group_bytes()
     }
 
-    /// Lines and float scales of a group, block by block; empty for floats.
+    /// The lines of a group; empty for floats.
     #[inline(always)]
-    pub(super) fn group<B: IntegerBlock>(&self, group: usize) -> (&[Line], &[Halves]) {
-        let Place::Packed { memory, start, stride } = &self.place else { return (&[], &[]) };
-        let width = self.inputs / B::ELEMS;
+    pub(super) fn group(&self, group: usize) -> &[Line] {
+        let Place::Packed { memory, start, stride } = &self.place else { return &[] };
         let from = start + group * stride;
-        let bytes = memory.get(from..from + stride).unwrap_or_default();
-        let (lines, halves) = bytes.split_at((width * B::WORDS * size_of::<Line>()).min(bytes.len()));
-        (lines.as_chunks().0, &halves.as_chunks().0[..width * B::HALVES])
+        memory.get(from..from + stride).unwrap_or_default().as_chunks().0
     }
 
     /// Rows of floats, from the file; empty for blocks.
@@ -158,11 +156,22 @@ pub(super) fn pack(matrices: &[&Matrix], pool: &mut Pool) -> Result<Vec<Weight>,
     Ok(matrices.iter().zip(strides.into_iter().zip(starts)).map(place).collect())
 }
 
+/// Blocks whose float scales fill one line.
+pub(super) const fn span<B: IntegerBlock>() -> usize {
+    2 / B::HALVES
+}
+
+/// Float scales and blocks of each span of a group.
+#[inline(always)]
+pub(super) fn spans<B: IntegerBlock>(group: &[Line]) -> impl Iterator<Item = (&Line, &[Line])> {
+    group.chunks(1 + span::<B>() * B::WORDS).filter_map(|span| span.split_first())
+}
+
 /// Bytes of a group; `None` for floats, which stay in the file.
 fn stride(matrix: &Matrix) -> Option<usize> {
     fn of<B: IntegerBlock>(inputs: usize) -> usize {
-        let block = B::WORDS * size_of::<Line>() + B::HALVES * size_of::<Halves>();
-        (inputs / B::ELEMS * block).next_multiple_of(size_of::<Line>())
+        let blocks = inputs / B::ELEMS;
+        (blocks.div_ceil(span::<B>()) + blocks * B::WORDS) * size_of::<Line>()
     }
     let inputs = matrix.inputs;
     Some(match matrix.format {
@@ -197,14 +206,16 @@ fn fill_of<B: IntegerBlock>(matrix: &Matrix, stride: usize, to: &mut [u8], pool:
     let last = matrix.outputs - 1;
     let source: &[B] = blocks(matrix.bytes());
     pool.pieces(to, stride, |group, to| {
-        let (lines, halves) = to.split_at_mut(width * B::WORDS * size_of::<Line>());
-        let lines = lines.as_chunks_mut::<64>().0.chunks_exact_mut(B::WORDS);
-        let halves = halves.as_chunks_mut::<32>().0.chunks_exact_mut(B::HALVES);
-        for (k, (lines, halves)) in lines.zip(halves).enumerate() {
-            for lane in 0..LANES {
-                // Past the end the last output again; its results go unread.
-                let output = (group * LANES + lane).min(last);
-                pack_block(&source[output * width + k], lane, lines, halves);
+        for (i, lines) in to.as_chunks_mut().0.chunks_mut(1 + span::<B>() * B::WORDS).enumerate() {
+            let Some((scales, lines)) = lines.split_first_mut() else { continue };
+            let scales = scales.as_chunks_mut().0.chunks_exact_mut(B::HALVES);
+            for (j, (lines, halves)) in lines.chunks_exact_mut(B::WORDS).zip(scales).enumerate() {
+                let k = i * span::<B>() + j;
+                for lane in 0..LANES {
+                    // Past the end the last output again; its results go unread.
+                    let output = (group * LANES + lane).min(last);
+                    pack_block(&source[output * width + k], lane, lines, halves);
+                }
             }
         }
     });
@@ -232,25 +243,27 @@ mod tests {
     #[test]
     fn a_group_holds_sixteen_outputs_side_by_side() {
         let (outputs, width) = (18, 3);
-        // Q4_1: two halves, then 16 bytes of quants; each byte says where it is from.
-        let byte = |output: usize, k: usize, i: usize| (output * 60 + k * 20 + i) as u8;
+        // Q4_0: two bytes of scale, then 16 of quants; each byte says where it is from.
+        let byte = |output: usize, k: usize, i: usize| (output * 60 + k * 18 + i) as u8;
         let bytes: Vec<u8> = (0..outputs)
-            .flat_map(|o| (0..width).flat_map(move |k| (0..20).map(move |i| byte(o, k, i))))
+            .flat_map(|o| (0..width).flat_map(move |k| (0..18).map(move |i| byte(o, k, i))))
             .collect();
-        let matrix = Matrix::in_memory(Format::Q4_1, outputs, width * 32, &bytes);
+        let matrix = Matrix::in_memory(Format::Q4_0, outputs, width * 32, &bytes);
         let weight = pack(&[&matrix], &mut Pool::new(2).unwrap()).unwrap().remove(0);
-        assert_eq!((weight.groups(), weight.group_bytes()), (2, 16 * 60));
+        assert_eq!((weight.groups(), weight.group_bytes()), (2, (3 * 4 + 2) * 64));
         for group in 0..2 {
-            let (lines, halves) = weight.group::<Q4_1>(group);
-            assert_eq!((lines.len(), halves.len()), (4 * width, 2 * width));
-            for (k, (lines, halves)) in lines.chunks(4).zip(halves.chunks(2)).enumerate() {
+            let spans: Vec<_> = spans::<Q4_0>(weight.group(group)).collect();
+            assert_eq!(spans.iter().map(|(_, lines)| lines.len()).collect::<Vec<_>>(), [8, 4]);
+            for k in 0..width {
+                let (scales, lines) = spans[k / 2];
+                let (scales, lines) = (&scales[k % 2 * 32..], &lines[k % 2 * 4..]);
                 for lane in 0..LANES {
                     let output = (group * LANES + lane).min(outputs - 1);
                     for i in 0..16 {
-                        assert_eq!(lines[i / 4][4 * lane + i % 4], byte(output, k, 4 + i));
+                        assert_eq!(lines[i / 4][4 * lane + i % 4], byte(output, k, 2 + i));
                     }
-                    for i in 0..4 {
-                        assert_eq!(halves[i / 2][2 * lane + i % 2], byte(output, k, i));
+                    for i in 0..2 {
+                        assert_eq!(scales[2 * lane + i], byte(output, k, i));
                     }
                 }
             }

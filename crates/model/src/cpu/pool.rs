@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,8 +27,9 @@ struct Shared {
     /// Number of the job that is to be done; changed only by the caller, after `job` was written.
     number: AtomicUsize,
     job: UnsafeCell<Option<Job>>,
-    /// Tasks handed out.
-    next: AtomicUsize,
+    /// Each thread's own run of tasks: the next one of it. Runs lie next to each other, so what a thread
+    /// reads is one stream; who is through with its own helps the others.
+    next: Vec<Next>,
     /// Workers still at the job.
     busy: AtomicUsize,
     /// Set by a thread before it sleeps, taken by the one that wakes it.
@@ -45,12 +47,23 @@ unsafe impl Sync for Shared {}
 // SAFETY: the only field that is not `Send` by itself is `job`, whose pointer is to something `Sync`.
 unsafe impl Send for Shared {}
 
+/// On a cache line of its own: every thread counts its own up.
+#[repr(align(64))]
+struct Next(AtomicUsize);
+
 #[derive(Clone)]
 struct Job {
     /// Outlives the job: `each` does not return before all threads are done with it.
     task: *const (dyn Fn(usize) + Sync),
     tasks: usize,
     caller: Thread,
+}
+
+impl Job {
+    /// The tasks that belong to a thread.
+    fn run(&self, thread: usize, threads: usize) -> Range<usize> {
+        self.tasks * thread / threads..self.tasks * (thread + 1) / threads
+    }
 }
 
 impl Pool {
@@ -60,7 +73,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             number: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..=workers).map(|_| Next(AtomicUsize::new(0))).collect(),
             busy: AtomicUsize::new(0),
             sleeping: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             caller_sleeps: AtomicBool::new(false),
@@ -100,7 +113,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: no job is under way (`&mut self`, and `each` waits), so no worker reads it.
         unsafe { *shared.job.get() = Some(job.clone()) };
-        shared.next.store(0, Ordering::Relaxed);
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(job.run(thread, self.threads()).start, Ordering::Relaxed);
+        }
         shared.busy.store(self.workers.len(), Ordering::Relaxed);
         shared.number.fetch_add(1, Ordering::SeqCst);
         for (sleeping, worker) in shared.sleeping.iter().zip(&self.workers) {
@@ -108,7 +123,7 @@ impl Pool {
                 worker.thread().unpark();
             }
         }
-        let own = catch_unwind(AssertUnwindSafe(|| shared.tasks(&job)));
+        let own = catch_unwind(AssertUnwindSafe(|| shared.tasks(&job, 0)));
         shared.wait();
         let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = own.err().or(theirs) {
@@ -168,7 +183,7 @@ impl Shared {
             // SAFETY: written before `number` changed, and not again before this worker lowers `busy`.
             let job = unsafe { (*self.job.get()).clone() };
             let Some(job) = job else { continue };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.tasks(&job))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.tasks(&job, index + 1))) {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             let caller = job.caller;
@@ -180,16 +195,20 @@ impl Shared {
         }
     }
 
-    /// Takes tasks until none is left.
-    fn tasks(&self, job: &Job) {
+    /// Takes tasks until none is left: those of `thread`'s run, then the others'.
+    fn tasks(&self, job: &Job, thread: usize) {
         // SAFETY: what it points at outlives the job; see `Pool::each`.
         let task = unsafe { &*job.task };
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= job.tasks {
-                return;
+        let threads = self.next.len();
+        for owner in (thread..threads).chain(0..thread) {
+            let end = job.run(owner, threads).end;
+            loop {
+                let i = self.next[owner].0.fetch_add(1, Ordering::Relaxed);
+                if i >= end {
+                    break;
+                }
+                task(i);
             }
-            task(i);
         }
     }
 

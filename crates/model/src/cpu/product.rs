@@ -4,7 +4,7 @@
 mod tests;
 
 use super::inputs::Inputs;
-use super::packed::Weight;
+use super::packed::{Weight, spans};
 use super::pool::{Parts, Pool};
 use crate::quant::float::dot;
 use crate::quant::{
@@ -13,7 +13,7 @@ use crate::quant::{
 use crate::simd::{Kernel, LANES, Lanes, Level};
 
 /// Weights of one task, at most about: small enough to share the work evenly, large enough to be a stream.
-const TASK_BYTES: usize = 128 * 1024;
+const TASK_BYTES: usize = 256 * 1024;
 
 /// Computes each matrix times each row of `inputs`; a matrix's results are `rows` rows of its outputs.
 /// The matrices share one round of the pool: they take the same inputs.
@@ -127,21 +127,25 @@ impl<B: IntegerBlock> IntegerProduct<'_, B> {
     /// rows it did.
     #[inline(always)]
     fn tile<L: Lanes, const N: usize>(&self, l: L, group: usize, row: usize) -> usize {
-        let (lines, halves) = self.task.weight.group::<B>(group);
-        let (rows, width) = (self.task.inputs.rows, lines.len() / B::WORDS);
+        let (rows, width) = (self.task.inputs.rows, self.task.weight.inputs / B::ELEMS);
         let mut x: [&[B::Input]; N] = [&[]; N];
         for (n, x) in x.iter_mut().enumerate() {
             let row = (row + n).min(rows - 1);
             *x = &self.inputs[row * width..(row + 1) * width];
         }
         let mut acc = [l.floats(0.0); N];
-        let blocks = lines.chunks_exact(B::WORDS).zip(halves.chunks_exact(B::HALVES));
-        for (k, (lines, halves)) in blocks.enumerate() {
-            let mut now: [&B::Input; N] = [&x[0][k]; N];
-            for n in 1..N {
-                now[n] = &x[n][k];
+        let mut k = 0;
+        for (scales, lines) in spans::<B>(self.task.weight.group(group)) {
+            l.ahead(scales);
+            let scales = scales.as_chunks().0.chunks_exact(B::HALVES);
+            for (lines, halves) in lines.chunks_exact(B::WORDS).zip(scales) {
+                let mut now: [&B::Input; N] = [&x[0][k]; N];
+                for n in 1..N {
+                    now[n] = &x[n][k];
+                }
+                B::accumulate(l, lines, halves, &now, &mut acc);
+                k += 1;
             }
-            B::accumulate(l, lines, halves, &now, &mut acc);
         }
         let done = N.min(rows - row);
         for (n, acc) in acc.iter().enumerate().take(done) {

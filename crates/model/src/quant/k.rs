@@ -157,28 +157,33 @@ impl IntegerBlock for Q4K {
         // Four sub-blocks are at most 4 * 63 * 32 * 15 * 127 < 2^24: floats hold them exactly, and their
         // one sum is rounded as the integer would be. That is cheaper than integer products.
         let mut products = [l.floats(0.0); N];
-        for half in 0..2 {
-            let mut four = [l.floats(0.0); N];
-            for c in [2 * half, 2 * half + 1] {
+        // Written out: what is indexed by a loop would lie in memory instead of registers.
+        macro_rules! pair {
+            ($four:ident, $c:literal) => {{
                 let (mut even, mut odd) = ([l.ints(0); N], [l.ints(0); N]);
                 for i in 0..8 {
-                    let both = l.bytes(&q[8 * c + i]);
+                    let both = l.bytes(&q[8 * $c + i]);
                     let (low, high) = (l.low_nibbles(both), l.high_nibbles(both));
                     for n in 0..N {
-                        even[n] = l.dot4(even[n], low, quad(&x[n].q, 16 * c + i));
-                        odd[n] = l.dot4(odd[n], high, quad(&x[n].q, 16 * c + 8 + i));
+                        even[n] = l.dot4(even[n], low, quad(&x[n].q, 16 * $c + i));
+                        odd[n] = l.dot4(odd[n], high, quad(&x[n].q, 16 * $c + 8 + i));
                     }
                 }
-                let of_even = l.to_floats(scales.scale(l, 2 * c));
-                let of_odd = l.to_floats(scales.scale(l, 2 * c + 1));
+                let of_even = l.to_floats(scales.scale(l, 2 * $c));
+                let of_odd = l.to_floats(scales.scale(l, 2 * $c + 1));
                 for n in 0..N {
-                    four[n] = l.fma(of_even, l.to_floats(even[n]), four[n]);
-                    four[n] = l.fma(of_odd, l.to_floats(odd[n]), four[n]);
+                    $four[n] = l.fma(of_even, l.to_floats(even[n]), $four[n]);
+                    $four[n] = l.fma(of_odd, l.to_floats(odd[n]), $four[n]);
                 }
-            }
-            for n in 0..N {
-                products[n] = l.plus(products[n], four[n]);
-            }
+            }};
+        }
+        let mut four = products;
+        pair!(products, 0);
+        pair!(products, 1);
+        pair!(four, 2);
+        pair!(four, 3);
+        for n in 0..N {
+            products[n] = l.plus(products[n], four[n]);
         }
         finish(l, halves, &products, &scales, x, acc);
     }
@@ -233,23 +238,29 @@ impl IntegerBlock for Q5K {
         let (Some(packed), Some(halves)) = (packed.first_chunk(), halves.first_chunk()) else { return };
         let scales = Scales::unpack(l, packed);
         let mut products = [l.ints(0); N];
-        for c in 0..4 {
-            let (mut even, mut odd) = ([l.ints(0); N], [l.ints(0); N]);
-            for i in 0..8 {
-                let (both, planes) = (l.bytes(&q[8 * c + i]), l.bytes(&planes[i]));
-                let low = l.with_bit(l.low_nibbles(both), planes, 2 * c as u32);
-                let high = l.with_bit(l.high_nibbles(both), planes, 2 * c as u32 + 1);
-                for n in 0..N {
-                    even[n] = l.dot4(even[n], low, quad(&x[n].q, 16 * c + i));
-                    odd[n] = l.dot4(odd[n], high, quad(&x[n].q, 16 * c + 8 + i));
+        macro_rules! pair {
+            ($c:literal) => {{
+                let (mut even, mut odd) = ([l.ints(0); N], [l.ints(0); N]);
+                for i in 0..8 {
+                    let (both, planes) = (l.bytes(&q[8 * $c + i]), l.bytes(&planes[i]));
+                    let low = l.with_bit(l.low_nibbles(both), planes, 2 * $c);
+                    let high = l.with_bit(l.high_nibbles(both), planes, 2 * $c + 1);
+                    for n in 0..N {
+                        even[n] = l.dot4(even[n], low, quad(&x[n].q, 16 * $c + i));
+                        odd[n] = l.dot4(odd[n], high, quad(&x[n].q, 16 * $c + 8 + i));
+                    }
                 }
-            }
-            let (of_even, of_odd) = (scales.scale(l, 2 * c), scales.scale(l, 2 * c + 1));
-            for n in 0..N {
-                let both = l.add(l.mul(of_even, even[n]), l.mul(of_odd, odd[n]));
-                products[n] = l.add(products[n], both);
-            }
+                let (of_even, of_odd) = (scales.scale(l, 2 * $c), scales.scale(l, 2 * $c + 1));
+                for n in 0..N {
+                    let both = l.add(l.mul(of_even, even[n]), l.mul(of_odd, odd[n]));
+                    products[n] = l.add(products[n], both);
+                }
+            }};
         }
+        pair!(0);
+        pair!(1);
+        pair!(2);
+        pair!(3);
         let mut floats = [l.floats(0.0); N];
         for n in 0..N {
             floats[n] = l.to_floats(products[n]);
@@ -309,32 +320,41 @@ impl IntegerBlock for Q6K {
         let Some((high, scales)) = rest.split_first_chunk::<16>() else { return };
         let (Some(scales), [d]) = (scales.first_chunk::<4>(), halves) else { return };
         let mut products = [l.ints(0); N];
-        // 64 bytes of `low` hold quarters k and k + 2 of a half; 16 elements share a scale.
-        for (half, k) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            for part in 0..2 {
-                let (first, second) = (2 * (4 * half + k) + part, 2 * (4 * half + k + 2) + part);
+        // 32 bytes of `low` hold quarters k and k + 2 of a half; 16 elements, a part, share a scale.
+        macro_rules! part {
+            ($half:literal, $k:literal, $part:literal) => {{
+                const A: usize = 2 * (4 * $half + $k) + $part;
+                const B: usize = A + 4;
                 let (mut a, mut b) = ([l.ints(0); N], [l.ints(0); N]);
                 for n in 0..N {
-                    (a[n], b[n]) = (l.ints(x[n].minus32[first]), l.ints(x[n].minus32[second]));
+                    (a[n], b[n]) = (l.ints(x[n].minus32[A]), l.ints(x[n].minus32[B]));
                 }
                 for i in 0..4 {
-                    let both = l.bytes(&low[8 * (2 * half + k) + 4 * part + i]);
-                    let planes = l.bytes(&high[8 * half + 4 * part + i]);
-                    let w = l.with_pair(l.low_nibbles(both), planes, k as u32);
-                    let v = l.with_pair(l.high_nibbles(both), planes, k as u32 + 2);
+                    let both = l.bytes(&low[8 * (2 * $half + $k) + 4 * $part + i]);
+                    let planes = l.bytes(&high[8 * $half + 4 * $part + i]);
+                    let w = l.with_pair(l.low_nibbles(both), planes, $k);
+                    let v = l.with_pair(l.high_nibbles(both), planes, $k + 2);
                     for n in 0..N {
-                        a[n] = l.dot4(a[n], w, quad(&x[n].q, 4 * first + i));
-                        b[n] = l.dot4(b[n], v, quad(&x[n].q, 4 * second + i));
+                        a[n] = l.dot4(a[n], w, quad(&x[n].q, 4 * A + i));
+                        b[n] = l.dot4(b[n], v, quad(&x[n].q, 4 * B + i));
                     }
                 }
-                let of_a = l.signed_byte(l.words(&scales[first / 4]), first as u32 % 4);
-                let of_b = l.signed_byte(l.words(&scales[second / 4]), second as u32 % 4);
+                let of_a = l.signed_byte(l.words(&scales[A / 4]), A as u32 % 4);
+                let of_b = l.signed_byte(l.words(&scales[B / 4]), B as u32 % 4);
                 for n in 0..N {
                     let both = l.add(l.mul(of_a, a[n]), l.mul(of_b, b[n]));
                     products[n] = l.add(products[n], both);
                 }
-            }
+            }};
         }
+        part!(0, 0, 0);
+        part!(0, 0, 1);
+        part!(0, 1, 0);
+        part!(0, 1, 1);
+        part!(1, 0, 0);
+        part!(1, 0, 1);
+        part!(1, 1, 0);
+        part!(1, 1, 1);
         let d = l.halves(d);
         for n in 0..N {
             acc[n] = l.fma(l.times(d, l.floats(x[n].scale)), l.to_floats(products[n]), acc[n]);

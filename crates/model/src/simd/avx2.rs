@@ -73,9 +73,15 @@ impl Lanes for Avx2 {
     type Floats = [__m256; 2];
 
     #[inline(always)]
+    fn ahead(self, line: &Line) {
+        by_token!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()))
+    }
+
+    #[inline(always)]
     fn bytes(self, from: &Line) -> [__m256i; 2] {
-        by_token!(_mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(AHEAD).cast()));
-        self.words(from)
+        self.ahead(from);
+        let at: *const __m256i = from.as_ptr().cast();
+        by_token!([_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))])
     }
 
     #[inline(always)]
@@ -147,8 +153,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn words(self, from: &Line) -> [__m256i; 2] {
-        let at: *const __m256i = from.as_ptr().cast();
-        by_token!([_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))])
+        self.bytes(from)
     }
 
     #[inline(always)]

@@ -33,11 +33,14 @@ impl Lanes for Avx512 {
     type Floats = __m512;
 
     #[inline(always)]
+    fn ahead(self, line: &Line) {
+        by_token!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()))
+    }
+
+    #[inline(always)]
     fn bytes(self, from: &Line) -> __m512i {
-        by_token!({
-            _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(AHEAD).cast());
-            _mm512_loadu_si512(from.as_ptr().cast())
-        })
+        self.ahead(from);
+        by_token!(_mm512_loadu_si512(from.as_ptr().cast()))
     }
 
     #[inline(always)]
@@ -102,7 +105,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn words(self, from: &Line) -> __m512i {
-        by_token!(_mm512_loadu_si512(from.as_ptr().cast()))
+        self.bytes(from)
     }
 
     #[inline(always)]

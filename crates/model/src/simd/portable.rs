@@ -36,6 +36,9 @@ impl Lanes for Portable {
     type Floats = [f32; LANES];
 
     #[inline(always)]
+    fn ahead(self, _: &Line) {}
+
+    #[inline(always)]
     fn bytes(self, from: &Line) -> Line {
         *from
     }
@@ -84,7 +87,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn dot2(self, acc: [i32; LANES], w: [i32; LANES], x: [i16; 2]) -> [i32; LANES] {
-        zip!(acc, w, |acc, w| { acc + i32::from(w as i16) * i32::from(x[0]) + (w >> 16) * i32::from(x[1]) })
+        zip!(acc, w, |acc, w| acc + i32::from(w as i16) * i32::from(x[0]) + (w >> 16) * i32::from(x[1]))
     }
 
     #[inline(always)]
