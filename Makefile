@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # coder-1.5b with coder-0.5b as its drafter; another MODEL runs alone unless DRAFTER names one.
 export MODEL DRAFTER
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench cuda
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,3 +25,6 @@ lint: ## Check format, clippy, protos, licences
 bench: ## Time the engine on this machine (MODEL=..., PROFILE=release; docs/benchmarks.md)
 	cargo run --profile $(or $(PROFILE),dev) --package cli --bin paceline -- \
 		bench engine --model $(or $(MODEL),smollm2-135m) --batch 1,4 --rows 1,2,4,8 $(BENCH)
+
+cuda: ## Fetch a CUDA compiler into .cuda and build the release binary with the CUDA back end
+	@scripts/cuda.sh

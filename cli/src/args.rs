@@ -114,6 +114,14 @@ pub struct RankArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
+    /// Where the model computes: cpu, cuda, cuda:1, or cuda:0,1 [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<rank::Device>,
+    /// On a GPU: the same text alone and in any batch, for some speed
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub batch_invariant: bool,
 }
 
 /// How an answer is drawn; left out, the server decides.

@@ -2,10 +2,13 @@
 //!
 //! [`serve`] is a load generator for any server with OpenAI's API. Its metrics, their names and their
 //! percentiles are those of AIPerf, so that figures can be laid beside each other.
-//! [`engine`] times this machine's arithmetic without a network. What both share: [`spread`], the
-//! statistics, and [`hardware`], the line that belongs beside every figure.
+//! [`engine`] times this machine's arithmetic without a network; [`compare`] lays drafting strategies side by
+//! side. What they share: [`spread`], the statistics, and [`hardware`], the line that belongs beside every figure.
 
+pub mod compare;
 pub mod engine;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod hardware;
 pub mod serve;
 pub mod spread;
@@ -34,12 +37,20 @@ pub enum What {
     Serve(Box<serve::ServeArgs>),
     /// Time the engine in this process: prefill, decode, and a step by its rows.
     Engine(engine::EngineArgs),
+    /// Time a GPU: steps of a model of any shape and every kernel, beside their floors.
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::GpuArgs),
+    /// Drafting strategies side by side, or the record of a pair of models.
+    Compare(Box<compare::CompareArgs>),
 }
 
 pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
     match args.what {
         What::Serve(args) => serve::run(*args).await,
         What::Engine(args) => engine::run(args, store).await,
+        #[cfg(feature = "cuda")]
+        What::Gpu(args) => gpu::run(args).await,
+        What::Compare(args) => compare::run(*args, store).await,
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use cluster::Role;
 use daemon::Readiness;
+use engine::Side;
 use telemetry::{Log, Service};
 
 use crate::args::StoreArgs;
@@ -13,6 +14,7 @@ pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let config = load::<drafter::Config>(args.config.as_deref(), &args.settings()?)?;
     let mut tasks = tasks()?;
     let prepared = prepare(&config.rank, Role::Drafter, store).await?;
+    let prepared = prepared.saying(args.replay.as_deref(), Side::Drafter)?;
     let instance = prepared.identity.id.to_string();
     let _telemetry = telemetry::init(log, Some((&Service { role: "drafter", instance }, &config.telemetry)))?;
     let readiness = Readiness::default();

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line talks to its terminal")]
 
 pub mod args;
+pub mod backend;
 pub mod bench;
 pub mod chat;
 pub mod client;

@@ -19,7 +19,9 @@ mod source;
 mod store;
 mod wheel;
 
+pub use catalogue::Wheel;
 pub use progress::Progress;
+pub(crate) use pull::packaged;
 pub use pull::{Options, Origin};
 pub use source::Source;
 pub use store::{Name, Store};

@@ -4,20 +4,24 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use cluster::{NodeId, NodeRecord, Role, VocabHash};
 use daemon::config::{Check, ENV_PREFIX, ENV_RESERVED, Valid};
 use daemon::{Deadlines, Shutdown, Tasks};
+use engine::{Model, Replay, ReplayError, Side, Trace};
 use grammar::{Grammars, Vocabulary};
-use model::{CpuModel, LoadError, Options, PageBudget};
+use model::{LoadError, Options, PageBudget};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use text::Tokenizer;
 
 use crate::args::{RankArgs, StoreArgs};
+use crate::backend::Backend;
+use crate::bench::compare::trace;
 
 /// `paceline worker ...`, `paceline drafter ...`; what is left out comes from the environment, then
 /// from the file.
@@ -49,6 +53,9 @@ pub struct NodeArgs {
     /// Announce the addresses on standard output as JSON, and end when standard input does
     #[arg(long, hide = true)]
     pub supervised: bool,
+    /// For measurements: compute everything, and say what `bench compare --record` wrote down
+    #[arg(long, hide = true, value_name = "TRACE")]
+    pub replay: Option<PathBuf>,
 }
 
 impl NodeArgs {
@@ -85,13 +92,42 @@ pub struct Prepared {
     pub constraints: rank::Constraints,
     pub path: PathBuf,
     pub options: Options,
+    pub backend: Backend,
+    /// The words to say instead of the model's own.
+    pub words: Option<(Arc<Trace>, Side)>,
+}
+
+/// Why a rank has no model.
+#[derive(Debug, thiserror::Error)]
+pub enum NoModel {
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("--replay: {0}")]
+    Replay(#[from] ReplayError),
 }
 
 impl Prepared {
     /// For `worker::start` and `drafter::start`: builds the model on the thread that calls it.
-    pub fn make(&self) -> impl FnOnce() -> Result<CpuModel, LoadError> + Send + 'static {
-        let (path, options) = (self.path.clone(), self.options.clone());
-        move || CpuModel::load(&path, &options)
+    pub fn make(&self) -> impl FnOnce() -> Result<Box<dyn Model>, NoModel> + Send + 'static {
+        let (path, options, words) = (self.path.clone(), self.options.clone(), self.words.clone());
+        let backend = self.backend.clone();
+        move || {
+            let model = backend.load(&path, &options)?;
+            Ok(match words {
+                Some((trace, side)) => Box::new(Replay::new(model, trace, side)?),
+                None => model,
+            })
+        }
+    }
+
+    /// Says the words of a trace, if there is one. Nobody may take the node for one of its model: its
+    /// fingerprint is another.
+    pub fn saying(mut self, file: Option<&Path>, side: Side) -> Result<Self> {
+        if let Some(file) = file {
+            self.words = Some((trace::File::read(file)?.trace(), side));
+            self.identity.fingerprint.push_str("+replay");
+        }
+        Ok(self)
     }
 }
 
@@ -150,12 +186,13 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         Some(id) => id.clone(),
         None => format!("{role}-{}-{:x}", std::process::id(), incarnation.0 & 0xfff_ffff),
     };
+    let backend = Backend::of(config)?;
     let identity = rank::Identity {
         role,
         id: NodeId::new(&id)?,
         incarnation,
         model: served_as,
-        fingerprint,
+        fingerprint: format!("{fingerprint}{}", backend.arithmetic()),
         vocab_hash,
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -163,10 +200,11 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         context: config.context,
         vocab: Some(vocab),
         slots: config.slots,
-        pages: PageBudget::Bytes(config.kv_memory.as_u64()),
+        pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
         threads: config.threads.unwrap_or(cores),
     };
-    Ok(Prepared { identity, constraints: rank::Constraints::new(Some(grammars)), path, options })
+    let constraints = rank::Constraints::new(Some(grammars));
+    Ok(Prepared { identity, constraints, path, options, backend, words: None })
 }
 
 /// The tasks of a process, with signals among them from now on.

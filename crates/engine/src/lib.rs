@@ -8,7 +8,8 @@
 //! target's commits and whose tail may be rewritten; a *target lane* verifies the drafts that have
 //! arrived when a step is planned. Both are steered alike: bias, penalties, a [`Constraint`].
 //!
-//! Not here: arithmetic ([`Model`] is the seam, [`ToyModel`] its twin), the network (`worker`,
+//! Not here: arithmetic ([`Model`] is the seam, [`ToyModel`] its twin, [`Replay`] a recorded model's words
+//! over another one's arithmetic), the network (`worker`,
 //! `drafter`), clocks (time comes in as an argument). Start at [`Engine::step`].
 #![forbid(unsafe_code)]
 
@@ -20,6 +21,8 @@ mod lane;
 mod model;
 mod open;
 mod outcome;
+mod paged_tokens;
+mod replay;
 mod steering;
 mod step;
 mod target_lane;
@@ -34,6 +37,7 @@ pub use facts::{Facts, Undrafted};
 pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
 pub use open::Refusal;
+pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};

@@ -50,6 +50,21 @@ pub trait Model {
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError>;
 }
 
+/// So that a process can choose among back ends when it starts.
+impl<M: Model + ?Sized> Model for Box<M> {
+    fn spec(&self) -> &ModelSpec {
+        (**self).spec()
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        (**self).submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        (**self).collect(ticket, draws)
+    }
+}
+
 /// Why a step was not executed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ModelError {

@@ -4,13 +4,12 @@
 //! a page that was mapped wrong, given back too early or never written changes the text or ends in
 //! an error. The exact law is [`toy_logits`].
 
-use std::collections::HashMap;
-
-use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
+use kvcache::HeadClass;
 use request::TokenId;
 use sampling::{Draw, draw};
-use scheduler::{Layers, Output, Parent, RowToken, Slot, Step, TableChange};
+use scheduler::{Layers, Output, Parent, RowToken, Slot, Step};
 
+use crate::paged_tokens::PagedTokens;
 use crate::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
 
 /// A deterministic model over hashes.
@@ -20,30 +19,16 @@ pub struct ToyModel {
     seed: u64,
     /// Share of contexts in which it answers with another law: a drafter that is often wrong.
     noise: f64,
-    /// Per class: what each page holds; `None` = never written since it was mapped.
-    pages: Vec<Vec<[Option<TokenId>; PAGE_POSITIONS as usize]>>,
-    tables: HashMap<(Slot, u8), Vec<Option<Entry>>>,
+    tokens: PagedTokens,
     /// Of the step under way: row, position and context of each picking row.
     picking: Option<Vec<(u32, u32, u64)>>,
-}
-
-/// A page in a table.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    page: PageId,
-    /// Its content came from another sequence: writing it would change that one's context.
-    shared: bool,
 }
 
 impl ToyModel {
     /// All toys of one seed have the same law.
     pub fn new(spec: ModelSpec, seed: u64) -> Self {
-        let pages = spec
-            .classes
-            .iter()
-            .map(|(_, pages)| vec![[None; PAGE_POSITIONS as usize]; *pages as usize])
-            .collect();
-        Self { spec, seed, noise: 0.0, pages, tables: HashMap::new(), picking: None }
+        let tokens = PagedTokens::new(&spec);
+        Self { spec, seed, noise: 0.0, tokens, picking: None }
     }
 
     /// A small spec: one full class.
@@ -57,64 +42,13 @@ impl ToyModel {
         self
     }
 
-    fn apply(&mut self, step: &Step) -> Result<(), ModelError> {
-        for delta in &step.deltas {
-            let class = delta.class.0;
-            let table = self.tables.entry((delta.slot, class)).or_default();
-            match delta.change {
-                TableChange::Append(page) => {
-                    let storage = self.pages.get_mut(class as usize).and_then(|p| p.get_mut(page.0 as usize));
-                    let Some(storage) = storage else {
-                        return Err(ModelError::OutOfRange { what: "page", index: page.0.into(), bound: 0 });
-                    };
-                    *storage = [None; PAGE_POSITIONS as usize];
-                    table.push(Some(Entry { page, shared: false }));
-                }
-                TableChange::Share(page) => table.push(Some(Entry { page, shared: true })),
-                TableChange::Hole => table.push(None),
-                TableChange::Truncate(keep) => table.truncate(keep as usize),
-                TableChange::Drop(index) => {
-                    if let Some(entry) = table.get_mut(index as usize) {
-                        *entry = None;
-                    }
-                }
-                TableChange::Clear => table.clear(),
-            }
-        }
-        Ok(())
-    }
-
-    fn entry(&self, slot: Slot, class: usize, position: u32) -> Result<Entry, ModelError> {
-        let missing = ModelError::NoPage { slot: slot.0, position };
-        let table = self.tables.get(&(slot, class as u8)).ok_or(missing.clone())?;
-        table.get((position / PAGE_POSITIONS) as usize).copied().flatten().ok_or(missing)
-    }
-
-    fn read(&self, slot: Slot, class: usize, position: u32) -> Result<TokenId, ModelError> {
-        let page = self.entry(slot, class, position)?.page;
-        let cell = self.pages[class][page.0 as usize][(position % PAGE_POSITIONS) as usize];
-        cell.ok_or(ModelError::NoPage { slot: slot.0, position })
-    }
-
-    fn write(&mut self, slot: Slot, class: usize, position: u32, token: TokenId) -> Result<(), ModelError> {
-        let Entry { page, shared } = self.entry(slot, class, position)?;
-        if shared {
-            return Err(ModelError::Device(format!(
-                "position {position} of slot {} is in a shared page",
-                slot.0
-            )));
-        }
-        self.pages[class][page.0 as usize][(position % PAGE_POSITIONS) as usize] = Some(token);
-        Ok(())
-    }
-
     /// Hash of what the row at `position` sees, over all classes.
     fn context(&self, slot: Slot, position: u32) -> Result<u64, ModelError> {
         let mut hash = 0;
         for class in 0..self.spec.classes.len() {
             for key in 0..=position {
                 if self.spec.classes[class].0.sees(position, key) {
-                    hash = step_hash(hash, self.read(slot, class, key)?);
+                    hash = step_hash(hash, self.tokens.read(slot, class, key)?);
                 }
             }
         }
@@ -136,11 +70,11 @@ impl Model for ToyModel {
                 return Err(ModelError::Unsupported { what: "early exit, hidden or pooled outputs" });
             }
         }
-        self.apply(step)?;
+        self.tokens.apply(&step.deltas)?;
         for row in &step.rows {
             let RowToken::Known(token) = row.token else { continue };
             for class in 0..self.spec.classes.len() {
-                self.write(row.slot, class, row.position, token)?;
+                self.tokens.write(row.slot, class, row.position, token)?;
             }
         }
         let picking = step.rows.iter().enumerate().filter(|(_, row)| row.output == Output::Pick);

@@ -6,6 +6,8 @@
 
 mod tables;
 
+#[cfg(feature = "cuda")]
+pub(crate) use tables::Changed;
 pub(crate) use tables::{Tables, bound};
 
 use std::ops::Range;

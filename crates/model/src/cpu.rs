@@ -2,7 +2,6 @@
 
 mod attention;
 mod bandwidth;
-mod check;
 mod elementwise;
 mod exp;
 mod forward;
@@ -61,13 +60,7 @@ impl CpuModel {
 
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
         let width = parameters.vocab as u32;
-        let drawn = options.vocab.unwrap_or(width);
-        if drawn == 0 || drawn > width {
-            return Err(LoadError::BadOption {
-                option: "vocab",
-                why: format!("{drawn} is not between 1 and the output layer's {width}"),
-            });
-        }
+        let drawn = drawn(options.vocab, width)?;
         let storage = Storage::new(parameters.class(), &parameters, pages)?;
         let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
         let packed = Packed::new(&decoder, &mut pool)?;
@@ -129,7 +122,7 @@ impl CpuModel {
         if self.submitted.is_some() {
             return Err(ModelError::Unsupported { what: "a step before the last one is collected" });
         }
-        let rows = check::rows(step, &self.spec)?;
+        let rows = crate::check::rows(step, &self.spec)?;
         let changed = self.tables.change(&step.deltas)?;
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
@@ -231,8 +224,20 @@ impl std::fmt::Debug for CpuModel {
     }
 }
 
+/// Token ids that are drawn of an output layer of `width`.
+pub(crate) fn drawn(asked: Option<u32>, width: u32) -> Result<u32, LoadError> {
+    let drawn = asked.unwrap_or(width);
+    if drawn == 0 || drawn > width {
+        return Err(LoadError::BadOption {
+            option: "vocab",
+            why: format!("{drawn} is not between 1 and the output layer's {width}"),
+        });
+    }
+    Ok(drawn)
+}
+
 /// Most positions of one sequence: what is asked for, if the model reaches so far.
-fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadError> {
+pub(crate) fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadError> {
     match asked {
         None => Ok(p.context),
         Some(asked) if asked <= p.longest => Ok(asked),
@@ -260,5 +265,10 @@ fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
             0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
             pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
         },
+        PageBudget::Free(_) => {
+            Err(bad("what is free of the machine's memory is not the KV cache's to take; \
+                                        name a number of bytes"
+                .to_owned()))
+        }
     }
 }

@@ -46,6 +46,9 @@ pub enum LoadError {
     BadOption { option: &'static str, why: String },
     #[error("no memory for {bytes} bytes of KV cache ({source}); lower the number of pages")]
     Memory { bytes: usize, source: io::Error },
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] crate::CudaError),
     #[error("the compute threads did not start: {0}")]
     Threads(String),
 }

@@ -14,7 +14,10 @@
 
 mod arch;
 mod cache;
+mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod description;
 mod error;
 mod files;
@@ -25,6 +28,11 @@ mod weights;
 
 pub use arch::refuse_split;
 pub use cpu::{CpuModel, memory_bandwidth};
+#[cfg(feature = "cuda")]
+pub use cuda::{
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Shape, Timing, ceilings, device_count,
+    kernel_timings,
+};
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};
@@ -57,6 +65,8 @@ pub enum PageBudget {
     Pages(u32),
     /// As many pages as fit.
     Bytes(u64),
+    /// So many per cent of the device memory that is free when the weights are loaded; GPUs only.
+    Free(u8),
 }
 
 impl Options {

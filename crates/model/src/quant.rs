@@ -40,6 +40,8 @@ mod q5;
 mod q8;
 
 pub(crate) use float::{Bf16, F16, F32, FloatWeight};
+#[cfg(feature = "cuda")]
+pub(crate) use k::scales_and_minima;
 pub(crate) use k::{Q4K, Q5K, Q6K};
 pub(crate) use q4::{Q4_0, Q4_1};
 pub(crate) use q5::{Q5_0, Q5_1};

@@ -5,6 +5,8 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::{grpc, join};
 use serde::{Deserialize, Serialize};
 
+use crate::{Device, Dtype};
+
 /// One node that computes: where it listens, whom it joins, what it may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,8 +23,14 @@ pub struct Config {
     pub context: Option<u32>,
     /// Sequences (worker) or sessions (drafter) that run at once.
     pub slots: u32,
-    /// Memory of the KV cache.
-    pub kv_memory: ByteSize,
+    /// Memory of the KV cache; when it is left out, 1 GiB on a CPU and nearly all that is free on a GPU.
+    pub kv_memory: Option<ByteSize>,
+    /// Where the model computes.
+    pub device: Device,
+    /// What a GPU keeps weights and KV in.
+    pub dtype: Dtype,
+    /// On a GPU: a sequence has the same text alone and in any batch, for some speed.
+    pub batch_invariant: bool,
     /// Bind more than loopback although there is no TLS yet.
     pub insecure: bool,
     /// Address of the admin port; none when it is left out.
@@ -45,7 +53,10 @@ impl Default for Config {
             threads: None,
             context: None,
             slots: 8,
-            kv_memory: ByteSize::gib(1),
+            kv_memory: None,
+            device: Device::Cpu,
+            dtype: Dtype::Bf16,
+            batch_invariant: false,
             insecure: false,
             admin: None,
             advertise: None,
@@ -67,8 +78,14 @@ impl Check for Config {
         if self.context == Some(0) {
             return Err(Wrong::new("context", "must be at least 1"));
         }
-        if self.kv_memory < ByteSize::mib(1) {
+        if self.kv_memory.is_some_and(|bytes| bytes < ByteSize::mib(1)) {
             return Err(Wrong::new("kv_memory", "must be at least 1MiB"));
+        }
+        if self.batch_invariant && self.device == Device::Cpu {
+            return Err(Wrong::new(
+                "batch_invariant",
+                "is for GPUs: a CPU's text never depends on the batch",
+            ));
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

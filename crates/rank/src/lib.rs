@@ -8,11 +8,13 @@
 
 mod config;
 mod constraints;
+mod device;
 mod observe;
 mod pace;
 mod start;
 
 pub use config::Config;
 pub use constraints::{Constraints, NoConstraint};
+pub use device::{Device, Dtype, NoDevice};
 pub use pace::Pace;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

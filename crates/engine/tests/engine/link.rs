@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Outcome, Outlet, Room, Settings, TargetEvent,
-    TargetOpen, ToyModel,
+    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, Outcome, Outlet, Room, Settings,
+    TargetEvent, TargetOpen, ToyModel,
 };
 use request::{
     Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, TokenId,
@@ -116,9 +116,9 @@ enum Up {
 }
 
 /// A target, the link to its drafter, and what goes wrong.
-pub struct Setup {
-    pub target: Engine<ToyModel>,
-    pub drafter: Option<Engine<ToyModel>>,
+pub struct Setup<T = ToyModel, D = ToyModel> {
+    pub target: Engine<T>,
+    pub drafter: Option<Engine<D>>,
     pub faults: Faults,
     /// The drafter is gone once that many drafts were accepted.
     pub kill_after: Option<u64>,
@@ -169,7 +169,7 @@ pub fn run_counting(
     (ran.answers, ran.time)
 }
 
-pub fn drive(requests: &[Request], setup: Setup, dice: &mut Dice) -> Ran {
+pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice: &mut Dice) -> Ran {
     let Setup { mut target, mut drafter, faults, kill_after, constraint } = setup;
     let mut answers: Vec<Answer> = Vec::new();
     let mut outlets = Vec::new();

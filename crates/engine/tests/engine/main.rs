@@ -7,4 +7,5 @@ mod lanes;
 mod law;
 mod link;
 mod matrix;
+mod replay;
 mod steered;

@@ -67,6 +67,22 @@ impl Tables {
         Ok(changed)
     }
 
+    /// The entries that a change makes different: slot, class, page index and the page there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn differences(&self, changed: &Changed) -> Vec<(usize, usize, usize, Option<PageId>)> {
+        let mut found = Vec::new();
+        for (&(slot, class), table) in &changed.0 {
+            let old = self.get(slot, class);
+            for index in 0..old.len().max(table.len()) {
+                let at = |table: &[Option<PageId>]| table.get(index).copied().flatten();
+                if at(old) != at(table) {
+                    found.push((slot, class, index, at(table)));
+                }
+            }
+        }
+        found
+    }
+
     /// Puts a change in force.
     pub(crate) fn apply(&mut self, changed: Changed) {
         for ((slot, class), table) in changed.0 {

@@ -6,7 +6,6 @@ use kvcache::PAGE_POSITIONS;
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
-use super::check::CheckedRow;
 use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
@@ -14,6 +13,7 @@ use super::pool::{Parts, Pool};
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
+use crate::check::CheckedRow;
 use crate::simd::{Kernel, LANES, Lanes, Level};
 
 /// Rows computed together; a longer step goes through the layers in pieces of this many, which

@@ -39,7 +39,7 @@ pub(crate) struct Q6K {
 }
 
 /// Scales and minima (6 bits each) of the 8 sub-blocks, unpacked from 12 bytes.
-fn scales_and_minima(packed: &[[u8; 4]; 3]) -> ([u8; 8], [u8; 8]) {
+pub(crate) fn scales_and_minima(packed: &[[u8; 4]; 3]) -> ([u8; 8], [u8; 8]) {
     let p = packed.as_flattened();
     let (mut scales, mut minima) = ([0; 8], [0; 8]);
     for j in 0..4 {

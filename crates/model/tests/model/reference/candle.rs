@@ -158,3 +158,52 @@ fn perplexity_of_smollm2_is_that_of_candles_f32() {
     println!("perplexity over {count} tokens: {ours:.4}, candle F32 {theirs:.4}, ratio {:.5}", ours / theirs);
     assert!((ours / theirs - 1.0).abs() <= 0.006, "{ours} against {theirs}");
 }
+
+/// The same weights in F32 on a GPU: the bits differ, the text only where two tokens are nearly as likely.
+#[cfg(feature = "cuda")]
+#[test]
+fn smollm2_in_f32_on_a_gpu_is_candles_f32_up_to_near_ties() {
+    use engine::Model as _;
+    use model::{CudaModel, CudaOptions, Dtype};
+
+    if model::device_count() == 0 {
+        println!("skipped: this machine has no GPU");
+        return;
+    }
+    let Some(path) = real::find("smollm2-135m.gguf") else { return };
+    let header = Header::open(&path).unwrap();
+    let text = "The Tour de France is an annual bicycle race held in July. Riders in a paceline take turns at the \
+                front, because the one behind saves about a third of the power.\nimport os\n\ndef main():\n    print(";
+    let tokens = real::tokens(&header.metadata, text);
+    let cuda = CudaOptions { dtype: Dtype::F32, ..CudaOptions::default() };
+    let mut gpu = CudaModel::load(&path, &real::OPTIONS, &cuda).unwrap();
+    // A prompt in two chunks, then greedy: each row's logits are kept.
+    let (mut known, mut computed, mut found) = (tokens.clone(), 0, Vec::new());
+    let mut sequences = crate::steps::Sequences::new(1, 0);
+    while known.len() < tokens.len() + 64 {
+        let end = if computed == 0 { tokens.len() / 2 } else { known.len() };
+        let step = sequences.step(&[(0, computed as u32, &known[computed..end])]);
+        let rows: Vec<Vec<f32>> = gpu.logits(&step).unwrap().into_iter().map(|(_, row)| row).collect();
+        computed = end;
+        found.extend(rows);
+        if end == known.len() {
+            known.push(sampling::argmax(found.last().unwrap()).unwrap().0);
+        }
+    }
+    let expected = Reference::open(&path).logits(&known[..computed]).unwrap();
+    let (mut worst, mut equal) = (0.0f64, 0);
+    for (row, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let reference: Vec<f64> = expected.iter().map(|l| f64::from(*l)).collect();
+        worst = worst.max(distance(found, &reference));
+        let (ours, theirs) = (sampling::argmax(found).unwrap().0, sampling::argmax(expected).unwrap().0);
+        equal += usize::from(ours == theirs);
+        if ours != theirs {
+            let gap = expected[theirs as usize] - expected[ours as usize];
+            println!("row {row}: token {ours} instead of {theirs}, {gap:e} below it");
+            assert!(gap < 1e-3, "not a near-tie");
+        }
+    }
+    println!("{equal} of {} rows have the same best token; worst distance {worst:e}", found.len());
+    assert!(worst < 1e-4, "{worst}");
+    assert_eq!(gpu.spec().vocab_size, 49152);
+}

@@ -4,23 +4,23 @@ use scheduler::{Layers, Output, Parent, RowToken, Slot, Step};
 
 use crate::cache::bound;
 
-/// A row that this back end executes, checked against the model.
+/// A row that the back ends execute, checked against the model.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CheckedRow {
+pub(crate) struct CheckedRow {
     /// Index in the step.
-    pub(super) row: u32,
-    pub(super) slot: Slot,
-    pub(super) token: TokenId,
-    pub(super) position: u32,
+    pub(crate) row: u32,
+    pub(crate) slot: Slot,
+    pub(crate) token: TokenId,
+    pub(crate) position: u32,
     /// Otherwise only its keys and values are wanted.
-    pub(super) pick: bool,
+    pub(crate) pick: bool,
 }
 
 /// Checks every row without changing anything.
 ///
 /// Rows of a slot must be consecutive positions next to each other: with that, computing a step in
 /// pieces gives the same bits, and no two rows write the same place.
-pub(super) fn rows(step: &Step, spec: &ModelSpec) -> Result<Vec<CheckedRow>, ModelError> {
+pub(crate) fn rows(step: &Step, spec: &ModelSpec) -> Result<Vec<CheckedRow>, ModelError> {
     let refuse = |what| Err(ModelError::Unsupported { what });
     let mut rows: Vec<CheckedRow> = Vec::with_capacity(step.rows.len());
     let mut seen = vec![false; spec.slots as usize];

@@ -1,0 +1,409 @@
+//! `paceline bench gpu`: what a GPU's arithmetic takes, beside the least that it could take.
+//!
+//! Weights are made up from a `config.json`, so that a model of any size is measured without its files; steps go
+//! through the model as an engine sends them. Floors are bytes over the bandwidth and operations over the rate that
+//! the same card reached just before.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use engine::Model as _;
+use kvcache::{ClassId, PAGE_POSITIONS, PageId, pages_for};
+use model::{Ceilings, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Options, PageBudget, Shape, Timing};
+use request::{Sampling, TokenId};
+use sampling::Draw;
+use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
+use serde::Serialize;
+use tabled::builder::Builder;
+
+use super::spread::Spread;
+use super::{aligned, figure};
+
+/// `paceline bench gpu ...`
+#[derive(Clone, Debug, Args)]
+pub struct GpuArgs {
+    /// Shape of the model: a config.json, or the folder that it lies in
+    #[arg(long, value_name = "CONFIG")]
+    pub dummy_weights: Option<PathBuf>,
+    /// Which GPU
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub device: usize,
+    /// Sequences that decode at once; several values are measured one after the other
+    #[arg(long, value_delimiter = ',', value_name = "N,...")]
+    pub decode: Vec<u32>,
+    /// Tokens that lie before each decoded one
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub context: u32,
+    /// Tokens of a prompt; several values are measured one after the other
+    #[arg(long, value_delimiter = ',', value_name = "N,...")]
+    pub prefill: Vec<u32>,
+    /// Rows of one sequence verified in one step, at the context
+    #[arg(long, value_delimiter = ',', value_name = "N,...")]
+    pub verify: Vec<u32>,
+    /// Most rows computed together
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub rows: u32,
+    /// A row has the same bits alone and in any batch
+    #[arg(long)]
+    pub invariant: bool,
+    /// Give half of the heads of each layer a window: the first SINK and the last RECENT positions
+    #[arg(long, value_names = ["SINK", "RECENT"], num_args = 2)]
+    pub half_windows: Option<Vec<u32>>,
+    /// Launch kernel by kernel instead of by graphs
+    #[arg(long)]
+    pub no_graphs: bool,
+    /// Time every kernel on its own
+    #[arg(long)]
+    pub kernels: bool,
+    /// Steps of each measurement; the median is shown
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    pub repeat: u32,
+    /// Write the results as JSON: to FILE, or to standard output in place of the table
+    #[arg(id = "report_json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<PathBuf>,
+}
+
+/// The results; the fields of `--json`.
+#[derive(Debug, Serialize)]
+struct Report {
+    gpu: String,
+    mode: &'static str,
+    /// Read and written by a copy.
+    copy_tb_per_s: f64,
+    /// Of a bf16 product of 8192 x 8192 x 8192.
+    product_tflop_per_s: f64,
+    config: Option<String>,
+    weight_gb: Option<f64>,
+    context: u32,
+    half_windows: Option<Vec<u32>>,
+    kv_bytes_a_position: Option<u64>,
+    version: &'static str,
+    steps: Vec<StepTime>,
+    kernels: Vec<Kernel>,
+}
+
+/// One kind of step.
+#[derive(Debug, Serialize)]
+struct StepTime {
+    what: &'static str,
+    sequences: u32,
+    rows: u32,
+    /// From its submission to its picks.
+    step_ms: Spread,
+    /// Until the layers were queued.
+    submit_us: f64,
+    /// Bytes over the copy bandwidth or operations over the product's rate, whichever is more.
+    floor_ms: f64,
+    over_floor: f64,
+    tflop_per_s: f64,
+}
+
+/// One kernel on its own.
+#[derive(Debug, Serialize)]
+struct Kernel {
+    kernel: &'static str,
+    shape: String,
+    us: f64,
+    tb_per_s: f64,
+    tflop_per_s: f64,
+}
+
+/// Measures and prints.
+pub async fn run(args: GpuArgs) -> Result<()> {
+    let json = args.json.clone();
+    let report = tokio::task::spawn_blocking(move || measure(&args)).await??;
+    if let Some(file) = &json {
+        super::write_json(file, &report)?;
+    }
+    if json.as_deref() != Some(Path::new("-")) {
+        print!("{}", report.table());
+    }
+    Ok(())
+}
+
+fn measure(args: &GpuArgs) -> Result<Report> {
+    let ceilings = model::ceilings(args.device)?;
+    let kernels = if args.kernels { model::kernel_timings(args.device)? } else { Vec::new() };
+    let mut report = Report {
+        gpu: ceilings.name.clone(),
+        mode: if args.invariant { "invariant" } else { "fast" },
+        copy_tb_per_s: ceilings.copy / 1e12,
+        product_tflop_per_s: ceilings.product / 1e12,
+        config: args.dummy_weights.as_ref().map(|c| c.display().to_string()),
+        weight_gb: None,
+        context: args.context,
+        half_windows: args.half_windows.clone(),
+        kv_bytes_a_position: None,
+        version: env!("CARGO_PKG_VERSION"),
+        steps: Vec::new(),
+        kernels: kernels.into_iter().map(Kernel::of).collect(),
+    };
+    if let Some(config) = &args.dummy_weights {
+        steps(args, config, &ceilings, &mut report)?;
+    }
+    Ok(report)
+}
+
+fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report) -> Result<()> {
+    let most = args.decode.iter().copied().max().unwrap_or(1).max(1);
+    let verified = args.verify.iter().copied().max().unwrap_or(0);
+    let grown = args.context + args.repeat + verified + 2;
+    let longest = args.prefill.iter().copied().max().unwrap_or(0).max(grown);
+    let pages = (u64::from(pages_for(grown)) * u64::from(most)).max(u64::from(pages_for(longest)));
+    let shape = Shape::of(config)?;
+    let heads = args.half_windows.as_ref().and_then(|w| Some((*w.first()?, *w.get(1)?)));
+    let heads = heads.map(|(sink, recent)| HeadMap::half_windows(shape.layers, shape.kv_heads, sink, recent));
+    let classes = heads.as_ref().map_or(1, |map| map.classes.len());
+    let options = Options {
+        context: Some(longest),
+        vocab: None,
+        slots: most,
+        pages: PageBudget::Pages(u32::try_from(pages).context("--decode and --context: too many pages")?),
+        threads: 1,
+    };
+    let cuda = CudaOptions {
+        ordinal: args.device,
+        dtype: Dtype::Bf16,
+        mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
+        rows: args.rows,
+        heads,
+        graphs: !args.no_graphs,
+    };
+    let model = CudaModel::dummy(config, 1, &options, &cuda)?;
+    report.weight_gb = Some(model.step_bytes() as f64 / 1e9);
+    report.kv_bytes_a_position = Some(shape.kv_bytes());
+    let mut bench = Bench { model, classes, random: fastrand::Rng::with_seed(0), repeat: args.repeat };
+    for &batch in &args.decode {
+        let times = bench.decode(batch, args.context)?;
+        report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench.model, ceilings)?);
+    }
+    for &rows in &args.verify {
+        let times = bench.verify(rows, args.context)?;
+        report.steps.push(times.step("verify", 1, rows, args.context, &shape, &bench.model, ceilings)?);
+    }
+    for &tokens in &args.prefill {
+        let times = bench.prefill(tokens)?;
+        report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench.model, ceilings)?);
+    }
+    Ok(())
+}
+
+/// A model, and steps as a scheduler would plan them.
+struct Bench {
+    model: CudaModel,
+    classes: usize,
+    random: fastrand::Rng,
+    repeat: u32,
+}
+
+/// Times of steps.
+#[derive(Default)]
+struct Times {
+    steps: Vec<Duration>,
+    submits: Vec<Duration>,
+}
+
+impl Bench {
+    /// One token of each of `batch` sequences a step.
+    fn decode(&mut self, batch: u32, context: u32) -> Result<Times> {
+        self.fill(batch, context, self.repeat + 2)?;
+        let mut times = Times::default();
+        let mut tokens: Vec<TokenId> = (0..batch).map(|_| self.token()).collect();
+        // The first captures the graph, the second runs it for the first time.
+        for n in 0..self.repeat + 2 {
+            let rows = (0..batch).map(|slot| row(slot, tokens[slot as usize], context + n, true)).collect();
+            let picked = self.step(Step { deltas: Vec::new(), rows }, (n >= 2).then_some(&mut times))?;
+            tokens = picked;
+        }
+        Ok(times)
+    }
+
+    /// `rows` rows of one sequence a step, each time the same positions.
+    fn verify(&mut self, rows: u32, context: u32) -> Result<Times> {
+        self.fill(1, context, rows + 1)?;
+        let mut times = Times::default();
+        for n in 0..self.repeat + 2 {
+            let rows = (0..rows).map(|i| row(0, self.token(), context + i, true)).collect();
+            self.step(Step { deltas: Vec::new(), rows }, (n >= 2).then_some(&mut times))?;
+        }
+        Ok(times)
+    }
+
+    /// A prompt in one step, its last token picking.
+    fn prefill(&mut self, tokens: u32) -> Result<Times> {
+        let mut times = Times::default();
+        for n in 0..self.repeat.min(8) + 2 {
+            let rows = (0..tokens).map(|i| row(0, self.token(), i, i + 1 == tokens)).collect();
+            let deltas = self.tables(1, tokens);
+            self.step(Step { deltas, rows }, (n >= 2).then_some(&mut times))?;
+        }
+        Ok(times)
+    }
+
+    /// Prompts of `context` tokens in slots 0 to `batch`, with pages for `more` tokens behind.
+    fn fill(&mut self, batch: u32, context: u32, more: u32) -> Result<()> {
+        let deltas = self.tables(batch, context + more);
+        self.step(Step { deltas, rows: Vec::new() }, None)?;
+        for slot in 0..batch {
+            let rows = (0..context).map(|i| row(slot, self.token(), i, false)).collect();
+            self.step(Step { deltas: Vec::new(), rows }, None)?;
+        }
+        Ok(())
+    }
+
+    /// Fresh page tables for `batch` sequences of `tokens` tokens.
+    fn tables(&self, batch: u32, tokens: u32) -> Vec<TableDelta> {
+        let mut deltas = Vec::new();
+        let slots = self.model.spec().slots;
+        for class in 0..self.classes {
+            let class = ClassId(class as u8);
+            let change = |slot, change| TableDelta { slot: Slot(slot), class, change };
+            deltas.extend((0..slots).map(|slot| change(slot, TableChange::Clear)));
+            for slot in 0..batch {
+                let pages = pages_for(tokens);
+                deltas.extend(
+                    (0..pages).map(|page| change(slot, TableChange::Append(PageId(slot * pages + page)))),
+                );
+            }
+        }
+        deltas
+    }
+
+    fn token(&mut self) -> TokenId {
+        TokenId(self.random.u32(0..self.model.spec().vocab_size))
+    }
+
+    fn step(&mut self, step: Step, times: Option<&mut Times>) -> Result<Vec<TokenId>> {
+        let picks = step.rows.iter().filter(|row| row.output == Output::Pick).count();
+        let draws = vec![Draw::new(Sampling::GREEDY); picks];
+        let start = Instant::now();
+        let ticket = self.model.submit(&step)?;
+        let submitted = start.elapsed();
+        let picks = self.model.collect(ticket, &draws)?;
+        if let Some(times) = times {
+            times.steps.push(start.elapsed());
+            times.submits.push(submitted);
+        }
+        Ok(picks.0.into_iter().map(|pick| pick.drawn.token).collect())
+    }
+}
+
+fn row(slot: u32, token: TokenId, position: u32, pick: bool) -> Row {
+    Row {
+        slot: Slot(slot),
+        token: RowToken::Known(token),
+        position,
+        parent: Parent::Previous,
+        layers: Layers::All,
+        output: if pick { Output::Pick } else { Output::None },
+        adapter: None,
+    }
+}
+
+impl Times {
+    #[allow(clippy::too_many_arguments)]
+    fn step(
+        &self,
+        what: &'static str,
+        sequences: u32,
+        rows: u32,
+        context: u32,
+        shape: &Shape,
+        model: &CudaModel,
+        ceilings: &Ceilings,
+    ) -> Result<StepTime> {
+        let ms = |d: &Duration| d.as_secs_f64() * 1e3;
+        let step_ms = Spread::of(self.steps.iter().map(ms)).context("no step was timed")?;
+        let submit = Spread::of(self.submits.iter().map(|d| ms(d) * 1e3)).map_or(0.0, |s| s.p50);
+        let (all, picks) = (
+            u64::from(sequences) * u64::from(rows),
+            u64::from(if what == "prefill" { 1 } else { sequences * rows }),
+        );
+        // Keys and values before each sequence are read once a step, whatever its rows.
+        let bytes = model.step_bytes() + u64::from(sequences) * u64::from(context) * shape.kv_bytes();
+        let operations =
+            shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
+        let floor = (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product);
+        Ok(StepTime {
+            what,
+            sequences,
+            rows,
+            step_ms,
+            submit_us: submit,
+            floor_ms: floor * 1e3,
+            over_floor: step_ms.p50 / (floor * 1e3),
+            tflop_per_s: operations as f64 / (step_ms.p50 * 1e-3) / 1e12,
+        })
+    }
+}
+
+impl Kernel {
+    fn of(t: Timing) -> Self {
+        let per = |amount: u64| amount as f64 / t.microseconds / 1e6;
+        Self {
+            kernel: t.kernel,
+            us: t.microseconds,
+            tb_per_s: per(t.bytes),
+            tflop_per_s: per(t.operations),
+            shape: t.shape,
+        }
+    }
+}
+
+impl Report {
+    fn table(&self) -> String {
+        let mut text = format!(
+            "{}, copy {} TB/s, product {} TFLOP/s, {} mode, pages of {PAGE_POSITIONS}\n",
+            self.gpu,
+            figure(self.copy_tb_per_s),
+            figure(self.product_tflop_per_s),
+            self.mode
+        );
+        if !self.steps.is_empty() {
+            let mut table = Builder::default();
+            table.push_record([
+                "step",
+                "sequences",
+                "rows",
+                "ms",
+                "min",
+                "max",
+                "submit us",
+                "floor ms",
+                "over floor",
+                "TFLOP/s",
+            ]);
+            for step in &self.steps {
+                let [ms, min, max] = [step.step_ms.p50, step.step_ms.min, step.step_ms.max].map(figure);
+                let [submit, floor, over, rate] =
+                    [step.submit_us, step.floor_ms, step.over_floor, step.tflop_per_s].map(figure);
+                let (sequences, rows) = (step.sequences.to_string(), step.rows.to_string());
+                table.push_record([
+                    step.what.into(),
+                    sequences,
+                    rows,
+                    ms,
+                    min,
+                    max,
+                    submit,
+                    floor,
+                    over,
+                    rate,
+                ]);
+            }
+            text += &format!("\n{}", aligned(table));
+        }
+        if !self.kernels.is_empty() {
+            let mut table = Builder::default();
+            table.push_record(["kernel", "shape", "us", "TB/s", "TFLOP/s"]);
+            for k in &self.kernels {
+                let [us, bytes, rate] = [k.us, k.tb_per_s, k.tflop_per_s].map(figure);
+                table.push_record([k.kernel.into(), k.shape.clone(), us, bytes, rate]);
+            }
+            text += &format!("\n{}", aligned(table));
+        }
+        text
+    }
+}

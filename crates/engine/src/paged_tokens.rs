@@ -1,0 +1,91 @@
+//! The tokens behind a model's pages: what a model without arithmetic reads its context from.
+
+use std::collections::HashMap;
+
+use kvcache::{PAGE_POSITIONS, PageId};
+use request::TokenId;
+use scheduler::{Slot, TableChange, TableDelta};
+
+use crate::{ModelError, ModelSpec};
+
+const PAGE: usize = PAGE_POSITIONS as usize;
+
+/// For every page, the token at each of its positions; for every slot, its page tables. Kept as a back
+/// end keeps keys and values, so a page that was mapped wrong or given back too early shows.
+#[derive(Debug)]
+pub(crate) struct PagedTokens {
+    /// Per class; `None` = never written since it was mapped.
+    pages: Vec<Vec<[Option<TokenId>; PAGE]>>,
+    tables: HashMap<(Slot, u8), Vec<Option<Entry>>>,
+}
+
+/// A page in a table.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    page: PageId,
+    /// Its content came from another sequence: writing it would change that one's context.
+    shared: bool,
+}
+
+impl PagedTokens {
+    pub(crate) fn new(spec: &ModelSpec) -> Self {
+        let pages = spec.classes.iter().map(|(_, pages)| vec![[None; PAGE]; *pages as usize]).collect();
+        Self { pages, tables: HashMap::new() }
+    }
+
+    pub(crate) fn apply(&mut self, deltas: &[TableDelta]) -> Result<(), ModelError> {
+        for delta in deltas {
+            let class = delta.class.0;
+            let table = self.tables.entry((delta.slot, class)).or_default();
+            match delta.change {
+                TableChange::Append(page) => {
+                    let storage = self.pages.get_mut(class as usize).and_then(|p| p.get_mut(page.0 as usize));
+                    let Some(storage) = storage else {
+                        return Err(ModelError::OutOfRange { what: "page", index: page.0.into(), bound: 0 });
+                    };
+                    *storage = [None; PAGE];
+                    table.push(Some(Entry { page, shared: false }));
+                }
+                TableChange::Share(page) => table.push(Some(Entry { page, shared: true })),
+                TableChange::Hole => table.push(None),
+                TableChange::Truncate(keep) => table.truncate(keep as usize),
+                TableChange::Drop(index) => {
+                    if let Some(entry) = table.get_mut(index as usize) {
+                        *entry = None;
+                    }
+                }
+                TableChange::Clear => table.clear(),
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, slot: Slot, class: usize, position: u32) -> Result<Entry, ModelError> {
+        let missing = ModelError::NoPage { slot: slot.0, position };
+        let table = self.tables.get(&(slot, class as u8)).ok_or(missing.clone())?;
+        table.get((position / PAGE_POSITIONS) as usize).copied().flatten().ok_or(missing)
+    }
+
+    pub(crate) fn read(&self, slot: Slot, class: usize, position: u32) -> Result<TokenId, ModelError> {
+        let page = self.entry(slot, class, position)?.page;
+        let storage = self.pages.get(class).and_then(|pages| pages.get(page.0 as usize));
+        let cell = storage.and_then(|cells| cells[position as usize % PAGE]);
+        cell.ok_or(ModelError::NoPage { slot: slot.0, position })
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        slot: Slot,
+        class: usize,
+        position: u32,
+        token: TokenId,
+    ) -> Result<(), ModelError> {
+        let Entry { page, shared } = self.entry(slot, class, position)?;
+        if shared {
+            let why = format!("position {position} of slot {} is in a shared page", slot.0);
+            return Err(ModelError::Device(why));
+        }
+        self.pages[class][page.0 as usize][position as usize % PAGE] = Some(token);
+        Ok(())
+    }
+}

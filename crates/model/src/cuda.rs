@@ -1,0 +1,41 @@
+//! The CUDA back end: one rank's model on one NVIDIA GPU.
+//!
+//! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
+//! (`forward`: products in `linear` and `blas`, the rest in `elementwise` and `attention`) over keys and values in
+//! pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
+//! reference on the CPU in the launcher's tests.
+//!
+//! The fast mode uses whatever is fastest for a number of rows; the invariant mode gives a row the same bits alone and
+//! in any batch ([`Mode`]).
+
+mod attention;
+mod batch;
+mod blas;
+mod buffer;
+mod ceilings;
+mod device;
+mod draw;
+mod dtype;
+mod elementwise;
+mod error;
+mod forward;
+mod kv;
+mod linear;
+mod model;
+mod pages;
+mod quantised;
+#[cfg(test)]
+mod testing;
+mod timing;
+mod weights;
+
+pub(crate) use buffer::Buffer;
+pub use ceilings::{Ceilings, Shape, ceilings, kernel_timings};
+pub use device::device_count;
+pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
+pub use dtype::Dtype;
+pub use error::CudaError;
+pub use kv::HeadMap;
+pub use linear::Mode;
+pub use model::{CudaModel, CudaOptions};
+pub use timing::Timing;

@@ -1,0 +1,192 @@
+//! One GPU: its context, the stream that all work of a rank goes through, and kernel launches.
+
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+
+use super::CudaError;
+use super::error::Doing;
+
+/// A GPU as one rank uses it. Not shared between threads: the engine's thread owns it.
+pub(crate) struct Device {
+    pub(crate) context: Arc<CudaContext>,
+    pub(crate) stream: Arc<CudaStream>,
+    /// Streaming multiprocessors.
+    pub(crate) multiprocessors: u32,
+    /// Programmatic dependent launch (compute capability 9.0 and later).
+    dependent_launch: bool,
+}
+
+/// A loaded fat binary.
+pub(crate) struct Module {
+    raw: sys::CUmodule,
+    /// Keeps the context alive that the module lives in.
+    context: Arc<CudaContext>,
+}
+
+/// A kernel of a [`Module`], which must outlive it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kernel {
+    raw: sys::CUfunction,
+    name: &'static str,
+}
+
+/// The geometry of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Launch {
+    pub(crate) grid: [u32; 3],
+    pub(crate) threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub(crate) shared: u32,
+}
+
+/// A kernel argument of at most eight bytes; the kernel reads as many as its parameter has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arg(u64);
+
+impl From<u64> for Arg {
+    fn from(x: u64) -> Self {
+        Self(x)
+    }
+}
+
+impl From<u32> for Arg {
+    fn from(x: u32) -> Self {
+        Self(u64::from(x))
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(x: i32) -> Self {
+        Self(u64::from(x as u32))
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(x: f32) -> Self {
+        Self(u64::from(x.to_bits()))
+    }
+}
+
+/// How many GPUs this machine has; 0 without a driver.
+pub fn device_count() -> usize {
+    // SAFETY: looks for the library and opens it; nothing is called in it.
+    if !unsafe { sys::is_culib_present() } {
+        return 0;
+    }
+    CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+}
+
+impl Device {
+    /// Opens GPU `ordinal`.
+    pub(crate) fn open(ordinal: usize) -> Result<Self, CudaError> {
+        // SAFETY: looks for the library and opens it; nothing is called in it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver);
+        }
+        let count = device_count();
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal).doing("opening the GPU")?;
+        // SAFETY: no `CudaSlice` is ever made; buffers are ours and are used on one stream.
+        unsafe { context.disable_event_tracking() };
+        let (major, minor) = context.compute_capability().doing("asking for the compute capability")?;
+        if major < 8 {
+            return Err(CudaError::TooOld { ordinal, major, minor });
+        }
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .doing("asking for the multiprocessors")?;
+        let stream = context.new_stream().doing("making a stream")?;
+        Ok(Self {
+            context,
+            stream,
+            multiprocessors: multiprocessors.max(1) as u32,
+            dependent_launch: major >= 9,
+        })
+    }
+
+    /// Makes this GPU the one that calls of this thread mean.
+    pub(crate) fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().doing("binding the GPU to the thread")
+    }
+
+    /// Loads a fat binary that the build made.
+    pub(crate) fn module(&self, image: &'static [u8]) -> Result<Module, CudaError> {
+        self.bind()?;
+        // SAFETY: `image` is a fat binary made by nvcc and carries its own length.
+        let raw = unsafe { result::module::load_data(image.as_ptr().cast()) }.doing("loading kernels")?;
+        Ok(Module { raw, context: Arc::clone(&self.context) })
+    }
+
+    /// Queues a kernel. With `Launch` and `args` that do not fit the kernel the GPU reads or writes elsewhere:
+    /// only the launcher beside each kernel calls this.
+    ///
+    /// Kernels are queued with programmatic dependent launch where the chip has it: each begins before the one
+    /// before it has ended, and waits for it by `wait_for_inputs()` (common.cuh), which every kernel calls.
+    pub(crate) fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
+        let mut values: Vec<u64> = args.iter().map(|a| a.0).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.dependent_launch),
+        };
+        // SAFETY: the kernel is loaded; `pointers` has a value for each parameter (the launcher's duty, checked on a
+        // GPU by its test); everything lives until the call returns, which copies the arguments.
+        unsafe {
+            sys::cuLaunchKernelEx(&raw const config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut())
+        }
+        .result()
+        .doing(kernel.name)
+    }
+
+    /// Bytes of memory that are free, and all.
+    pub(crate) fn memory(&self) -> Result<(u64, u64), CudaError> {
+        let (free, all) = self.context.mem_get_info().doing("asking for the free memory")?;
+        Ok((free as u64, all as u64))
+    }
+
+    /// Waits until all queued work is done.
+    pub(crate) fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().doing("waiting for the GPU")
+    }
+}
+
+impl Module {
+    /// A kernel by its exported name, allowed `shared` bytes of dynamic shared memory.
+    pub(crate) fn kernel(&self, name: &'static str, shared: u32) -> Result<Kernel, CudaError> {
+        let exported = CString::new(name).map_err(|_| CudaError::NotBuilt { what: name })?;
+        // SAFETY: the module is loaded.
+        let raw = unsafe { result::module::get_function(self.raw, exported) }.doing(name)?;
+        let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded. Below 48 KiB the call changes nothing.
+        unsafe { result::function::set_function_attribute(raw, most, shared as i32) }.doing(name)?;
+        Ok(Kernel { raw, name })
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded by `Device::module`, unloaded once; kernels of it are not launched any more. A failure
+            // leaks it, which is all that can be done here.
+            let _ = unsafe { result::module::unload(self.raw) };
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! The forward pass over the rows of a step, on one GPU.
+//!
+//! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts and height of attention tiles:
+//! the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
+//! kernel.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use cudarc::driver::{CudaGraph, sys};
+
+use super::attention::{self, Attention, TileRows, View, Window};
+use super::batch::{Batch, BatchArrays, Cut};
+use super::elementwise::{Ahead, Angles, Elementwise, Heads};
+use super::error::Doing;
+use super::kv::Kv;
+use super::linear::{Dense, Linear, Norm};
+use super::model::CudaOptions;
+use super::weights::{DeviceDecoder, DeviceLayer};
+use super::{Buffer, CudaError, Device, Dtype, Mode};
+use crate::arch::{Parameters, RopeStyle};
+use crate::check::CheckedRow;
+use kvcache::HeadClass;
+
+/// What buffers must hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Most rows together.
+    pub(crate) rows: u32,
+    pub(crate) slots: u32,
+    pub(crate) positions: u32,
+    /// KV heads of the largest class in a layer.
+    pub(crate) heads: u32,
+}
+
+/// Weights, kernels and activations of a rank.
+pub(crate) struct Forward {
+    graphs: HashMap<Key, CudaGraph>,
+    weights: DeviceDecoder,
+    linear: Linear,
+    elementwise: Elementwise,
+    attention: Attention,
+    /// Rows of a step that is launched as a graph, and of one that is not.
+    small: BatchArrays,
+    large: BatchArrays,
+    a: Activations,
+    /// Cosines and sines.
+    angles: Buffer,
+    p: Parameters,
+    sizes: Sizes,
+    dtype: Dtype,
+    mode: Mode,
+    use_graphs: bool,
+    device: Rc<Device>,
+}
+
+/// Which captured launch serves a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    rows: u32,
+    tile: TileRows,
+}
+
+/// Rows of activations; of the dtype but for the residual stream.
+struct Activations {
+    /// f32.
+    x: Buffer,
+    normed: Buffer,
+    qkv: Buffer,
+    attended: Buffer,
+    both: Buffer,
+    gated: Buffer,
+    /// Normed rows that pick, of the whole step.
+    picked: Buffer,
+}
+
+/// Row counts that have a graph.
+const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+const MOST_GRAPH: u32 = 256;
+/// Room for partial results of attention, in rows of a query head (528 bytes each at 128 elements).
+const PARTIAL_ROWS: u32 = 1 << 17;
+
+impl Forward {
+    /// Most picking rows of one step.
+    pub(crate) const MOST_PICKS: u32 = 4096;
+
+    pub(crate) fn new(
+        device: Rc<Device>,
+        p: &Parameters,
+        weights: DeviceDecoder,
+        elementwise: Elementwise,
+        options: &CudaOptions,
+        sizes: Sizes,
+    ) -> Result<Self, CudaError> {
+        let (dtype, mode) = (options.dtype, options.mode);
+        let linear = Linear::new(&device, dtype, mode)?;
+        let shape = attention::Shape {
+            dtype,
+            head_dim: p.head_dim as u32,
+            q_heads: p.heads as u32,
+            kv_heads: p.kv_heads as u32,
+            mode,
+        };
+        let attention = Attention::new(&device, shape, sizes.rows.max(MOST_GRAPH), PARTIAL_ROWS)?;
+        let rows = Linear::padded(mode, sizes.rows.max(MOST_GRAPH)) as usize;
+        let zeros = |what, elements: usize, bytes: usize| Buffer::zeros(&device, what, elements * bytes);
+        let each = dtype.bytes();
+        let picks = Linear::padded(mode, Self::MOST_PICKS) as usize + BUCKETS[15] as usize;
+        let a = Activations {
+            x: zeros("activations", rows * p.hidden, size_of::<f32>())?,
+            normed: zeros("activations", rows * p.hidden, each)?,
+            qkv: zeros("activations", rows * (p.heads + 2 * p.kv_heads) * p.head_dim, each)?,
+            attended: zeros("activations", rows * p.heads * p.head_dim, each)?,
+            both: zeros("activations", rows * 2 * p.feed_forward, each)?,
+            gated: zeros("activations", rows * p.feed_forward, each)?,
+            picked: zeros("activations", picks * p.hidden, each)?,
+        };
+        Ok(Self {
+            graphs: HashMap::new(),
+            weights,
+            linear,
+            elementwise,
+            attention,
+            small: BatchArrays::new(&device, MOST_GRAPH)?,
+            large: BatchArrays::new(&device, sizes.rows.max(MOST_GRAPH))?,
+            a,
+            angles: Buffer::of(&device, "angles", &angles(p, sizes.positions))?,
+            p: p.clone(),
+            sizes,
+            dtype,
+            mode,
+            use_graphs: options.graphs,
+            device,
+        })
+    }
+
+    pub(crate) fn most_rows(&self) -> u32 {
+        self.sizes.rows
+    }
+
+    pub(crate) fn elementwise(&self) -> &Elementwise {
+        &self.elementwise
+    }
+
+    pub(crate) fn step_bytes(&self) -> u64 {
+        self.weights.step_bytes(self.dtype)
+    }
+
+    /// Queues the layers for checked rows, at most [`Self::most_rows`]. The normed last states of the picking ones are
+    /// kept from place `picked` on; says how many they are.
+    pub(crate) fn layers(&mut self, rows: &[CheckedRow], kv: &Kv, picked: u32) -> Result<u32, CudaError> {
+        let cut = Cut {
+            slots: self.sizes.slots,
+            positions: kv.stride * kvcache::PAGE_POSITIONS,
+            heads: self.sizes.heads,
+            multiprocessors: self.device.multiprocessors,
+            partial_rows: PARTIAL_ROWS,
+            mode: self.mode,
+        };
+        let count = rows.len() as u32;
+        let short = rows.chunk_by(|a, b| a.slot == b.slot).all(|sequence| sequence.len() <= 16);
+        let batch = if self.use_graphs && short && count <= MOST_GRAPH {
+            let padded = bucket(count);
+            let batch = self.small.write(&self.device, rows, padded, &self.attention, cut)?;
+            self.graph(batch, kv)?;
+            batch
+        } else {
+            let batch = self.large.write(&self.device, rows, count, &self.attention, cut)?;
+            self.queue(batch, &self.large, kv)?;
+            batch
+        };
+        let arrays = if self.use_graphs && short && count <= MOST_GRAPH { &self.small } else { &self.large };
+        if batch.picks > 0 {
+            let hidden = self.p.hidden;
+            let out = self.a.picked.at(picked as usize * hidden * self.dtype.bytes());
+            let norm = Norm { weight: self.weights.norm.at(0), epsilon: self.p.epsilon };
+            let x = self.a.x.at(0);
+            self.elementwise.rms_norm(
+                &self.device,
+                x,
+                Some(arrays.picked()),
+                batch.picks,
+                norm,
+                out,
+                hidden as u32,
+                Ahead::NOTHING,
+            )?;
+        }
+        Ok(batch.picks)
+    }
+
+    /// Queues the head for `count` picked rows from place `first` on: `logits` gets f32 rows of the output layer's
+    /// width, and must have room for a bucket of them.
+    pub(crate) fn head(&mut self, first: u32, count: u32, logits: u64) -> Result<(), CudaError> {
+        let x = self.a.picked.at(first as usize * self.p.hidden * self.dtype.bytes());
+        let rows = match self.mode {
+            Mode::Fast => bucket(count),
+            Mode::Invariant => count,
+        };
+        self.linear.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
+        self.linear.store_float(&self.device, &self.weights.head, x, logits, rows)
+    }
+
+    /// Launches the graph of a batch in the small arrays, captured when it is first met.
+    fn graph(&mut self, batch: Batch, kv: &Kv) -> Result<(), CudaError> {
+        let key = Key { rows: batch.rows, tile: batch.tile };
+        if !self.graphs.contains_key(&key) {
+            self.tune(batch.rows)?;
+            let stream = Rc::clone(&self.device).stream.clone();
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            stream.begin_capture(mode).doing("capturing a step")?;
+            // As many tiles as there can be; those beyond the count return.
+            let most = Batch { few: batch.rows, many: 0, ..batch };
+            let queued = self.queue(most, &self.small, kv);
+            let captured = stream.end_capture(sys::CUgraphInstantiate_flags(0)).doing("capturing a step");
+            queued?;
+            let graph = captured?.ok_or(CudaError::NotBuilt { what: "a step without kernels" })?;
+            self.graphs.insert(key, graph);
+        }
+        match self.graphs.get(&key) {
+            Some(graph) => graph.launch().doing("launching a step"),
+            None => Err(CudaError::NotBuilt { what: "a graph of this size" }),
+        }
+    }
+
+    /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
+    fn tune(&self, rows: u32) -> Result<(), CudaError> {
+        let Some(layer) = self.weights.layers.first() else { return Ok(()) };
+        let (a, dtype) = (&self.a, self.dtype);
+        let x = a.x.at(0);
+        for (matrix, from, to, out, add) in [
+            (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
+            (&layer.o, a.attended.at(0), x, Dtype::F32, true),
+            (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
+            (&layer.down, a.gated.at(0), x, Dtype::F32, true),
+        ] {
+            self.linear.tune(&self.device, matrix, [from, to], rows, out, add)?;
+        }
+        Ok(())
+    }
+
+    /// Queues embedding and all layers of a batch in `arrays`; leaves the residual stream in `x`.
+    fn queue(&self, batch: Batch, arrays: &BatchArrays, kv: &Kv) -> Result<(), CudaError> {
+        let rows = arrays.rows(batch.rows);
+        let hidden = self.p.hidden as u32;
+        self.elementwise.embed(
+            &self.device,
+            &self.weights.embedding.weights,
+            rows,
+            self.a.x.at(0),
+            hidden,
+        )?;
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.attention_part(index, layer, batch, arrays, kv)?;
+            self.feed_forward(layer, batch.rows)?;
+        }
+        Ok(())
+    }
+
+    fn attention_part(
+        &self,
+        index: usize,
+        layer: &DeviceLayer,
+        batch: Batch,
+        arrays: &BatchArrays,
+        kv: &Kv,
+    ) -> Result<(), CudaError> {
+        let (p, a, device) = (&self.p, &self.a, &*self.device);
+        let norm = Norm { weight: layer.attention_norm.at(0), epsilon: p.epsilon };
+        let (x, normed, qkv) = (a.x.at(0), a.normed.at(0), a.qkv.at(0));
+        if self.linear.norms(&layer.qkv, batch.rows) {
+            self.linear.norm_store(device, &layer.qkv, norm, x, qkv, batch.rows)?;
+        } else {
+            let ahead = self.ahead(&layer.qkv, batch.rows);
+            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32, ahead)?;
+            self.linear.store(device, &layer.qkv, normed, qkv, batch.rows)?;
+        }
+        let heads = Heads {
+            heads: p.heads as u32,
+            kv_heads: p.kv_heads as u32,
+            bias: layer.bias.as_ref().map_or(0, |b| b.at(0)),
+            q_norm: layer.qk_norm.as_ref().map_or(0, |(q, _)| q.at(0)),
+            k_norm: layer.qk_norm.as_ref().map_or(0, |(_, k)| k.at(0)),
+            places: kv.places(index),
+            epsilon: p.epsilon,
+        };
+        let style = match p.rope.style {
+            RopeStyle::Adjacent => 0,
+            RopeStyle::Halves => 1,
+            RopeStyle::HalvesToAdjacent => 2,
+        };
+        let angles = Angles { table: self.angles.at(0), dims: p.rope.dims as u32, style };
+        let (rows, pools, ahead) =
+            (arrays.rows(batch.rows), kv.pools(index), self.ahead(&layer.o, batch.rows));
+        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools, ahead)?;
+        for class in &kv.classes {
+            let part = class.layers[index];
+            if part.heads == 0 {
+                continue;
+            }
+            let layer = attention::Layer {
+                q: View { buffer: &a.qkv, at: 0 },
+                q_stride: ((p.heads + 2 * p.kv_heads) * p.head_dim) as u32,
+                out: View { buffer: &a.attended, at: 0 },
+                rows: batch.rows,
+                pool: View { buffer: &class.storage, at: part.base },
+                pages: class.pages,
+                page_stride: part.page,
+                table: View { buffer: &class.table, at: 0 },
+                slots: self.sizes.slots,
+                table_stride: kv.stride,
+                heads: View { buffer: &kv.heads, at: part.list },
+                class_heads: part.heads,
+                window: match class.class {
+                    HeadClass::Full => Window::FULL,
+                    HeadClass::Window { sink, recent } => Window { sink, recent },
+                },
+                scale: std::f32::consts::LOG2_E / (p.head_dim as f32).sqrt(),
+            };
+            if batch.few > 0 {
+                let blocks = attention::split_blocks(batch.few, part.heads, device.multiprocessors);
+                self.attention.few(device, &layer, &arrays.attention(0, batch.few), batch.tile, blocks)?;
+            }
+            if batch.many > 0 {
+                let tiles = arrays.attention(1, batch.many);
+                self.attention.many(device, &layer, &tiles, batch.many_tile)?;
+            }
+        }
+        self.linear.add(device, &layer.o, a.attended.at(0), x, batch.rows)
+    }
+
+    fn feed_forward(&self, layer: &DeviceLayer, rows: u32) -> Result<(), CudaError> {
+        let (p, a, device) = (&self.p, &self.a, &*self.device);
+        let norm = Norm { weight: layer.feed_forward_norm.at(0), epsilon: p.epsilon };
+        let (x, normed, gated) = (a.x.at(0), a.normed.at(0), a.gated.at(0));
+        if self.linear.norms(&layer.gate_up, rows) {
+            self.linear.norm_gate(device, &layer.gate_up, norm, x, gated, rows)?;
+        } else {
+            let ahead = self.ahead(&layer.gate_up, rows);
+            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32, ahead)?;
+            if self.linear.gates(&layer.gate_up, rows) {
+                self.linear.gate(device, &layer.gate_up, normed, gated, rows)?;
+            } else {
+                self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
+                let (both, width, ahead) =
+                    (a.both.at(0), p.feed_forward as u32, self.ahead(&layer.down, rows));
+                self.elementwise.silu_mul(device, both, gated, rows, width, ahead)?;
+            }
+        }
+        self.linear.add(device, &layer.down, gated, x, rows)
+    }
+
+    /// What a small kernel before a product brings into the cache. Products of few rows bring their own weights, and
+    /// those of many rows are not bound by memory.
+    fn ahead(&self, next: &Dense, rows: u32) -> Ahead {
+        let bound = (Linear::MOST_FEW + 1..=MOST_GRAPH).contains(&rows);
+        if bound { Ahead::of(&next.weights) } else { Ahead::NOTHING }
+    }
+}
+
+/// The smallest row count with a graph that holds `rows`.
+fn bucket(rows: u32) -> u32 {
+    BUCKETS.into_iter().find(|b| *b >= rows).unwrap_or(rows)
+}
+
+/// Cosine and sine of every position and pair.
+fn angles(p: &Parameters, positions: u32) -> Vec<f32> {
+    let (frequencies, amplitude) = (p.rope.frequencies(), p.rope.amplitude());
+    let mut table = Vec::with_capacity(positions as usize * frequencies.len() * 2);
+    for position in 0..positions {
+        for frequency in &frequencies {
+            let angle = f64::from(position) * frequency;
+            table.extend([(angle.cos() * amplitude) as f32, (angle.sin() * amplitude) as f32]);
+        }
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_count_has_a_bucket_that_holds_it() {
+        for rows in 1..=MOST_GRAPH {
+            assert!((rows..=rows * 3 / 2 + 1).contains(&bucket(rows)), "{rows}");
+        }
+    }
+}

@@ -1,0 +1,275 @@
+// Attention of few rows a sequence over long contexts: decode and verification. Bound by reading keys and values.
+//
+// Tiles of 16 and 32 query rows; those of 64 are in attention_many.cu, whose warps need not wait for each other.
+//
+// A block of four warps takes a tile of up to M query rows (rows x group heads that share the keys), one KV head and
+// one or more splits of the positions. In a block of 64 keys each warp scores 16 keys for all rows, the warps exchange
+// the rows' maxima and weights, and each warp adds up a quarter of the output's columns: every number is computed by
+// the same operations in the same order as in attention_many.cu, where one warp does it all.
+//
+// Grid: split blocks, class heads, tiles. Partial results go to a workspace and are merged in the order of positions by
+// the blocks that finish last (as in Flash-Decoding, but without a second launch).
+
+#include "attention_merge.cuh"
+
+template <typename T, int D, int M16> struct Few {
+    static constexpr int M = 16 * M16;
+    static constexpr int STAGES = 3;
+    static constexpr int COLUMNS = D / WARPS;  // of the output, a warp
+    static constexpr int TILES = COLUMNS / 8;
+
+    // Shared memory, in bytes. attention/geometry.rs computes the same sum.
+    static constexpr int STAGE = 2 * BLOCK * D * 2;
+    static constexpr int QUERIES = STAGES * STAGE;
+    static constexpr int WEIGHTS = QUERIES + M * D * 2;
+    static constexpr int ROWS = WEIGHTS + M * BLOCK * 2;
+    static constexpr int MAXIMA = ROWS + M * 16;
+    static constexpr int SUMS = MAXIMA + M * WARPS * 4;
+    static constexpr int BYTES = SUMS + M16 * WARPS * 64 * 4;
+    static_assert(sizeof(Query) == 16, "a row's place in shared memory");
+};
+
+template <typename T, int D, int M16>
+__device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride,
+                                       const int* table, int table_stride, const int* heads, const Tile* tiles,
+                                       const int* header, const uint64_t* masks, float* partials, unsigned* counters,
+                                       int q_heads, int group, Window window, float scale) {
+    using Plan = Few<T, D, M16>;
+    constexpr int STAGES = Plan::STAGES;
+    extern __shared__ __align__(128) unsigned char shared[];
+    Query* const rows = reinterpret_cast<Query*>(shared + Plan::ROWS);
+    float* const maxima = reinterpret_cast<float*>(shared + Plan::MAXIMA);
+    float* const sums = reinterpret_cast<float*>(shared + Plan::SUMS);
+    const uint32_t base = shared_address(shared);
+    const Swizzled<D> queries = {base + Plan::QUERIES};
+    const Swizzled<BLOCK> weights = {base + Plan::WEIGHTS};
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_row = lane / 4, quad = lane % 4;
+
+    launch_dependents();
+    wait_for_inputs();
+    // Read together: a tile beyond the count is old, but there.
+    const int tile_count = header[0], split = header[1], head = heads[blockIdx.y];
+    const Tile tile = tiles[blockIdx.z];
+    if (static_cast<int>(blockIdx.z) >= tile_count) return;
+    const Seen seen(tile, window);
+    Walk loading(seen, split, blockIdx.x, gridDim.x);
+    // The blocks that share the splits: all, or the first alone where the workspace has no room for partials.
+    const int sharers = tile.partials < 0 ? 1 : min(static_cast<int>(gridDim.x), loading.active);
+    if (static_cast<int>(blockIdx.x) >= sharers) return;
+    loading.step = sharers;
+    Walk computing = loading;
+
+    const int count = tile.rows * group;
+    q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
+    const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
+    out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
+    const Keys<T, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * 2 * PAGE * D, page_stride,
+                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys};
+
+    load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
+    int4 pages = keys.pages(loading.block);
+    auto load = [&](int stage) {
+        if (!loading.done()) {
+            const uint32_t at = base + stage * Plan::STAGE;
+            keys.load({at}, {at + BLOCK * D * 2}, loading.block, pages);
+            loading.advance();
+            if (!loading.done()) pages = keys.pages(loading.block);
+        }
+        close_group();
+    };
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) load(stage);
+    for (int r = threadIdx.x; r < Plan::M; r += THREADS)
+        rows[r] = query_of(tile, r < count ? r / group : tile.rows, masks);
+
+    float most[M16][2], sum[M16][2], acc[M16][Plan::TILES][4];
+    // Merged splits, where this block has them all.
+    float all_most[M16][2], all_sum[M16][2], all[M16][Plan::TILES][4];
+#pragma unroll
+    for (int m = 0; m < M16; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            most[m][half] = all_most[m][half] = -INFINITY;
+            sum[m][half] = all_sum[m][half] = 0.0f;
+        }
+#pragma unroll
+        for (int n = 0; n < Plan::TILES; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) acc[m][n][e] = all[m][n][e] = 0.0f;
+    }
+
+    int stage = 0;
+    while (!computing.done()) {
+        wait_groups<STAGES - 2>();
+        __syncthreads();
+        load(stage == 0 ? STAGES - 1 : stage - 1);
+        const uint32_t at = base + stage * Plan::STAGE;
+        const Swizzled<D> block_keys = {at}, block_values = {at + BLOCK * D * 2};
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+
+        float scores[M16][2][4] = {};
+#pragma unroll
+        for (int step = 0; step < D / 16; ++step) {
+            uint32_t right[4];
+            load_keys(right, block_keys, 16 * warp, step);
+#pragma unroll
+            for (int m = 0; m < M16; ++m) {
+                uint32_t left[4];
+                load_left(left, queries, 16 * m, step);
+                mma(scores[m][0], left, right[0], right[1], T());
+                mma(scores[m][1], left, right[2], right[3], T());
+            }
+        }
+
+        const bool partly = seen.partly(computing.block, window);
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = 16 * m + 8 * half + quad_row;
+                if (partly) {
+                    const Query query = rows[row];
+                    const int key = computing.block * BLOCK + 16 * warp + 2 * quad;
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        if (!sees(query, key + 8 * (e / 2) + e % 2, window))
+                            scores[m][e / 2][2 * half + e % 2] = -INFINITY;
+                }
+                float high = fmaxf(fmaxf(scores[m][0][2 * half], scores[m][0][2 * half + 1]),
+                                   fmaxf(scores[m][1][2 * half], scores[m][1][2 * half + 1]));
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
+                if (quad == 0) maxima[row * WARPS + warp] = high;
+            }
+        __syncthreads();
+
+        float fade[M16][2];
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = 16 * m + 8 * half + quad_row;
+                const float4 highs = *reinterpret_cast<const float4*>(maxima + row * WARPS);
+                const float high = fmaxf(fmaxf(highs.x, highs.y), fmaxf(highs.z, highs.w));
+                const float next = fmaxf(most[m][half], __fmul_rn(high, scale)), less = finite(next);
+                fade[m][half] = exp2_fast(__fsub_rn(most[m][half], less));
+                most[m][half] = next;
+                float p[4];
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    p[e] = exp2_fast(__fmaf_rn(scores[m][e / 2][2 * half + e % 2], scale, -less));
+                const float fresh = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
+                sum[m][half] = __fmaf_rn(sum[m][half], fade[m][half], fresh);
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+                    asm volatile("st.shared.b32 [%0], %1;" ::"r"(weights.pair(row, 16 * warp + 8 * n + 2 * quad)),
+                                 "r"(pack<T>(p[2 * n], p[2 * n + 1]))
+                                 : "memory");
+            }
+        __syncthreads();
+
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int n = 0; n < Plan::TILES; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) acc[m][n][e] = __fmul_rn(acc[m][n][e], fade[m][e / 2]);
+#pragma unroll
+        for (int step = 0; step < BLOCK / 16; ++step) {
+            uint32_t left[M16][4];
+#pragma unroll
+            for (int m = 0; m < M16; ++m) load_left(left[m], weights, 16 * m, step);
+#pragma unroll
+            for (int n = 0; n < Plan::TILES; n += 2) {
+                uint32_t right[4];
+                load_values(right, block_values, 16 * step, Plan::COLUMNS * warp + 8 * n);
+#pragma unroll
+                for (int m = 0; m < M16; ++m) {
+                    mma(acc[m][n], left[m], right[0], right[1], T());
+                    mma(acc[m][n + 1], left[m], right[2], right[3], T());
+                }
+            }
+        }
+
+        const int ordinal = computing.ordinal;
+        if (!computing.advance()) continue;
+
+        // The split is done: the warps' sums make the rows' sums.
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                sums[((m * 2 + half) * WARPS + warp) * 32 + lane] = sum[m][half];
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float* of = sums + (m * 2 + half) * WARPS * 32 + lane;
+                float total = __fadd_rn(__fadd_rn(of[0], of[32]), __fadd_rn(of[64], of[96]));
+                total = __fadd_rn(total, __shfl_xor_sync(0xffffffffu, total, 1));
+                total = __fadd_rn(total, __shfl_xor_sync(0xffffffffu, total, 2));
+                const int row = 16 * m + 8 * half + quad_row;
+                if (sharers == 1) {
+                    const Factors by = merge(all_most[m][half], all_sum[m][half], most[m][half], total);
+#pragma unroll
+                    for (int n = 0; n < Plan::TILES; ++n)
+#pragma unroll
+                        for (int e = 2 * half; e < 2 * half + 2; ++e)
+                            all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
+                } else if (row < count) {
+                    float* to = partials + partial_at<D>(tile, ordinal, count) + row * PARTIAL<D>;
+#pragma unroll
+                    for (int n = 0; n < Plan::TILES; ++n)
+                        *reinterpret_cast<float2*>(to + Plan::COLUMNS * warp + 8 * n + 2 * quad) =
+                            make_float2(acc[m][n][2 * half], acc[m][n][2 * half + 1]);
+                    if (warp == 0 && quad == 0)
+                        *reinterpret_cast<float2*>(to + D) = make_float2(most[m][half], total);
+                }
+                most[m][half] = -INFINITY;
+                sum[m][half] = 0.0f;
+#pragma unroll
+                for (int n = 0; n < Plan::TILES; ++n) acc[m][n][2 * half] = acc[m][n][2 * half + 1] = 0.0f;
+            }
+    }
+    wait_groups<0>();
+
+    if (sharers == 1) {
+#pragma unroll
+        for (int m = 0; m < M16; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = 16 * m + 8 * half + quad_row;
+                if (row >= count) continue;
+                const float by = normaliser(all_sum[m][half]);
+                T* to = out + row / group * out_stride + row % group * D + Plan::COLUMNS * warp + 2 * quad;
+#pragma unroll
+                for (int n = 0; n < Plan::TILES; ++n)
+                    *reinterpret_cast<uint32_t*>(to + 8 * n) =
+                        pack<T>(normalised(all[m][n][2 * half], by), normalised(all[m][n][2 * half + 1], by));
+            }
+        return;
+    }
+
+    merge_together<T, D>(partials + partial_at<D>(tile, 0, count),
+                         counters + 4 * (blockIdx.z * gridDim.y + blockIdx.y), sharers, computing.active, count, out,
+                         out_stride, group);
+}
+
+#define EXPORT_FEW(NAME, T, D, M16)                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
+        NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
+             int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
+             float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
+        attend<T, D, M16>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header, masks,     \
+                          partials, counters, q_heads, group, {sink, recent}, scale);                                \
+    }
+
+EXPORT_FEW(attention_few16_64_bf16, bf16, 64, 1)
+EXPORT_FEW(attention_few32_64_bf16, bf16, 64, 2)
+EXPORT_FEW(attention_few16_128_bf16, bf16, 128, 1)
+EXPORT_FEW(attention_few32_128_bf16, bf16, 128, 2)
+EXPORT_FEW(attention_few16_64_f16, f16, 64, 1)
+EXPORT_FEW(attention_few32_64_f16, f16, 64, 2)
+EXPORT_FEW(attention_few16_128_f16, f16, 128, 1)
+EXPORT_FEW(attention_few32_128_f16, f16, 128, 2)

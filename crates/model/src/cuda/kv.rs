@@ -1,0 +1,210 @@
+//! Keys and values of all sequences on the device, in pages, and the page tables that kernels read.
+
+use engine::ModelError;
+use kvcache::{HeadClass, PAGE_POSITIONS, pages_for};
+use scheduler::TableDelta;
+
+use super::elementwise::{Elementwise, Pool};
+use super::{Buffer, CudaError, Device, Dtype};
+use crate::cache::{Changed, Tables};
+
+/// Which head class each (layer, KV head) belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeadMap {
+    /// At most two: kernels take a launch for each.
+    pub classes: Vec<HeadClass>,
+    /// `[layer][KV head]`: index of the class.
+    pub class_of: Vec<Vec<u8>>,
+}
+
+impl HeadMap {
+    /// All heads in one class.
+    pub fn uniform(class: HeadClass, layers: usize, kv_heads: usize) -> Self {
+        Self { classes: vec![class], class_of: vec![vec![0; kv_heads]; layers] }
+    }
+
+    /// Of every layer, the first heads are Full and the others have a window: for measurements, where it does not
+    /// matter which.
+    pub fn half_windows(layers: usize, kv_heads: usize, sink: u32, recent: u32) -> Self {
+        let heads = (0..kv_heads).map(|head| u8::from(head >= kv_heads / 2)).collect();
+        Self {
+            classes: vec![HeadClass::Full, HeadClass::Window { sink, recent }],
+            class_of: vec![heads; layers],
+        }
+    }
+
+    /// Heads of `class` in `layer`.
+    pub(crate) fn heads(&self, layer: usize, class: usize) -> impl Iterator<Item = usize> {
+        let heads = self.class_of.get(layer).map_or(&[][..], Vec::as_slice);
+        heads.iter().enumerate().filter(move |(_, of)| usize::from(**of) == class).map(|(head, _)| head)
+    }
+
+    /// Bytes that a page of `class` takes over all layers.
+    pub(crate) fn page_bytes(&self, class: usize, head_dim: usize, dtype: Dtype) -> usize {
+        let units: usize = (0..self.class_of.len()).map(|layer| self.heads(layer, class).count()).sum();
+        units * 2 * PAGE_POSITIONS as usize * head_dim * dtype.bytes()
+    }
+
+    pub(crate) fn check(&self, layers: usize, kv_heads: usize) -> Result<(), CudaError> {
+        let classes = self.classes.len();
+        let fits =
+            |heads: &Vec<u8>| heads.len() == kv_heads && heads.iter().all(|c| usize::from(*c) < classes);
+        if !(1..=2).contains(&classes) || self.class_of.len() != layers || !self.class_of.iter().all(fits) {
+            return Err(CudaError::NotBuilt {
+                what: "a head map of more than two classes, or of another model",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// One class: its pages, layer after layer, and the page tables of all slots.
+pub(crate) struct ClassKv {
+    pub(crate) class: HeadClass,
+    pub(crate) pages: u32,
+    pub(crate) storage: Buffer,
+    pub(crate) table: Buffer,
+    pub(crate) layers: Vec<ClassLayer>,
+}
+
+/// Where a class lies in a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClassLayer {
+    /// Bytes from the start of the storage.
+    pub(crate) base: usize,
+    pub(crate) heads: u32,
+    /// Bytes from the start of [`Kv::heads`]: the KV head of each of them.
+    pub(crate) list: usize,
+    /// Elements from one page to the next.
+    pub(crate) page: u64,
+}
+
+/// Keys and values of a rank.
+pub(crate) struct Kv {
+    pub(crate) classes: Vec<ClassKv>,
+    /// i32 lists of KV heads, by layer and class.
+    pub(crate) heads: Buffer,
+    /// i32 pairs (class, index in it), `[layer][KV head]`.
+    places: Buffer,
+    kv_heads: usize,
+    /// Entries of a slot's page table.
+    pub(crate) stride: u32,
+    tables: Tables,
+}
+
+impl Kv {
+    /// Room for `pages` of each class. Pages are zeroed: what nobody wrote is finite.
+    pub(crate) fn new(
+        device: &Device,
+        map: &HeadMap,
+        pages: &[u32],
+        head_dim: usize,
+        dtype: Dtype,
+        slots: u32,
+        context: u32,
+    ) -> Result<Self, CudaError> {
+        let (layers, kv_heads) = (map.class_of.len(), map.class_of.first().map_or(0, Vec::len));
+        // Attention reads four entries at once.
+        let stride = pages_for(context).next_multiple_of(4);
+        let (mut lists, mut places) = (Vec::<i32>::new(), vec![0i32; layers * kv_heads * 2]);
+        let mut classes = Vec::new();
+        for (index, (class, &pages)) in map.classes.iter().zip(pages).enumerate() {
+            let unit = 2 * PAGE_POSITIONS as usize * head_dim;
+            let (mut base, mut parts) = (0, Vec::new());
+            for layer in 0..layers {
+                let list = lists.len() * size_of::<i32>();
+                for (place, head) in map.heads(layer, index).enumerate() {
+                    lists.push(head as i32);
+                    let at = 2 * (layer * kv_heads + head);
+                    (places[at], places[at + 1]) = (index as i32, place as i32);
+                }
+                let heads = map.heads(layer, index).count();
+                parts.push(ClassLayer { base, heads: heads as u32, list, page: (heads * unit) as u64 });
+                base += heads * unit * pages as usize * dtype.bytes();
+            }
+            let empty = vec![NO_PAGE; (slots * stride) as usize];
+            classes.push(ClassKv {
+                class: *class,
+                pages,
+                storage: Buffer::zeros(device, "the KV cache", base)?,
+                table: Buffer::of(device, "page tables", &empty)?,
+                layers: parts,
+            });
+        }
+        let sizes = map.classes.iter().copied().zip(pages.iter().copied()).collect();
+        Ok(Self {
+            classes,
+            heads: Buffer::of(device, "lists of heads", &lists)?,
+            places: Buffer::of(device, "places of heads", &places)?,
+            kv_heads,
+            stride,
+            tables: Tables::new(slots, sizes, context),
+        })
+    }
+
+    /// The pools of a layer, for the kernel that writes keys and values.
+    pub(crate) fn pools(&self, layer: usize) -> [Pool; 2] {
+        let mut pools = [Pool::default(); 2];
+        for (pool, class) in pools.iter_mut().zip(&self.classes) {
+            let part = class.layers[layer];
+            *pool = Pool {
+                base: class.storage.at(part.base),
+                page: part.page,
+                table: class.table.at(0),
+                stride: u64::from(self.stride),
+            };
+        }
+        pools
+    }
+
+    /// Address of the places of a layer's heads.
+    pub(crate) fn places(&self, layer: usize) -> u64 {
+        self.places.at(layer * self.kv_heads * 2 * size_of::<i32>())
+    }
+
+    /// What a step's deltas make of the tables; nothing is changed yet.
+    pub(crate) fn change(&self, deltas: &[TableDelta]) -> Result<Changed, ModelError> {
+        self.tables.change(deltas)
+    }
+
+    /// The host's copy of the tables.
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Puts a change in force, on the host and behind all queued work on the device. `entries` is a buffer for them.
+    pub(crate) fn apply(
+        &mut self,
+        device: &Device,
+        elementwise: &Elementwise,
+        entries: &mut Buffer,
+        changed: Changed,
+    ) -> Result<(), CudaError> {
+        let differences = self.tables.differences(&changed);
+        let most = entries.bytes() / size_of::<[i32; 4]>();
+        for (index, class) in self.classes.iter().enumerate() {
+            let all: Vec<i32> = differences
+                .iter()
+                .filter(|(_, class, ..)| *class == index)
+                .flat_map(|(slot, _, at, page)| {
+                    [*slot as i32, *at as i32, page.map_or(NO_PAGE, |p| p.0 as i32), 0]
+                })
+                .collect();
+            for some in all.chunks(most * 4) {
+                entries.write(device, 0, some)?;
+                elementwise.write_table(
+                    device,
+                    &class.table,
+                    self.stride,
+                    entries.at(0),
+                    some.len() as u32 / 4,
+                )?;
+            }
+        }
+        self.tables.apply(changed);
+        Ok(())
+    }
+}
+
+/// As in kernels/common.cuh.
+const NO_PAGE: i32 = -1;

@@ -1,0 +1,339 @@
+//! The whole model on a GPU against the model on the CPU, which is tested against candle, and against itself.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use kvcache::{ClassId, HeadClass, PageId, pages_for};
+use request::{Sampling, SamplingParams, TokenId};
+use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, TableChange, TableDelta};
+
+use super::super::testing::{Random, device};
+use super::*;
+use crate::CpuModel;
+
+const VOCAB: u32 = 512;
+
+/// A folder with a small random model.
+struct Made {
+    folder: tempfile::TempDir,
+}
+
+impl Made {
+    fn new(kind: &str, head_dim: usize, heads: usize, kv_heads: usize, tied: bool) -> Self {
+        let (hidden, ffn, layers) = (256usize, 704usize, 3usize);
+        let class = match kind {
+            "llama" => "LlamaForCausalLM",
+            "qwen2" => "Qwen2ForCausalLM",
+            _ => "Qwen3ForCausalLM",
+        };
+        let config = serde_json::json!({
+            "architectures": [class], "model_type": kind, "vocab_size": VOCAB, "hidden_size": hidden,
+            "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "head_dim": head_dim, "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": tied,
+        });
+        let mut random = Random::new(17);
+        let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
+        let mut tensor = |name: String, shape: Vec<usize>, mean: f32, scale: f32| {
+            let count = shape.iter().product();
+            let bytes =
+                random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
+            tensors.insert(name, (shape, bytes));
+        };
+        tensor("model.embed_tokens.weight".into(), vec![VOCAB as usize, hidden], 0.0, 1.0);
+        tensor("model.norm.weight".into(), vec![hidden], 1.0, 0.1);
+        if !tied {
+            tensor("lm_head.weight".into(), vec![VOCAB as usize, hidden], 0.0, 0.2);
+        }
+        let (q, k) = (heads * head_dim, kv_heads * head_dim);
+        for layer in 0..layers {
+            let mut part = |name: &str, shape: Vec<usize>, mean, scale| {
+                tensor(format!("model.layers.{layer}.{name}"), shape, mean, scale);
+            };
+            part("input_layernorm.weight", vec![hidden], 1.0, 0.1);
+            part("post_attention_layernorm.weight", vec![hidden], 1.0, 0.1);
+            for (name, width) in [("q", q), ("k", k), ("v", k)] {
+                part(&format!("self_attn.{name}_proj.weight"), vec![width, hidden], 0.0, 0.06);
+                if kind == "qwen2" {
+                    part(&format!("self_attn.{name}_proj.bias"), vec![width], 0.0, 0.3);
+                }
+            }
+            if kind == "qwen3" {
+                part("self_attn.q_norm.weight", vec![head_dim], 1.0, 0.1);
+                part("self_attn.k_norm.weight", vec![head_dim], 1.0, 0.1);
+            }
+            part("self_attn.o_proj.weight", vec![hidden, q], 0.0, 0.06);
+            part("mlp.gate_proj.weight", vec![ffn, hidden], 0.0, 0.06);
+            part("mlp.up_proj.weight", vec![ffn, hidden], 0.0, 0.06);
+            part("mlp.down_proj.weight", vec![hidden, ffn], 0.0, 0.06);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let views = tensors.iter().map(|(name, (shape, bytes))| {
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+            (name.clone(), view)
+        });
+        safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    fn options() -> Options {
+        Options { context: Some(2048), vocab: None, slots: 40, pages: PageBudget::Pages(1200), threads: 2 }
+    }
+
+    fn gpu(&self, cuda: &CudaOptions) -> CudaModel {
+        CudaModel::load(&self.path(), &Self::options(), cuda).unwrap()
+    }
+}
+
+fn rows(slot: u32, first: u32, tokens: &[TokenId], picks: bool) -> Vec<Row> {
+    (tokens.iter().zip(first..))
+        .map(|(token, position)| Row {
+            slot: Slot(slot),
+            token: RowToken::Known(*token),
+            position,
+            parent: Parent::Previous,
+            layers: Layers::All,
+            output: if picks { Output::Pick } else { Output::None },
+            adapter: None,
+        })
+        .collect()
+}
+
+/// Pages for `positions` positions of a slot, in an order that is not that of memory.
+fn table(slot: u32, positions: u32, classes: u8) -> Vec<TableDelta> {
+    let pages = pages_for(positions);
+    (0..classes)
+        .flat_map(|class| {
+            (0..pages).map(move |index| TableDelta {
+                slot: Slot(slot),
+                class: ClassId(class),
+                change: TableChange::Append(PageId(slot * pages + (index * 7 + 3) % pages)),
+            })
+        })
+        .collect()
+}
+
+fn tokens(seed: u64, count: u32) -> Vec<TokenId> {
+    let mut random = Random::new(seed);
+    (0..count).map(|_| TokenId(random.below(VOCAB))).collect()
+}
+
+/// The largest difference of two rows of logits, and the gap between the two best of the first.
+fn compare(a: &[f32], b: &[f32]) -> (f32, f32) {
+    let off = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let mut sorted = a.to_vec();
+    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
+    (off, sorted[0] - sorted[1])
+}
+
+/// A prompt in chunks, then rows one by one: every row's logits.
+fn all_logits(
+    mut logits: impl FnMut(&Step) -> Vec<(u32, Vec<f32>)>,
+    prompt: &[TokenId],
+    chunks: &[u32],
+    classes: u8,
+) -> Vec<Vec<f32>> {
+    let mut deltas = table(0, prompt.len() as u32, classes);
+    let (mut at, mut found) = (0, Vec::new());
+    for chunk in chunks.iter().copied().chain(std::iter::repeat(1)) {
+        if at == prompt.len() {
+            break;
+        }
+        let end = (at + chunk as usize).min(prompt.len());
+        let rows = rows(0, at as u32, &prompt[at..end], true);
+        let step = Step { deltas: std::mem::take(&mut deltas), rows };
+        found.extend(logits(&step).into_iter().map(|(_, logits)| logits));
+        at = end;
+    }
+    found
+}
+
+/// F32 on the GPU equals the CPU's F32 path, whose KV is F16: the tokens are the same but for near-ties.
+#[test]
+fn f32_says_what_the_cpu_says() {
+    if device().is_none() {
+        return;
+    }
+    for (kind, head_dim, heads, kv_heads, tied) in
+        [("llama", 64, 4, 2, true), ("qwen2", 64, 6, 1, false), ("qwen3", 128, 4, 4, false)]
+    {
+        let made = Made::new(kind, head_dim, heads, kv_heads, tied);
+        let mut cpu = CpuModel::load(&made.path(), &Made::options()).unwrap();
+        let cuda = CudaOptions { dtype: Dtype::F32, ..CudaOptions::default() };
+        let mut gpu = made.gpu(&cuda);
+        let prompt = tokens(3, 150);
+        let chunks = [70, 5, 40, 16];
+        let expected = all_logits(|step| cpu.logits(step).unwrap(), &prompt, &chunks, 1);
+        let found = all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1);
+        assert_eq!(found.len(), 150);
+        let (mut worst, mut same) = (0.0f32, 0);
+        for (expected, found) in expected.iter().zip(&found) {
+            let (off, gap) = compare(expected, found);
+            worst = worst.max(off);
+            let equal = sampling::argmax(expected) == sampling::argmax(found);
+            same += u32::from(equal);
+            assert!(equal || gap < 2e-3, "{kind}: another token at a gap of {gap}");
+        }
+        println!("{kind}: largest difference of a logit {worst:e}, {same} of 150 tokens equal");
+        assert!(worst < 6e-3, "{kind}: {worst}");
+    }
+}
+
+/// BF16 is what rounding makes of F32: near, and nearer than another model.
+#[test]
+fn bf16_is_near_f32() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 128, 4, 2, false);
+    let prompt = tokens(4, 100);
+    let mut of = |cuda: &CudaOptions| {
+        let mut gpu = made.gpu(cuda);
+        all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[60, 10, 20], 1)
+    };
+    let exact = of(&CudaOptions { dtype: Dtype::F32, ..CudaOptions::default() });
+    for (dtype, bound) in [(Dtype::Bf16, 0.05), (Dtype::F16, 0.01)] {
+        for mode in [Mode::Fast, Mode::Invariant] {
+            for graphs in [false, true] {
+                let found = of(&CudaOptions { dtype, mode, graphs, ..CudaOptions::default() });
+                let flat = |rows: &[Vec<f32>]| rows.concat();
+                let reference: Vec<f64> = flat(&exact).into_iter().map(f64::from).collect();
+                let off = super::super::testing::relative(&flat(&found), &reference);
+                println!("{dtype:?} {mode:?} graphs {graphs}: {off:.4}");
+                assert!(off < bound, "{dtype:?} {mode:?} graphs {graphs}: {off}");
+            }
+        }
+    }
+}
+
+/// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
+fn answers(
+    model: &mut CudaModel,
+    prompts: &[Vec<TokenId>],
+    length: u32,
+    together: usize,
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
+    let mut all = Vec::new();
+    let classes = model.spec().classes.len() as u8;
+    for group in prompts.chunks(together) {
+        let mut step = Step::default();
+        for slot in 0..model.spec().slots {
+            for class in 0..classes {
+                step.deltas.push(TableDelta {
+                    slot: Slot(slot),
+                    class: ClassId(class),
+                    change: TableChange::Clear,
+                });
+            }
+        }
+        for (slot, prompt) in (0..).zip(group) {
+            step.deltas.extend(table(slot, prompt.len() as u32 + length, classes));
+        }
+        let mut said: Vec<Vec<TokenId>> = vec![Vec::new(); group.len()];
+        let mut done = vec![0; group.len()];
+        while said.iter().any(|s| s.len() < length as usize) {
+            let mut owners = Vec::new();
+            let mut draws = Vec::new();
+            for (slot, prompt) in group.iter().enumerate() {
+                let known: Vec<TokenId> = prompt.iter().chain(&said[slot]).copied().collect();
+                if said[slot].len() == length as usize {
+                    continue;
+                }
+                let end = (done[slot] + chunk).min(known.len());
+                let mut more = rows(slot as u32, done[slot] as u32, &known[done[slot]..end], false);
+                if end == known.len() {
+                    more.last_mut().unwrap().output = Output::Pick;
+                    owners.push(slot);
+                    let params = SamplingParams::at(if slot % 2 == 0 { 0.0 } else { 0.9 });
+                    draws.push(Draw::new(Sampling { params, seed: prompt[0].0.into(), choice: 0 }));
+                }
+                done[slot] = end;
+                step.rows.extend(more);
+            }
+            let ticket = model.submit(&step).unwrap();
+            for (pick, slot) in model.collect(ticket, &draws).unwrap().0.iter().zip(owners) {
+                said[slot].push(pick.drawn.token);
+            }
+            step = Step::default();
+        }
+        all.extend(said);
+    }
+    all
+}
+
+/// In invariant mode the text does not depend on the batch, the chunks, or whether graphs are used.
+#[test]
+fn invariant_texts_are_the_same_alone_and_in_a_batch_of_32() {
+    if device().is_none() {
+        return;
+    }
+    for (kind, head_dim, heads, kv_heads) in [("llama", 128, 4, 2), ("qwen2", 64, 8, 2)] {
+        let made = Made::new(kind, head_dim, heads, kv_heads, false);
+        let prompts: Vec<_> = (0..32).map(|i| tokens(100 + i, 20 + 23 * i as u32)).collect();
+        let cuda = CudaOptions { mode: Mode::Invariant, ..CudaOptions::default() };
+        let mut model = made.gpu(&cuda);
+        // Every prompt of a group sits in the slot whose draws it had: parity decides the temperature.
+        let batch = answers(&mut model, &prompts, 24, 32, 4096);
+        let pairs = answers(&mut model, &prompts, 24, 2, 50);
+        assert_eq!(batch, pairs);
+        let mut plain = made.gpu(&CudaOptions { graphs: false, rows: 64, ..cuda });
+        assert_eq!(batch, answers(&mut plain, &prompts, 24, 8, 33));
+        // The test would see a difference: texts differ among prompts.
+        assert!(batch.windows(2).any(|two| two[0] != two[1]));
+    }
+}
+
+/// Half of the heads with a window: as the CPU computes a whole model with it, and unlike full attention.
+#[test]
+fn windows_change_what_is_said_only_beyond_them() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 64, 4, 2, false);
+    let prompt = tokens(5, 300);
+    let mut of = |heads: Option<HeadMap>| {
+        let classes = heads.as_ref().map_or(1, |map| map.classes.len()) as u8;
+        let mut gpu = made.gpu(&CudaOptions { dtype: Dtype::F32, heads, ..CudaOptions::default() });
+        all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[100, 3, 150], classes)
+    };
+    let full = of(None);
+    let half = of(Some(HeadMap::half_windows(3, 2, 16, 64)));
+    let wide = of(Some(HeadMap::half_windows(3, 2, 16, 4000)));
+    let off = |a: &[Vec<f32>], at: usize| compare(&a[at], &full[at]).0;
+    assert!((0..64).all(|at| off(&half, at) < 1e-4), "inside the window");
+    assert!((200..300).all(|at| off(&half, at) > 1e-3), "beyond the window");
+    assert!((0..300).all(|at| off(&wide, at) < 1e-4), "a window that hides nothing");
+    let map = HeadMap::half_windows(3, 2, 16, 64);
+    assert_eq!(map.classes[1], HeadClass::Window { sink: 16, recent: 64 });
+    assert_eq!(
+        map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32),
+        3 * 2 * 2 * 16 * 64 * 4
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 64, 4, 2, true);
+    let options = Options { pages: PageBudget::Pages(u32::MAX / 4), ..Made::options() };
+    let error = CudaModel::load(&made.path(), &options, &CudaOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("the KV cache needs") && error.contains("are free"), "{error}");
+    let cuda = CudaOptions { ordinal: 99, ..CudaOptions::default() };
+    let error = CudaModel::load(&made.path(), &Made::options(), &cuda).unwrap_err().to_string();
+    assert!(error.contains("there is no GPU 99"), "{error}");
+    let mut model = made.gpu(&CudaOptions::default());
+    let outside = Step { deltas: Vec::new(), rows: rows(0, 0, &[TokenId(1)], true) };
+    assert!(matches!(model.submit(&outside), Err(ModelError::NoPage { slot: 0, position: 0 })));
+    let free = Options { pages: PageBudget::Free(50), ..Made::options() };
+    let model = CudaModel::load(&made.path(), &free, &CudaOptions::default()).unwrap();
+    assert!(model.spec().classes[0].1 > 1200, "half of a GPU holds many pages of a small model");
+}

@@ -1,0 +1,99 @@
+//! Where a rank computes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// `cpu`, or `cuda:` and the numbers of the GPUs that share the model (`cuda` alone: the first).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    #[default]
+    Cpu,
+    /// At least one, none twice.
+    Cuda(Vec<u32>),
+}
+
+/// What weights, activations and KV are kept in on a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    #[default]
+    Bf16,
+    F16,
+    F32,
+}
+
+/// A device that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no device; use cpu, cuda, cuda:1, or cuda:0,1 for two GPUs that share the model")]
+pub struct NoDevice(String);
+
+impl FromStr for Device {
+    type Err = NoDevice;
+
+    fn from_str(text: &str) -> Result<Self, NoDevice> {
+        let no = || NoDevice(text.to_owned());
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(vec![0])),
+            Some(("cuda", numbers)) => {
+                let gpus: Result<Vec<u32>, _> = numbers.split(',').map(str::parse).collect();
+                let gpus = gpus.map_err(|_| no())?;
+                let twice = (1..gpus.len()).any(|i| gpus[..i].contains(&gpus[i]));
+                if twice { Err(no()) } else { Ok(Self::Cuda(gpus)) }
+            }
+            _ => Err(no()),
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = NoDevice;
+
+    fn try_from(text: String) -> Result<Self, NoDevice> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(gpus) => {
+                let gpus: Vec<String> = gpus.iter().map(u32::to_string).collect();
+                write!(f, "cuda:{}", gpus.join(","))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_and_written_alike() {
+        for (text, device) in [
+            ("cpu", Device::Cpu),
+            ("cuda", Device::Cuda(vec![0])),
+            ("cuda:3", Device::Cuda(vec![3])),
+            ("cuda:0,1", Device::Cuda(vec![0, 1])),
+        ] {
+            let read: Device = text.parse().unwrap();
+            assert_eq!(read, device);
+            assert_eq!(read.to_string().parse::<Device>().unwrap(), device);
+        }
+        for bad in ["", "gpu", "cuda:", "cuda:x", "cuda:0,0", "cuda:-1", "cpu:0", "CUDA"] {
+            let error = bad.parse::<Device>().unwrap_err().to_string();
+            assert!(error.contains("use cpu, cuda"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# The table of docs/benchmarks.md for GPUs: every figure by the product's own binary, JSON into OUT.
+#
+#   deploy/gpu-bench/run.sh BINARY OUT [PART ...]     parts: kernels decode prefill invariant windows tensor
+#
+# The binary is a release build with the feature `cuda` (`make cuda`); no model file is needed. Card settings stay as
+# they are found. NVLink multicast stays off.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+binary=${1:?the paceline binary}; out=${2:?a folder for the results}; shift 2
+parts=("$@"); [[ $# -gt 0 ]] || parts=(kernels decode prefill invariant windows)
+mkdir -p "$out"
+export NCCL_NVLS_ENABLE=0
+
+llama=$here/shapes/llama-3.1-8b.json
+bench() { printf '\n== %s\n' "$1"; "$binary" bench gpu --json "$out/$1.json" "${@:2}"; }
+
+for part in "${parts[@]}"; do
+    case $part in
+        kernels) bench kernels --kernels ;;
+        decode) bench decode --dummy-weights "$llama" --context 512 --decode 1,2,4,8,16,32,64,128 --verify 2,4,8,16 ;;
+        prefill)
+            bench prefill-2k --dummy-weights "$llama" --rows 2048 --prefill 2048
+            bench prefill-8k --dummy-weights "$llama" --rows 8192 --prefill 8192 ;;
+        invariant) bench invariant --dummy-weights "$llama" --invariant --context 512 --decode 1,8,32,128 --prefill 2048 ;;
+        windows)
+            bench full-32k --dummy-weights "$llama" --context 32000 --decode 1,8
+            bench half-windows-32k --dummy-weights "$llama" --context 32000 --decode 1,8 --half-windows 64 256 ;;
+        tensor)
+            bench tensor-1 --dummy-weights "$llama" --context 512 --decode 1,8,32
+            bench tensor-2 --dummy-weights "$llama" --context 512 --decode 1,8,32 --tensor-parallel 2 ;;
+        *) echo "no part is called $part" >&2; exit 2 ;;
+    esac
+done
