@@ -21,7 +21,8 @@
 //!     `acc = fma(-(dmin * s), M, acc)`, `M = sum_j m_j sum_i q_i`.
 //!   - Q6_K: `acc = fma(d * s, I, acc)`, `I = sum_j sc_j sum_i w_i q_i`, w_i in -32..=31.
 //!
-//!   Nothing depends on other outputs: sixteen outputs side by side, one per lane, give these bits too.
+//!   Nothing depends on other outputs: sixteen outputs side by side, one per lane, give these bits, and
+//!   that is how the CPU back end packs them (`cpu/packed`).
 //! * **F32, F16, BF16** multiply the unquantised x: 16 accumulators, accumulator l takes the elements
 //!   k = l mod 16 in order by fma; missing elements at the end count as 0 * 0. Then accumulators l and
 //!   l + 8 are added, then l and l + 4, l + 2, l + 1.
