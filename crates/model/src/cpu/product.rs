@@ -62,13 +62,14 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Where the results of `group` for `row` belong: 16 of them, fewer at the end.
+    /// Writes the results of `group` for `row`.
     #[inline(always)]
-    fn out(&self, group: usize, row: usize) -> &mut [f32] {
+    fn write(&self, group: usize, row: usize, results: &[f32; LANES]) {
         let outputs = self.weight.outputs;
         let from = group * LANES;
-        // SAFETY: each group is part of one task, and a task has one of its rows' parts at a time.
-        unsafe { self.out.get(row * outputs + from, LANES.min(outputs - from)) }
+        // SAFETY: each group is part of one task, and this is the only part it has at a time.
+        let to = unsafe { self.out.get(row * outputs + from, LANES.min(outputs - from)) };
+        to.copy_from_slice(&results[..to.len()]);
     }
 }
 
@@ -151,8 +152,7 @@ impl<B: IntegerBlock> IntegerProduct<'_, B> {
         for (n, acc) in acc.iter().enumerate().take(done) {
             let mut sixteen = [0.0; LANES];
             l.store(*acc, &mut sixteen);
-            let out = self.task.out(group, row + n);
-            out.copy_from_slice(&sixteen[..out.len()]);
+            self.task.write(group, row + n, &sixteen);
         }
         done
     }
@@ -173,9 +173,11 @@ impl<W: Block + FloatWeight> Kernel for FloatProduct<'_, W> {
         for group in self.task.groups.clone() {
             for (row, x) in self.task.inputs.float().chunks_exact(width).enumerate() {
                 let weights = self.weights[group * LANES * width..].chunks_exact(width);
-                for (out, w) in self.task.out(group, row).iter_mut().zip(weights) {
-                    *out = dot(l, w, x);
+                let mut results = [0.0; LANES];
+                for (result, w) in results.iter_mut().zip(weights) {
+                    *result = dot(l, w, x);
                 }
+                self.task.write(group, row, &results);
             }
         }
     }

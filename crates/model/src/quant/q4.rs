@@ -120,8 +120,8 @@ impl IntegerBlock for Q4_1 {
 /// Adds the products of 32 nibbles: low halves of line i are quad i, high halves quad i + 4.
 #[inline(always)]
 fn nibbles<L: Lanes, const N: usize>(l: L, q: &[Line; 4], x: &[&Input32; N], sums: &mut [L::Ints; N]) {
-    for i in 0..4 {
-        let both = l.bytes(&q[i]);
+    for (i, both) in q.iter().enumerate() {
+        let both = l.bytes(both);
         let (low, high) = (l.low_nibbles(both), l.high_nibbles(both));
         for n in 0..N {
             sums[n] = l.dot4(sums[n], low, quad(&x[n].q, i));

@@ -141,9 +141,10 @@ fn pack(high: [u8; 4], low: &[u8; 16], to: &mut [[u8; 4]]) {
 /// Adds the products of 32 quants of 5 bits, as [`pack`] laid them out.
 #[inline(always)]
 fn fives<L: Lanes, const N: usize>(l: L, q: &[Line; 5], x: &[&Input32; N], sums: &mut [L::Ints; N]) {
-    let planes = l.bytes(&q[4]);
-    for i in 0..4 {
-        let both = l.bytes(&q[i]);
+    let [low @ .., planes] = q;
+    let planes = l.bytes(planes);
+    for (i, both) in low.iter().enumerate() {
+        let both = l.bytes(both);
         let low = l.with_bit(l.low_nibbles(both), planes, i as u32);
         let high = l.with_bit(l.high_nibbles(both), planes, i as u32 + 4);
         for n in 0..N {

@@ -52,8 +52,8 @@ impl IntegerBlock for Q8_0 {
         for n in 0..N {
             sums[n] = l.start_offset(x[n].minus128);
         }
-        for i in 0..8 {
-            let w = l.bytes(&q[i]);
+        for (i, w) in q.iter().enumerate() {
+            let w = l.bytes(w);
             for n in 0..N {
                 sums[n] = l.dot4_offset(sums[n], w, quad(&x[n].q, i));
             }
