@@ -1,4 +1,4 @@
-//! Unquantised weights, and the dot product in f32 that attention and norms share.
+//! Unquantised weights, and the dot product in f32 that they and norms share.
 
 use super::{Block, half};
 use crate::simd::{Halves, LANES, Lanes};
