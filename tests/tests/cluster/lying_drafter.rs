@@ -197,7 +197,9 @@ async fn a_lie_costs_its_own_session_or_stream_and_nothing_else() {
         match expected {
             Expected::Drops => assert!(stats.dropped_tokens > 0, "{name}: {stats:?}"),
             Expected::Rejects => assert!(stats.draft_tokens > stats.accepted_tokens, "{name}: {stats:?}"),
-            Expected::Leaves | Expected::Closes => assert_eq!(stats.drafts, 0, "{name}"),
+            Expected::Leaves | Expected::Closes => {
+                assert_eq!(stats.of(request::Source::Drafter).drafts, 0, "{name}");
+            }
             Expected::Ignores => {}
         }
     }
