@@ -40,7 +40,15 @@ impl Default for EngineConfig {
     fn default() -> Self {
         let Settings { max_waiting, max_wait, max_draft, slow_client_timeout, prefix_cache, .. } =
             Settings::default();
-        Self { token_budget: None, max_waiting, max_wait, max_draft, slow_client_timeout, outbox: 64, prefix_cache }
+        Self {
+            token_budget: None,
+            max_waiting,
+            max_wait,
+            max_draft,
+            slow_client_timeout,
+            outbox: 64,
+            prefix_cache,
+        }
     }
 }
 
