@@ -149,7 +149,7 @@ mod tests {
                 let drafts = f64::from(drafts);
                 Some(tokens / (12.0 + drafts * exit as f64 + head * (drafts + 1.0)))
             };
-            let best = (1..12).flat_map(|e| (0..18).filter_map(move |d| Some((e, d)))).filter_map(|(e, d)| speed(e, d)).fold(0.0, f64::max);
+            let best = (1..12).flat_map(|e| (0..18).map(move |d| (e, d))).filter_map(|(e, d)| speed(e, d)).fold(0.0, f64::max);
             if best > 0.0 {
                 let planned = speed(plan.exit as usize, plan.drafts).unwrap();
                 prop_assert!((planned / best - 1.0).abs() < 1e-9, "{:?}: {} of {}", plan, planned, best);

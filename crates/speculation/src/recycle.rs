@@ -66,7 +66,8 @@ impl Recycle {
         while ids.len() < most {
             let Some(std::cmp::Reverse((halvings, _, id, parent))) = open.pop() else { break };
             let node = ids.len() as u32;
-            (ids.push(id), parents.push(parent));
+            ids.push(id);
+            parents.push(parent);
             grow(&mut open, id, Some(node), halvings, (node + 1) * Self::WIDEST as u32);
         }
         // Followers of one token differ, and a child comes after its parent.

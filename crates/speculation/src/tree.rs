@@ -142,7 +142,8 @@ mod tests {
             let parent = at.checked_sub(1).map(|at| at as u32);
             let id = TokenId((mix(seed ^ (i << 9)) % u64::from(VOCAB)) as u32);
             if taken.insert((parent, id)) {
-                (ids.push(id), parents.push(parent));
+                ids.push(id);
+                parents.push(parent);
             }
         }
         Tree::new(ids, parents).unwrap()
