@@ -39,7 +39,9 @@ impl Backend {
     #[cfg(feature = "cuda")]
     fn cuda(gpus: &[u32], config: &rank::Config) -> Result<Self> {
         let [ordinal] = gpus else {
-            anyhow::bail!("rank.device: a model over several GPUs is not built into `worker` yet; name one GPU");
+            anyhow::bail!(
+                "rank.device: a model over several GPUs is not built into `worker` yet; name one GPU"
+            );
         };
         let options = model::CudaOptions {
             ordinal: *ordinal as usize,

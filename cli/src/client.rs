@@ -1,4 +1,4 @@
-//! The OpenAI API from the other side: one streamed chat completion.
+//! The OpenAI API from the other side: one streamed completion.
 
 use std::time::{Duration, Instant};
 
@@ -79,12 +79,21 @@ impl Client {
 
     /// Streams a chat completion; `show` gets each part as it comes. `body` needs `model` and
     /// `messages`; the rest is set here.
-    pub async fn chat(&self, mut body: Value, mut show: impl FnMut(&Segment)) -> Result<Summary> {
+    pub async fn chat(&self, body: Value, show: impl FnMut(&Segment)) -> Result<Summary> {
+        self.stream("/v1/chat/completions", body, show).await
+    }
+
+    /// Streams the continuation of a prompt, which may be token ids; `body` needs `model` and `prompt`.
+    pub async fn complete(&self, body: Value, show: impl FnMut(&Segment)) -> Result<Summary> {
+        self.stream("/v1/completions", body, show).await
+    }
+
+    async fn stream(&self, path: &str, mut body: Value, mut show: impl FnMut(&Segment)) -> Result<Summary> {
         body["stream"] = json!(true);
         body["stream_options"] = json!({ "include_usage": true });
         let request = self
             .http
-            .post(format!("{}/v1/chat/completions", self.url))
+            .post(format!("{}{path}", self.url))
             .header("x-paceline-draft-flags", HeaderValue::from_static("1"))
             .json(&body);
         let answer = timeout(FIRST, request.send()).await.context("no answer came in time")?;
@@ -152,7 +161,8 @@ fn segments(event: &Value) -> Vec<Segment> {
     if let Ok(segments) = Vec::<Segment>::deserialize(&event["paceline"]["segments"]) {
         return segments;
     }
-    let text = event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+    let choice = &event["choices"][0];
+    let text = choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
     if text.is_empty() { Vec::new() } else { vec![Segment { text: text.to_owned(), drafted: false }] }
 }
 
@@ -197,6 +207,8 @@ mod tests {
         assert_eq!(segments(&marked), [Segment { text: "a".into(), drafted: true }]);
         let plain = json!({ "choices": [{ "delta": { "content": "b" } }] });
         assert_eq!(segments(&plain), [Segment { text: "b".into(), drafted: false }]);
+        let completion = json!({ "choices": [{ "text": "c" }] });
+        assert_eq!(segments(&completion), [Segment { text: "c".into(), drafted: false }]);
         assert_eq!(segments(&json!({ "choices": [] })), []);
     }
 }

@@ -40,6 +40,7 @@ pub async fn run(args: DemoArgs, store: &StoreArgs) -> Result<()> {
         drafters: 1,
         port: 0,
         rank: args.rank.clone(),
+        replay: None,
     };
     let mut cluster = Cluster::start(&up, store).await?;
     println!("{}\n\n> {}\n", cluster.describe(), args.prompt);

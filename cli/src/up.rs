@@ -41,6 +41,9 @@ pub struct UpArgs {
     pub port: u16,
     #[command(flatten)]
     pub rank: RankArgs,
+    /// For measurements: what worker and drafter say instead of their own words
+    #[arg(long, hide = true, value_name = "TRACE")]
+    pub replay: Option<std::path::PathBuf>,
 }
 
 /// One process of a local cluster.
@@ -127,6 +130,8 @@ impl Cluster {
             let Some(model) = model else { continue };
             let model = path(model);
             let mut words = vec![role, "--model", &model, "--coordinator", &grpc];
+            let replay = args.replay.as_deref().map(path);
+            words.extend(replay.iter().flat_map(|trace| ["--replay", trace.as_str()]));
             words.extend(flags.iter().map(String::as_str));
             cluster.spawn(&own, &words).await?;
         }

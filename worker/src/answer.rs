@@ -5,6 +5,7 @@ use std::sync::Arc;
 use engine::{Outlet, Room, TargetEvent};
 use proto::Answer;
 use proto::worker::GenerateResponse;
+use request::Source;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -46,13 +47,12 @@ impl Outlet<TargetEvent> for AnswerOutlet {
 
     fn deliver(&mut self, event: TargetEvent) {
         let answer = match event {
-            TargetEvent::Committed { frame, drafted, logprobs, verified, predicted } => {
+            TargetEvent::Committed { frame, drafted, logprobs, verified, source } => {
                 self.stages.committed(&drafted);
-                // A prediction says nothing of the drafter.
-                let theirs = if predicted {
-                    (0, 0)
-                } else {
-                    (verified as usize, drafted.iter().filter(|d| **d).count())
+                // Drafts from elsewhere say nothing of the drafter.
+                let theirs = match source {
+                    Source::Drafter => (verified as usize, drafted.iter().filter(|d| **d).count()),
+                    Source::Prediction | Source::Ngram | Source::Suffix | Source::Recycle => (0, 0),
                 };
                 let answer = Answer::Tokens {
                     index: frame.at - self.prompt_len,
@@ -60,7 +60,7 @@ impl Outlet<TargetEvent> for AnswerOutlet {
                     drafted,
                     logprobs,
                     verified,
-                    predicted,
+                    predicted: verified > 0 && source == Source::Prediction,
                     cached_tokens: self.cached,
                 };
                 self.port.commit(frame, theirs.0, theirs.1);

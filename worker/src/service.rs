@@ -14,7 +14,7 @@ use proto::worker::worker_server::Worker;
 use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
 use proto::{Answer, Placed, timeout};
 use rank::{Constraints, NoConstraint};
-use request::{InvalidField, Quality, Strategy};
+use request::{InvalidField, Quality};
 use scheduler::{Refused, SequenceId};
 use telemetry::trace;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -100,7 +100,8 @@ impl Service {
         };
         let sequence = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
         let (reader, answer) = mpsc::channel(self.outbox);
-        let candidates = if request.speculation.strategy == Strategy::None { Vec::new() } else { drafters };
+        let drafter = request.speculation.strategy.takes_drafter();
+        let candidates = if drafter { drafters } else { Vec::new() };
         let accepted = Answer::Accepted {
             incarnation: self.record.incarnation,
             fingerprint: self.record.fingerprint.clone(),

@@ -341,10 +341,14 @@ impl Times {
         let ms = |d: &Duration| d.as_secs_f64() * 1e3;
         let step_ms = Spread::of(self.steps.iter().map(ms)).context("no step was timed")?;
         let submit = Spread::of(self.submits.iter().map(|d| ms(d) * 1e3)).map_or(0.0, |s| s.p50);
-        let (all, picks) = (u64::from(sequences) * u64::from(rows), u64::from(if what == "prefill" { 1 } else { sequences * rows }));
+        let (all, picks) = (
+            u64::from(sequences) * u64::from(rows),
+            u64::from(if what == "prefill" { 1 } else { sequences * rows }),
+        );
         // Keys and values before each sequence are read once a step, whatever its rows.
         let bytes = model.step_bytes() + u64::from(sequences) * u64::from(context) * shape.kv_bytes();
-        let operations = shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
+        let operations =
+            shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
         let floor = (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product);
         Ok(StepTime {
             what,
@@ -385,14 +389,34 @@ impl Report {
         if !self.steps.is_empty() {
             let mut table = Builder::default();
             table.push_record([
-                "step", "sequences", "rows", "ms", "min", "max", "submit us", "floor ms", "over floor", "TFLOP/s",
+                "step",
+                "sequences",
+                "rows",
+                "ms",
+                "min",
+                "max",
+                "submit us",
+                "floor ms",
+                "over floor",
+                "TFLOP/s",
             ]);
             for step in &self.steps {
                 let [ms, min, max] = [step.step_ms.p50, step.step_ms.min, step.step_ms.max].map(figure);
                 let [submit, floor, over, rate] =
                     [step.submit_us, step.floor_ms, step.over_floor, step.tflop_per_s].map(figure);
                 let (sequences, rows) = (step.sequences.to_string(), step.rows.to_string());
-                table.push_record([step.what.into(), sequences, rows, ms, min, max, submit, floor, over, rate]);
+                table.push_record([
+                    step.what.into(),
+                    sequences,
+                    rows,
+                    ms,
+                    min,
+                    max,
+                    submit,
+                    floor,
+                    over,
+                    rate,
+                ]);
             }
             text += &format!("\n{}", aligned(table));
         }

@@ -1,6 +1,6 @@
 //! How a choice ends, and what it cost.
 
-use request::{Finish, Speculation, SpeculationStats, Strategy, Usage};
+use request::{Finish, Source, Speculation, SpeculationStats, Strategy, Usage};
 
 use super::choice::Choice;
 use super::figures::Figures;
@@ -151,12 +151,13 @@ impl Choice {
     }
 }
 
-/// What took part: a drafter that was named, or even granted a session, may have had nothing verified.
+/// What took part: a drafter that was named, or even granted a session, may have had nothing verified. Of
+/// several sources the one that most accepted tokens came from.
 fn strategy(asked: &Speculation, did: &SpeculationStats) -> &'static str {
     match asked.strategy {
         _ if did.drafts == 0 => "none",
         Strategy::Lockstep { .. } => "lockstep",
-        _ => "draft",
+        _ => did.main_source().map_or("draft", Source::name),
     }
 }
 

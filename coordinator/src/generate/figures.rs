@@ -1,4 +1,4 @@
-use request::{SpeculationStats, Usage};
+use request::{Source, SpeculationStats, Usage};
 
 /// What drafting did and what was found in the cache. Of the usage only what a worker alone knows.
 #[derive(Debug, Default)]
@@ -11,7 +11,9 @@ impl Figures {
     /// One message of a worker: the tokens of one step.
     pub(super) fn step(&mut self, drafted: &[bool], verified: u32, predicted: bool, cached_tokens: u32) {
         let accepted = drafted.iter().filter(|d| **d).count().min(verified as usize);
-        self.speculation.record(verified as usize, accepted);
+        // Its message does not tell sources without a model from a drafter; its last word does.
+        let source = if predicted { Source::Prediction } else { Source::Drafter };
+        self.speculation.record(source, verified as usize, accepted);
         let usage = &mut self.usage;
         usage.cached_tokens = cached_tokens;
         if predicted {
@@ -52,7 +54,7 @@ mod tests {
         sum.add(lost, true);
         let usage = Usage { cached_tokens: 99, accepted_prediction_tokens: 2, ..Usage::default() };
         let mut speculation = SpeculationStats::default();
-        speculation.record(4, 1);
+        speculation.record(Source::Drafter, 4, 1);
         sum.add(Figures { usage, speculation }, false);
         assert_eq!(sum.usage.cached_tokens, 10, "the second found what the first computed");
         assert_eq!((sum.usage.accepted_prediction_tokens, sum.usage.rejected_prediction_tokens), (1 + 2, 2));

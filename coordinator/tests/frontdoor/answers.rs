@@ -63,6 +63,9 @@ async fn a_whole_answer() {
             "mean_acceptance_length": 3.0, "draft_acceptance_rate": 0.5, "acceptance_histogram": [0, 1, 0, 1],
             "num_spec_steps": 2, "num_accepted_draft_tokens": 4, "num_draft_tokens": 8, "num_spec_tokens": 64,
             "strategy": "draft",
+            "sources": {"draft": {
+                "num_spec_steps": 2, "num_accepted_draft_tokens": 4, "num_draft_tokens": 8,
+            }},
         })
     );
     assert_eq!(body["paceline"], json!({"seed": 7}));

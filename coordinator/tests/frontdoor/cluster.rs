@@ -17,7 +17,7 @@ use futures::Stream;
 use proto::reason::{Failure, Reason};
 use proto::worker::worker_server::{Worker, WorkerServer};
 use proto::{Answer, Placed, worker as wire};
-use request::{Finish, SpeculationStats, TokenId, TokenLogprobs, Usage};
+use request::{Finish, Source, SpeculationStats, TokenId, TokenLogprobs, Usage};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -495,8 +495,8 @@ impl Play {
     fn finish(&self, finish: Finish, more: u32) -> wire::GenerateResponse {
         let mut speculation = SpeculationStats::default();
         if !self.placed.drafters.is_empty() && !matches!(self.act, Act::IdleDrafter) {
-            speculation.record(4, 3);
-            speculation.record(4, 1);
+            speculation.record(Source::Drafter, 4, 3);
+            speculation.record(Source::Drafter, 4, 1);
         }
         let usage = Usage {
             prompt_tokens: u32::try_from(self.placed.request.prompt.len()).unwrap(),

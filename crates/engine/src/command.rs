@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use request::{Adjustments, Limits, Request, Rule, Sampling, TokenId};
+use request::{Adjustments, Limits, Request, Rule, Sampling, Strategy, TokenId};
 use scheduler::SequenceId;
 use speculation::Drafts;
 
@@ -18,6 +18,8 @@ pub enum Command {
     Drafts(SequenceId, Drafts),
     /// To a target lane: its drafter came or went; without one, lockstep does not wait.
     Drafter { sequence: SequenceId, attached: bool },
+    /// To a target lane: draft for it in another way from now on. The text does not change.
+    Strategy { sequence: SequenceId, strategy: Strategy },
     /// To a target lane: tell the drafter again everything from `have` on.
     Resync { sequence: SequenceId, have: u32 },
     /// To a draft lane: the target committed tokens.
@@ -78,6 +80,7 @@ impl Command {
             Self::Target(_) | Self::Draft(_) | Self::Cancel(_) => false,
             Self::Drafts(..)
             | Self::Drafter { .. }
+            | Self::Strategy { .. }
             | Self::Resync { .. }
             | Self::Commit(..)
             | Self::Window { .. } => true,
@@ -93,6 +96,7 @@ impl std::fmt::Debug for Command {
             Self::Cancel(sequence) => write!(f, "Cancel({sequence:?})"),
             Self::Drafts(sequence, drafts) => write!(f, "Drafts({sequence:?}, {drafts:?})"),
             Self::Drafter { sequence, attached } => write!(f, "Drafter({sequence:?}, {attached})"),
+            Self::Strategy { sequence, strategy } => write!(f, "Strategy({sequence:?}, {strategy:?})"),
             Self::Resync { sequence, have } => write!(f, "Resync({sequence:?}, {have})"),
             Self::Commit(sequence, frame) => write!(f, "Commit({sequence:?}, {frame:?})"),
             Self::Window { sequence, window } => write!(f, "Window({sequence:?}, {window})"),

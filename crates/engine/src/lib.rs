@@ -13,9 +13,11 @@
 //! `drafter`), clocks (time comes in as an argument). Start at [`Engine::step`].
 #![forbid(unsafe_code)]
 
+mod calibrate;
 mod command;
 mod constraint;
 mod draft_lane;
+mod drafting;
 mod facts;
 mod lane;
 mod model;

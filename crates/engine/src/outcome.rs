@@ -34,14 +34,14 @@ impl<M: Model> Engine<M> {
             match self.lanes.get_mut(&slice.sequence) {
                 Some(Lane::Target(lane)) => {
                     let undrafted = &mut facts.undrafted;
-                    if slice.drafts == 0 && lane.drafts_wanted() {
+                    if slice.drafts == 0 && lane.drafter_wanted() {
                         *match (lane.drafter, lane.tail.pending().is_empty()) {
                             (false, _) => &mut undrafted.absent,
                             (true, true) => &mut undrafted.late,
                             (true, false) => &mut undrafted.spent,
                         } += 1;
                     }
-                    let judged = lane.judge(known, slice.drafts as usize, drawn);
+                    let judged = lane.judge(known, slice.drafts as usize, drawn, &mut self.drafting);
                     facts.accepted += judged.accepted;
                     self.scheduler.commit(slice, judged.accepted, &judged.tokens);
                     if let Some(finish) = judged.finish {
@@ -150,7 +150,11 @@ impl<M: Model> Engine<M> {
 
     pub(crate) fn end(&mut self, now: Duration, id: SequenceId, finish: Finish) {
         match self.lanes.remove(&id) {
-            Some(Lane::Target(lane)) => lane.end(finish),
+            Some(Lane::Target(lane)) => {
+                let known = self.scheduler.tokens(id).unwrap_or_default();
+                lane.leave(known.get(lane.request.prompt.len()..).unwrap_or_default(), &mut self.drafting);
+                lane.end(finish);
+            }
             Some(Lane::Draft(mut lane)) => {
                 lane.outlet.deliver(DraftEvent::Closed(DraftClosed::Failed));
             }

@@ -7,9 +7,10 @@ use kvcache::HeadClass;
 use request::Sampling;
 use sampling::Draw;
 use scheduler::{Ahead, Config, Plan, Scheduler, SequenceId};
-use speculation::{Drops, StepCost};
+use speculation::{Beside, Drops};
 
 use crate::draft_lane::DraftLane;
+use crate::drafting::Drafting;
 use crate::target_lane::{Readiness, TargetLane};
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelSpec, Room};
@@ -70,7 +71,7 @@ pub struct Engine<M> {
     pub(crate) turnover: Turnover,
     /// Since the last step.
     pub(crate) dropped: Drops,
-    cost: StepCost,
+    pub(crate) drafting: Drafting,
 }
 
 impl<M> std::fmt::Debug for Engine<M> {
@@ -90,6 +91,7 @@ impl<M: Model> Engine<M> {
             classes: spec.classes.clone(),
             prefix_cache: settings.prefix_cache,
         });
+        let drafting = Drafting::new(spec.vocab_size);
         Self {
             model,
             scheduler,
@@ -97,7 +99,7 @@ impl<M: Model> Engine<M> {
             settings,
             turnover: Turnover::default(),
             dropped: Drops::default(),
-            cost: StepCost::default(),
+            drafting,
         }
     }
 
@@ -134,6 +136,11 @@ impl<M: Model> Engine<M> {
                     if !attached {
                         lane.stats.dropped_tokens += lane.tail.clear() as u64;
                     }
+                }
+            }
+            Command::Strategy { sequence, strategy } => {
+                if let Some(Lane::Target(lane)) = self.lanes.get_mut(&sequence) {
+                    lane.redirect(strategy);
                 }
             }
             Command::Resync { sequence, have } => {
@@ -197,7 +204,7 @@ impl<M: Model> Engine<M> {
     /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
         if facts.decodes > 0 && facts.known_rows == facts.decodes {
-            self.cost.record(facts.known_rows + facts.draft_rows, time);
+            self.drafting.cost.record(facts.known_rows + facts.draft_rows, time);
         }
     }
 
@@ -243,13 +250,15 @@ impl<M: Model> Engine<M> {
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
         let decoding = |id: &SequenceId| !held.contains(id) && self.scheduler.decoding(*id);
         let decodes = self.lanes.keys().filter(|id| decoding(id)).count() as u32;
-        let (others, server, cost) = (decodes.saturating_sub(1), self.settings.max_draft, &self.cost);
+        let others = decodes.saturating_sub(1);
+        let beside = Beside { rows: others, tokens: others };
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
-            if !held.contains(id) && self.scheduler.decoding(*id) {
-                lane.propose(server, |acceptance| cost.drafts(acceptance, others, others, server));
-            } else {
-                lane.propose_nothing();
+            match self.scheduler.tokens(*id) {
+                Some(known) if !held.contains(id) && self.scheduler.decoding(*id) => {
+                    lane.propose(known, self.settings.max_draft, beside, &mut self.drafting);
+                }
+                _ => lane.propose_nothing(),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! A sequence whose text is the answer.
 
+mod proposing;
 mod readiness;
 
 pub(crate) use readiness::Readiness;
@@ -7,11 +8,12 @@ pub(crate) use readiness::Readiness;
 use std::time::Duration;
 
 use request::{
-    Finish, InvalidField, Request, Rule, SpeculationStats, Strategy, TokenId, TokenLogprobs, Usage,
+    Finish, InvalidField, Request, Rule, Source, SpeculationStats, Strategy, TokenId, TokenLogprobs, Usage,
 };
 use sampling::{Draw, Drawn, How};
-use speculation::{Acceptance, Drafts, Dropped, Prediction, Tail, verify};
+use speculation::{Beliefs, Drafts, Dropped, History, Prediction, Shadows, Tail, verify};
 
+use crate::drafting::Drafting;
 use crate::steering::Steering;
 use crate::{CommitFrame, Constraint, Ended, Outlet, Room};
 
@@ -32,8 +34,8 @@ pub enum TargetEvent {
         logprobs: Vec<TokenLogprobs>,
         /// Drafts that were verified in the step.
         verified: u32,
-        /// Whether those were the caller's prediction rather than a drafter's.
-        predicted: bool,
+        /// Who proposed those.
+        source: Source,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -53,7 +55,14 @@ pub(crate) struct TargetLane {
     /// A drafter is attached: lockstep may wait for it.
     pub(crate) drafter: bool,
     pub(crate) deadline: Option<Duration>,
-    pub(crate) acceptance: Acceptance,
+    /// How right each source is here.
+    beliefs: Beliefs,
+    /// What each source would have said.
+    shadows: Shadows,
+    /// Prompt and output, for sources that look for what came before.
+    own: Option<History>,
+    /// Most tokens that the sequence may have.
+    longest: u32,
     steering: Steering,
     prediction: Option<Prediction>,
     /// The drafts to verify in the step being planned, and where they came from.
@@ -70,13 +79,6 @@ pub(crate) struct TargetLane {
     started: bool,
     /// Since when its reader has no room.
     blocked: Option<Duration>,
-}
-
-/// Who proposed the drafts of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Drafter,
-    Prediction,
 }
 
 /// What a step committed for one sequence.
@@ -110,7 +112,12 @@ impl TargetLane {
         };
         let guess: Vec<TokenId> =
             request.prediction.iter().copied().take_while(|id| id.0 < vocab_size).collect();
+        let longest = (request.prompt.len() as u32).saturating_add(request.limits.max_tokens);
         Ok(Self {
+            longest,
+            beliefs: Beliefs::of_a_sequence(),
+            shadows: Shadows::default(),
+            own: None,
             tail: Tail::new(&request.known(), vocab_size, longest_tail),
             steering,
             prediction: (!guess.is_empty()).then(|| Prediction::new(guess, &request.committed)),
@@ -126,7 +133,6 @@ impl TargetLane {
             stats: SpeculationStats::default(),
             drafter: false,
             deadline,
-            acceptance: Acceptance::default(),
             parked: None,
             late: false,
             distrusted: false,
@@ -140,59 +146,20 @@ impl TargetLane {
         self.steering.ended()
     }
 
-    /// Whether the request wants a drafter's drafts at all.
+    /// Whether the request wants drafts at all.
     pub(crate) fn drafts_wanted(&self) -> bool {
         !self.distrusted && self.request.speculation.strategy != Strategy::None
     }
 
-    /// Most drafts that one step may verify; `server` is the server's own limit.
-    fn max_draft(&self, server: u32) -> usize {
-        match self.request.speculation.strategy {
-            _ if self.distrusted => 0,
-            Strategy::None => 0,
-            Strategy::Lockstep { k, .. } => self.request.speculation.max_draft.unwrap_or(k).min(k) as usize,
-            Strategy::Auto | Strategy::Draft => {
-                self.request.speculation.max_draft.unwrap_or(server).min(server) as usize
-            }
-        }
+    /// Whether it wants a drafter's.
+    pub(crate) fn drafter_wanted(&self) -> bool {
+        self.drafts_wanted() && self.request.speculation.strategy.takes_drafter()
     }
 
-    /// Chooses what to verify in the step being planned. `worth`: drafts that pay, given the acceptance;
-    /// a lockstep of the caller's asking is verified whole.
-    pub(crate) fn propose(&mut self, server: u32, worth: impl Fn(&Acceptance) -> u32) {
-        self.proposed.clear();
-        let mut most = self.max_draft(server);
-        if !matches!(self.request.speculation.strategy, Strategy::Lockstep { .. }) {
-            // Now and then one draft is tried however bad they were: they may have become better.
-            let steps = self.stats.plain_steps + self.stats.drafts;
-            let probe = usize::from(steps % PROBE == PROBE - 1);
-            most = most.min((worth(&self.acceptance) as usize).max(probe));
-        }
-        let guessed =
-            self.prediction.as_ref().map(|p| p.propose(self.most_guessed(server))).unwrap_or_default();
-        let pending = self.tail.pending();
-        let (source, drafts) = if pending.is_empty() && !guessed.is_empty() {
-            (Source::Prediction, guessed)
-        } else {
-            (Source::Drafter, &pending[..pending.len().min(most)])
-        };
-        self.source = source;
-        self.proposed.extend_from_slice(drafts);
-        let allowed = self.steering.allowed(&self.proposed);
-        self.proposed.truncate(allowed);
-    }
-
-    /// Nothing is verified in the step being planned.
-    pub(crate) fn propose_nothing(&mut self) {
-        self.proposed.clear();
-    }
-
-    /// A guess is the caller's own wish: it is verified at any acceptance.
-    fn most_guessed(&self, server: u32) -> usize {
-        if !self.drafts_wanted() {
-            return 0;
-        }
-        self.request.speculation.max_draft.unwrap_or(server).min(server) as usize
+    /// From here on it is drafted for in another way.
+    pub(crate) fn redirect(&mut self, strategy: Strategy) {
+        self.request.speculation.strategy = strategy;
+        (self.parked, self.late) = (None, false);
     }
 
     /// What [`Self::propose`] chose.
@@ -249,7 +216,13 @@ impl TargetLane {
 
     /// Judges the draws of a verification or plain step and delivers what is committed. `known`: prompt
     /// and output before it; `drafts`: how many of the proposed ones were in the step.
-    pub(crate) fn judge(&mut self, known: &[TokenId], drafts: usize, drawn: Vec<Drawn>) -> Judged {
+    pub(crate) fn judge(
+        &mut self,
+        known: &[TokenId],
+        drafts: usize,
+        drawn: Vec<Drawn>,
+        drafting: &mut Drafting,
+    ) -> Judged {
         let picks: Vec<TokenId> = drawn.iter().map(|d| d.token).collect();
         let verdict = verify(&self.proposed[..drafts], &picks);
         let mut tokens = verdict.tokens;
@@ -268,6 +241,7 @@ impl TargetLane {
             failed = self.steering.edits(&[]).is_err();
         }
         self.count(drafts, verdict.accepted);
+        self.learn(known.last().copied(), drafts, &picks, &tokens, drafting);
         self.usage.completion_tokens += tokens.len() as u32;
         let finish = match stop {
             _ if failed => Some(Finish::Failed),
@@ -288,19 +262,16 @@ impl TargetLane {
         }
         let drafted = (0..tokens.len()).map(|i| i < verdict.accepted).collect();
         let logprobs = drawn.into_iter().take(tokens.len()).filter_map(|d| d.logprobs.map(|l| *l)).collect();
-        let (verified, predicted) = (drafts as u32, drafts > 0 && self.source == Source::Prediction);
-        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified, predicted });
+        let (verified, source) = (drafts as u32, self.source);
+        self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified, source });
         Judged { accepted: verdict.accepted as u32, tokens, finish }
     }
 
     fn count(&mut self, drafts: usize, accepted: usize) {
-        self.stats.record(drafts, accepted);
-        match self.source {
-            Source::Drafter => self.acceptance.record(drafts, accepted),
-            Source::Prediction => {
-                self.usage.accepted_prediction_tokens += accepted as u32;
-                self.usage.rejected_prediction_tokens += (drafts - accepted) as u32;
-            }
+        self.stats.record(self.source, drafts, accepted);
+        if self.source == Source::Prediction {
+            self.usage.accepted_prediction_tokens += accepted as u32;
+            self.usage.rejected_prediction_tokens += (drafts - accepted) as u32;
         }
     }
 
@@ -332,6 +303,3 @@ impl TargetLane {
         self.outlet.deliver(TargetEvent::Ended(Ended { finish, usage: self.usage, speculation: self.stats }));
     }
 }
-
-/// Steps after which one draft is tried that does not seem worth it.
-const PROBE: u64 = 16;

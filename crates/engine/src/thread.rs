@@ -85,9 +85,12 @@ impl EngineThread {
             .name("engine".into())
             .spawn(move || match make() {
                 Ok(model) => {
+                    let mut engine = Engine::new(model, settings);
+                    // What the model cannot do here it cannot do for a request, which is told so.
+                    let _ = engine.calibrate(&clock);
                     // Nobody waits any more: the process gave up on this start.
-                    if ready.send(Ok(model.spec().clone())).is_ok() {
-                        run(&mut Engine::new(model, settings), &inbox, &clock, &mut observer);
+                    if ready.send(Ok(engine.spec().clone())).is_ok() {
+                        run(&mut engine, &inbox, &clock, &mut observer);
                     }
                 }
                 Err(error) => {

@@ -90,7 +90,10 @@ impl Check for Config {
             return Err(Wrong::new("kv_memory", "must be at least 1MiB"));
         }
         if self.batch_invariant && self.device == Device::Cpu {
-            return Err(Wrong::new("batch_invariant", "is for GPUs: a CPU's text never depends on the batch"));
+            return Err(Wrong::new(
+                "batch_invariant",
+                "is for GPUs: a CPU's text never depends on the batch",
+            ));
         }
         if self.dummy_weights.is_some() && self.device == Device::Cpu {
             return Err(Wrong::new("dummy_weights", "is built for GPUs only"));

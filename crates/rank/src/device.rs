@@ -43,6 +43,17 @@ pub enum Weights {
 #[error("{0:?} is no device; use cpu, cuda, cuda:1, or cuda:0,1 for two GPUs that share the model")]
 pub struct NoDevice(String);
 
+impl Device {
+    /// Most rows of one step when nothing is said: how long a prompt may hold up others. A GPU computes a long chunk in
+    /// less time than a CPU a short one.
+    pub fn token_budget(&self) -> u32 {
+        match self {
+            Self::Cpu => 128,
+            Self::Cuda(_) => 2048,
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = NoDevice;
 

@@ -20,9 +20,9 @@ pub use adjust::{Adjustments, Penalties};
 pub use constraint::Constraint;
 pub use id::RequestId;
 pub use limits::Limits;
-pub use outcome::{Finish, SpeculationStats, TokenLogprobs, Usage};
+pub use outcome::{Finish, SourceStats, SpeculationStats, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingParams};
-pub use speculation::{Quality, Rule, Speculation, Strategy};
+pub use speculation::{Quality, Rule, Source, Speculation, Strategy};
 pub use token::{TokenId, Tokens};
 
 /// One choice of one request, as the engine sees it: everything that decides its text.

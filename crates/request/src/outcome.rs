@@ -1,4 +1,4 @@
-use crate::TokenId;
+use crate::{Source, TokenId};
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +55,21 @@ pub struct SpeculationStats {
     pub plain_steps: u64,
     /// Draft tokens that never reached a step (stale, gap, disagreement).
     pub dropped_tokens: u64,
+    /// Of each [`Source`], in the order of [`Source::ALL`]: the drafts, draft tokens and accepted tokens above.
+    pub sources: [SourceStats; Source::ALL.len()],
+}
+
+/// What the drafts of one source did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceStats {
+    pub drafts: u64,
+    pub draft_tokens: u64,
+    pub accepted_tokens: u64,
 }
 
 impl SpeculationStats {
     /// Records one verification step.
-    pub fn record(&mut self, drafted: usize, accepted: usize) {
+    pub fn record(&mut self, source: Source, drafted: usize, accepted: usize) {
         if drafted == 0 {
             self.plain_steps += 1;
             return;
@@ -67,6 +77,11 @@ impl SpeculationStats {
         self.drafts += 1;
         self.draft_tokens += drafted as u64;
         self.accepted_tokens += accepted as u64;
+        self.sources[source as usize].add(&SourceStats {
+            drafts: 1,
+            draft_tokens: drafted as u64,
+            accepted_tokens: accepted as u64,
+        });
         if self.histogram.len() <= accepted {
             self.histogram.resize(accepted + 1, 0);
         }
@@ -83,6 +98,17 @@ impl SpeculationStats {
         (self.drafts > 0).then(|| 1.0 + self.accepted_tokens as f64 / self.drafts as f64)
     }
 
+    /// What one source's drafts did.
+    pub fn of(&self, source: Source) -> SourceStats {
+        self.sources[source as usize]
+    }
+
+    /// The source that most accepted tokens came from; `None` when no draft was verified.
+    pub fn main_source(&self) -> Option<Source> {
+        let drafted = Source::ALL.into_iter().filter(|s| self.of(*s).drafts > 0);
+        drafted.max_by_key(|s| (self.of(*s).accepted_tokens, self.of(*s).draft_tokens, std::cmp::Reverse(*s)))
+    }
+
     /// Adds another choice's (or another attempt's) counts.
     pub fn add(&mut self, other: &Self) {
         self.drafts += other.drafts;
@@ -96,6 +122,17 @@ impl SpeculationStats {
         for (mine, theirs) in self.histogram.iter_mut().zip(&other.histogram) {
             *mine += theirs;
         }
+        for (mine, theirs) in self.sources.iter_mut().zip(&other.sources) {
+            mine.add(theirs);
+        }
+    }
+}
+
+impl SourceStats {
+    fn add(&mut self, other: &Self) {
+        self.drafts += other.drafts;
+        self.draft_tokens += other.draft_tokens;
+        self.accepted_tokens += other.accepted_tokens;
     }
 }
 
@@ -107,12 +144,19 @@ mod tests {
     fn speculation_figures_follow_the_fields_definitions() {
         let mut stats = SpeculationStats::default();
         assert_eq!((stats.acceptance_rate(), stats.mean_acceptance_length()), (None, None));
-        stats.record(4, 4);
-        stats.record(4, 1);
-        stats.record(0, 0);
+        stats.record(Source::Drafter, 4, 4);
+        stats.record(Source::Ngram, 4, 1);
+        stats.record(Source::Drafter, 0, 0);
         assert_eq!(stats.acceptance_rate(), Some(5.0 / 8.0));
         assert_eq!(stats.mean_acceptance_length(), Some(3.5));
         assert_eq!(stats.histogram, [0, 1, 0, 0, 1]);
         assert_eq!(stats.plain_steps, 1);
+        let ngram = SourceStats { drafts: 1, draft_tokens: 4, accepted_tokens: 1 };
+        assert_eq!((stats.of(Source::Ngram), stats.of(Source::Suffix)), (ngram, SourceStats::default()));
+        assert_eq!(stats.main_source(), Some(Source::Drafter));
+        assert_eq!(SpeculationStats::default().main_source(), None);
+        let mut both = stats.clone();
+        both.add(&stats);
+        assert_eq!((both.of(Source::Ngram).draft_tokens, both.draft_tokens), (8, 16));
     }
 }

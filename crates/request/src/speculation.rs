@@ -43,6 +43,57 @@ pub enum Strategy {
     Draft,
     /// The sequence waits for `k` drafts, at most `deadline`, before each step.
     Lockstep { k: u32, deadline: Duration },
+    /// No drafter; what followed the same tokens before, in prompt and output.
+    Ngram,
+    /// No drafter; what most often followed the same tokens, in prompt, output and earlier answers.
+    Suffix,
+    /// No drafter; the tokens that were drawn last after each token, by whatever sequence.
+    Recycle,
+}
+
+impl Strategy {
+    /// Whether a drafter's drafts are of use to it.
+    pub fn takes_drafter(self) -> bool {
+        matches!(self, Self::Auto | Self::Draft | Self::Lockstep { .. })
+    }
+
+    /// The sources without a model that it may draw on.
+    pub fn guesses(self) -> &'static [Source] {
+        match self {
+            Self::Auto => &[Source::Ngram, Source::Suffix, Source::Recycle],
+            Self::Ngram => &[Source::Ngram],
+            Self::Suffix => &[Source::Suffix],
+            Self::Recycle => &[Source::Recycle],
+            Self::None | Self::Draft | Self::Lockstep { .. } => &[],
+        }
+    }
+}
+
+/// Who proposes drafts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// A draft model on a rank of its own.
+    Drafter,
+    /// The caller, by a prediction.
+    Prediction,
+    Ngram,
+    Suffix,
+    Recycle,
+}
+
+impl Source {
+    pub const ALL: [Self; 5] = [Self::Drafter, Self::Prediction, Self::Ngram, Self::Suffix, Self::Recycle];
+
+    /// As the strategy is called that drafts with it alone.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drafter => "draft",
+            Self::Prediction => "prediction",
+            Self::Ngram => "ngram",
+            Self::Suffix => "suffix",
+            Self::Recycle => "recycle",
+        }
+    }
 }
 
 /// How a request wants to be drafted for.

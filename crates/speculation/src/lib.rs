@@ -9,23 +9,39 @@
 //! Both sides name what lies before a frame by a [`PrefixHashes`] value, so lost, late, doubled or
 //! reordered frames are harmless.
 //!
-//! How much to draft and to verify is decided from measurements ([`StepCost`], [`Acceptance`],
-//! [`window`]); a caller's guess of the output is one more source of drafts ([`Prediction`]).
+//! Drafts come from a drafter, from a caller's guess of the output ([`Prediction`]), or from what was said
+//! before ([`propose`]: n-grams, suffixes, recycled tokens). Which of them a step verifies, and how many, is
+//! decided from measurements: [`choose`], with [`StepCost`] and [`Beliefs`]; how far ahead a drafter runs by
+//! [`window`].
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`), trees and
-//! n-gram drafts (issue 5). Start at [`Tail`] and [`Session`], then [`verify`].
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`), trees (issue 5).
+//! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 
-mod adapt;
+mod acceptance;
+mod belief;
+mod choose;
+mod cost;
+mod guess;
+mod history;
 mod pearl;
 mod prediction;
 mod prefix;
+mod recycle;
+mod shadow;
 mod tail;
 mod verify;
 
-pub use adapt::{Acceptance, StepCost};
+pub use acceptance::Acceptance;
+pub use belief::{Beliefs, Sureness};
+pub use choose::{Beside, Offer, choose};
+pub use cost::StepCost;
+pub use guess::{Library, Proposal, propose};
+pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;
 pub use prefix::PrefixHashes;
+pub use recycle::Recycle;
+pub use shadow::Shadows;
 pub use tail::{Drafts, Dropped, Drops, Tail};
 pub use verify::{Verdict, verify};

@@ -1,4 +1,4 @@
-use request::{Finish, Request, SpeculationStats, TokenId, TokenLogprobs, Usage};
+use request::{Finish, Request, Source, SourceStats, SpeculationStats, TokenId, TokenLogprobs, Usage};
 
 use crate::bounds::MAX_DRAFT_TOKENS;
 use crate::error::{WireError, at_most};
@@ -76,9 +76,47 @@ impl TryFrom<v1::TokenLogprob> for TokenLogprobs {
     }
 }
 
+impl From<Source> for v1::Source {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Drafter => Self::Drafter,
+            Source::Prediction => Self::Prediction,
+            Source::Ngram => Self::Ngram,
+            Source::Suffix => Self::Suffix,
+            Source::Recycle => Self::Recycle,
+        }
+    }
+}
+
+fn source(value: i32) -> Result<Source, WireError> {
+    match v1::Source::try_from(value) {
+        Ok(v1::Source::Drafter) => Ok(Source::Drafter),
+        Ok(v1::Source::Prediction) => Ok(Source::Prediction),
+        Ok(v1::Source::Ngram) => Ok(Source::Ngram),
+        Ok(v1::Source::Suffix) => Ok(Source::Suffix),
+        Ok(v1::Source::Recycle) => Ok(Source::Recycle),
+        Ok(v1::Source::Unspecified) => Err(WireError::missing("speculation.sources.source")),
+        Err(_) => Err(WireError::unknown("speculation.sources.source", value)),
+    }
+}
+
+/// Those that did something.
+fn sources(stats: &SpeculationStats) -> Vec<v1::SourceStats> {
+    let did = Source::ALL.into_iter().map(|source| (source, stats.of(source)));
+    let did = did.filter(|(_, stats)| *stats != SourceStats::default());
+    did.map(|(source, stats)| v1::SourceStats {
+        source: v1::Source::from(source).into(),
+        drafts: stats.drafts,
+        draft_tokens: stats.draft_tokens,
+        accepted_tokens: stats.accepted_tokens,
+    })
+    .collect()
+}
+
 impl From<SpeculationStats> for v1::SpeculationStats {
     fn from(stats: SpeculationStats) -> Self {
         Self {
+            sources: sources(&stats),
             drafts: stats.drafts,
             draft_tokens: stats.draft_tokens,
             accepted_tokens: stats.accepted_tokens,
@@ -94,7 +132,21 @@ impl TryFrom<v1::SpeculationStats> for SpeculationStats {
 
     fn try_from(from: v1::SpeculationStats) -> Result<Self, WireError> {
         at_most("speculation.histogram", from.histogram.len(), MAX_DRAFT_TOKENS + 1)?;
+        at_most("speculation.sources", from.sources.len(), Source::ALL.len())?;
+        let mut sources = [SourceStats::default(); Source::ALL.len()];
+        for one in from.sources {
+            let place = &mut sources[source(one.source)? as usize];
+            if *place != SourceStats::default() {
+                return Err(WireError::invalid("speculation.sources", "names a source twice"));
+            }
+            *place = SourceStats {
+                drafts: one.drafts,
+                draft_tokens: one.draft_tokens,
+                accepted_tokens: one.accepted_tokens,
+            };
+        }
         Ok(Self {
+            sources,
             drafts: from.drafts,
             draft_tokens: from.draft_tokens,
             accepted_tokens: from.accepted_tokens,

@@ -53,6 +53,9 @@ impl From<Speculation> for v1::Speculation {
             Strategy::Auto => (v1::Strategy::Auto, None),
             Strategy::None => (v1::Strategy::None, None),
             Strategy::Draft => (v1::Strategy::Draft, None),
+            Strategy::Ngram => (v1::Strategy::Ngram, None),
+            Strategy::Suffix => (v1::Strategy::Suffix, None),
+            Strategy::Recycle => (v1::Strategy::Recycle, None),
             Strategy::Lockstep { k, deadline } => {
                 (v1::Strategy::Lockstep, Some(v1::Lockstep { k, deadline_us: micros(deadline) }))
             }
@@ -88,6 +91,9 @@ impl TryFrom<v1::Speculation> for Speculation {
             (Wire::Unspecified | Wire::Auto, None) => Strategy::Auto,
             (Wire::None, None) => Strategy::None,
             (Wire::Draft, None) => Strategy::Draft,
+            (Wire::Ngram, None) => Strategy::Ngram,
+            (Wire::Suffix, None) => Strategy::Suffix,
+            (Wire::Recycle, None) => Strategy::Recycle,
         };
         let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };
         Ok(speculation)

@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use prost::Message;
 use request::{
     Adjustments, Constraint, Finish, Limits, Penalties, Quality, Request, RequestId, Rule, Sampling,
-    SamplingParams, Speculation, SpeculationStats, Strategy as Drafting, TokenLogprobs, Usage,
+    SamplingParams, SourceStats, Speculation, SpeculationStats, Strategy as Drafting, TokenLogprobs, Usage,
 };
 
 use super::*;
@@ -62,7 +62,15 @@ pub(crate) fn constraint() -> impl Strategy<Value = Option<Constraint>> {
 fn speculation() -> impl Strategy<Value = Speculation> {
     let lockstep = (1u32..=64, 1u64..=10_000_000)
         .prop_map(|(k, us)| Drafting::Lockstep { k, deadline: Duration::from_micros(us) });
-    let strategy = prop_oneof![Just(Drafting::Auto), Just(Drafting::None), Just(Drafting::Draft), lockstep];
+    let plain = prop::sample::select(vec![
+        Drafting::Auto,
+        Drafting::None,
+        Drafting::Draft,
+        Drafting::Ngram,
+        Drafting::Suffix,
+        Drafting::Recycle,
+    ]);
+    let strategy = prop_oneof![4 => plain, 1 => lockstep];
     (strategy, prop::option::of(1u32..=64)).prop_map(|(strategy, max_draft)| Speculation {
         strategy,
         rule: Rule::Coupled,
@@ -151,9 +159,24 @@ fn answer() -> impl Strategy<Value = Answer> {
                 predicted,
                 cached_tokens,
             });
-    let stats = (any::<[u64; 5]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1)).prop_map(
-        |([drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens], histogram)| {
-            SpeculationStats { drafts, draft_tokens, accepted_tokens, histogram, plain_steps, dropped_tokens }
+    let source = any::<[u64; 3]>().prop_map(|[drafts, draft_tokens, accepted_tokens]| SourceStats {
+        drafts,
+        draft_tokens,
+        accepted_tokens,
+    });
+    let source = prop_oneof![source, Just(SourceStats::default())];
+    let sources = prop::array::uniform5(source);
+    let stats = (any::<[u64; 5]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1), sources).prop_map(
+        |([drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens], histogram, sources)| {
+            SpeculationStats {
+                drafts,
+                draft_tokens,
+                accepted_tokens,
+                histogram,
+                plain_steps,
+                dropped_tokens,
+                sources,
+            }
         },
     );
     let end = (prop::sample::select(FINISHES.to_vec()), any::<[u32; 5]>(), stats).prop_map(

@@ -29,12 +29,17 @@ async fn text_does_not_depend_on_the_strategy() {
     let drafters = [at(&drafter)];
 
     for (name, drafters, strategy) in [
-        ("no drafter is known", &[][..], Strategy::Auto),
+        ("no drafter is known", &[][..], Strategy::Draft),
         ("no drafter is wanted", &drafters, Strategy::None),
     ] {
         let stats = sixteen(&worker, drafters, strategy).await;
         assert_eq!((stats.drafts, stats.dropped_tokens), (0, 0), "{name}");
         assert!(stats.plain_steps > 0, "{name}");
+    }
+    // Without a model to draft, with one that is not asked.
+    for strategy in [Strategy::Ngram, Strategy::Suffix, Strategy::Recycle] {
+        let stats = sixteen(&worker, &drafters, strategy).await;
+        assert_eq!(stats.of(request::Source::Drafter).drafts, 0, "{strategy:?}: {stats:?}");
     }
     for strategy in [Strategy::Auto, Strategy::Draft, LOCKSTEP] {
         let stats = sixteen(&worker, &drafters, strategy).await;

@@ -97,7 +97,7 @@ async fn keep(links: &Links, attendance: &Attendance) {
 fn fixed_window(request: &Request) -> Option<u32> {
     match request.speculation.strategy {
         Strategy::Lockstep { k, .. } => Some(k),
-        Strategy::Auto | Strategy::None | Strategy::Draft => None,
+        _ => None,
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Question {
 pub(super) struct Asked {
     pub(super) name: String,
     pub(super) ids: Vec<TokenId>,
+    /// Most tokens of its answer.
+    pub(super) max_tokens: u32,
 }
 
 /// The first `limit` prompts of `humaneval` or of a file as `bench serve --prompts` takes it.
@@ -76,7 +78,12 @@ fn humaneval(packed: &[u8]) -> Result<Vec<Question>> {
 
 impl Question {
     /// Through the chat template of the model at `path`, with its beginning of an answer.
-    pub(super) fn encode(&self, tokenizer: &Tokenizer, template: &ChatTemplate) -> Result<Asked> {
+    pub(super) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        template: &ChatTemplate,
+        max_tokens: u32,
+    ) -> Result<Asked> {
         let messages: Vec<Message> = match &self.prompt {
             Prompt::Text(text) => vec![Message::new("user", text.as_str())],
             Prompt::Messages(messages) => {
@@ -92,7 +99,7 @@ impl Question {
         };
         let ids = tokenizer.encode(&template.render(&Conversation::from(messages))?, true)?;
         ensure!(!ids.is_empty(), "{}: the prompt has no tokens", self.name);
-        Ok(Asked { name: self.name.clone(), ids })
+        Ok(Asked { name: self.name.clone(), ids, max_tokens })
     }
 }
 

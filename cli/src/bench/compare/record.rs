@@ -45,7 +45,7 @@ pub(super) fn record(recording: &Recording<'_>) -> Result<File> {
         recording.drafter.0
     );
     let template = ChatTemplate::open(target).context("no usable chat template")?;
-    let encode = |question: &Question| question.encode(&tokenizer, &template);
+    let encode = |question: &Question| question.encode(&tokenizer, &template, recording.max_tokens);
     let asked: Vec<Asked> = recording.questions.iter().map(encode).collect::<Result<_>>()?;
     let longest = asked.iter().map(|a| a.ids.len()).max().context("no prompt to record")?;
     let longest = u32::try_from(longest)?.saturating_add(recording.max_tokens);
@@ -207,7 +207,8 @@ mod tests {
         let toy = |seed| ToyModel::new(ToyModel::spec(40, 700, 8, 200), seed);
         let ids = |n: u32| (0..n).map(|i| TokenId(1 + i * 7 % 39)).collect::<Vec<_>>();
         // The last one needs several steps of the drafter.
-        let asked: Vec<Asked> = [1, 5, 33, 600].map(|n| Asked { name: format!("p{n}"), ids: ids(n) }).into();
+        let asked: Vec<Asked> =
+            [1, 5, 33, 600].map(|n| Asked { name: format!("p{n}"), ids: ids(n), max_tokens: 40 }).into();
         let limits = Limits::new(40, vec![TokenId(0)]);
         let told = answers(Engine::new(toy(1), Settings::default()), &asked, &limits).unwrap();
         let (mut stopped, mut differs) = (0, 0);

@@ -56,7 +56,7 @@ const SAMPLING: &[(&str, &str)] = &[
     ("quality", "exact; approximate is refused as not built yet (not OpenAI's)"),
     (
         "speculation",
-        "strategy auto, none, draft or lockstep; rule coupled, greedy, strict or rejection; max_draft; k and \
+        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix or recycle; rule coupled, greedy, strict or rejection; max_draft; k and \
          deadline_ms with lockstep (not OpenAI's)",
     ),
 ];

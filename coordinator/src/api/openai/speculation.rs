@@ -25,8 +25,13 @@ pub(super) struct RawSpeculation {
 enum RawStrategy {
     Auto,
     None,
+    /// Both names for a drafter that runs ahead freely.
+    #[serde(alias = "pearl")]
     Draft,
     Lockstep,
+    Ngram,
+    Suffix,
+    Recycle,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +68,9 @@ impl RawSpeculation {
                 match other {
                     Some(RawStrategy::None) => Strategy::None,
                     Some(RawStrategy::Draft) => Strategy::Draft,
+                    Some(RawStrategy::Ngram) => Strategy::Ngram,
+                    Some(RawStrategy::Suffix) => Strategy::Suffix,
+                    Some(RawStrategy::Recycle) => Strategy::Recycle,
                     _ => Strategy::Auto,
                 }
             }

@@ -1,6 +1,8 @@
 //! What an answer cost: OpenAI's usage, vLLM's figures of speculation, and ours.
 
-use request::SpeculationStats;
+use std::collections::BTreeMap;
+
+use request::{Source, SourceStats, SpeculationStats};
 use serde::Serialize;
 
 use crate::generate::{Ended, Totals};
@@ -105,6 +107,17 @@ impl Sums {
     pub(super) fn metrics(&self) -> Metrics {
         let mut stats = SpeculationStats::default();
         self.totals.iter().for_each(|totals| stats.add(&totals.speculation));
+        let sources = Source::ALL.into_iter().map(|source| (source.name(), stats.of(source)));
+        let sources = sources.filter(|(_, did)| did.drafts > 0).map(|(name, did)| {
+            let SourceStats { drafts, draft_tokens, accepted_tokens } = did;
+            let did = SourceFigures {
+                num_spec_steps: drafts,
+                num_accepted_draft_tokens: accepted_tokens,
+                num_draft_tokens: draft_tokens,
+            };
+            (name, did)
+        });
+        let sources = sources.collect();
         Metrics {
             speculative_decoding: SpeculativeDecoding {
                 mean_acceptance_length: stats.mean_acceptance_length(),
@@ -115,6 +128,7 @@ impl Sums {
                 acceptance_histogram: stats.histogram,
                 num_spec_tokens: self.most_drafts,
                 strategy: self.strategy,
+                sources,
             },
         }
     }
@@ -125,7 +139,7 @@ impl Sums {
     }
 }
 
-/// vLLM's object of that name (its pull request 48915), plus our `strategy`.
+/// vLLM's object of that name (its pull request 48915), plus our `strategy` and `sources`.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Metrics {
     speculative_decoding: SpeculativeDecoding,
@@ -143,8 +157,17 @@ struct SpeculativeDecoding {
     num_draft_tokens: u64,
     /// Most drafts one step could verify.
     num_spec_tokens: u32,
-    /// What served the request: `none` when no drafter took part.
+    /// What served the request, or most of it: `none` when no draft was verified.
     strategy: &'static str,
+    /// The same counts by where the drafts came from.
+    sources: BTreeMap<&'static str, SourceFigures>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct SourceFigures {
+    num_spec_steps: u64,
+    num_accepted_draft_tokens: u64,
+    num_draft_tokens: u64,
 }
 
 /// What OpenAI's objects have no place for.

@@ -8,14 +8,24 @@ use engine::{
     TargetEvent, TargetOpen, ToyModel,
 };
 use request::{
-    Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, TokenId,
-    TokenLogprobs, Usage,
+    Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, Strategy,
+    TokenId, TokenLogprobs, Usage,
 };
 use scheduler::SequenceId;
 use speculation::Drafts;
 
 pub const VOCAB: u32 = 24;
 pub const MODEL_SEED: u64 = 42;
+
+pub const STRATEGIES: [Strategy; 7] = [
+    Strategy::Auto,
+    Strategy::None,
+    Strategy::Draft,
+    Strategy::Lockstep { k: 3, deadline: Duration::from_millis(4) },
+    Strategy::Ngram,
+    Strategy::Suffix,
+    Strategy::Recycle,
+];
 
 /// A small generator for the tests' own choices (SplitMix64).
 pub struct Dice(pub u64);
@@ -122,6 +132,8 @@ pub struct Setup<T = ToyModel, D = ToyModel> {
     pub faults: Faults,
     /// The drafter is gone once that many drafts were accepted.
     pub kill_after: Option<u64>,
+    /// In how many of a hundred turns a request is drafted for in another way from then on.
+    pub switch: u64,
     /// Compiles the constraint of every request, for target and drafter.
     pub constraint: Option<Box<dyn Fn() -> Box<dyn Constraint>>>,
 }
@@ -140,7 +152,7 @@ impl Setup {
     /// A target with this token budget, no drafter.
     pub fn plain(budget: u32) -> Self {
         let (drafter, faults, kill_after, constraint) = (None, Faults::default(), None, None);
-        Self { target: target(budget), drafter, faults, kill_after, constraint }
+        Self { target: target(budget), drafter, faults, kill_after, switch: 0, constraint }
     }
 }
 
@@ -170,7 +182,7 @@ pub fn run_counting(
 }
 
 pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice: &mut Dice) -> Ran {
-    let Setup { mut target, mut drafter, faults, kill_after, constraint } = setup;
+    let Setup { mut target, mut drafter, faults, kill_after, switch, constraint } = setup;
     let mut answers: Vec<Answer> = Vec::new();
     let mut outlets = Vec::new();
     let mut sessions = Vec::new();
@@ -252,6 +264,11 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
                     target.command(Duration::ZERO, Command::Resync { sequence: id, have });
                 }
             }
+        }
+        if switch > 0 && dice.chance(switch) {
+            let sequence = SequenceId(dice.below(requests.len() as u64));
+            let strategy = STRATEGIES[dice.below(STRATEGIES.len() as u64) as usize];
+            target.command(Duration::ZERO, Command::Strategy { sequence, strategy });
         }
         let outcome = target.step(Duration::from_millis(now));
         if let Outcome::Worked(facts) = outcome {

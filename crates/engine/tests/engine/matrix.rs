@@ -143,6 +143,7 @@ fn nothing_but_the_request_decides_the_text() {
                 drafter: dice.chance(70).then(|| drafter(noise)),
                 faults,
                 kill_after: dice.chance(20).then_some(4),
+                switch: [0, 20][case / 2 % 2],
                 constraint: constraint(),
             },
             &mut dice,

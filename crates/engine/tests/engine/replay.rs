@@ -83,7 +83,7 @@ fn texts_and_acceptance_are_the_recorded_ones() {
         let drafter = Some(replaying(&trace, Side::Drafter, 200));
         let ran = drive(
             &requests,
-            Setup { target, drafter, faults, kill_after: None, constraint: None },
+            Setup { target, drafter, faults, kill_after: None, switch: 0, constraint: None },
             &mut dice,
         );
         (preempted, hits) = (preempted + ran.preempted, hits + ran.prefix_hits);
@@ -110,7 +110,7 @@ fn a_free_running_drafter_replays_too() {
         let faults = Faults { lose: 10, delay: 30, double: 10, reorder: 20, lie: 10, pause: 20 };
         let target = replaying(&trace, Side::Target, 200);
         let drafter = Some(replaying(&trace, Side::Drafter, 200));
-        let setup = Setup { target, drafter, faults, kill_after: None, constraint: None };
+        let setup = Setup { target, drafter, faults, kill_after: None, switch: 0, constraint: None };
         for (answer, recorded) in drive(&requests, setup, &mut dice).answers.iter().zip(&trace.answers) {
             assert_eq!(answer.output, recorded.target, "case {case}");
             accepted += answer.stats.accepted_tokens;
@@ -132,6 +132,7 @@ fn what_is_not_in_the_trace_is_the_models_own() {
         drafter: None::<Engine<ToyModel>>,
         faults: Faults::default(),
         kill_after: None,
+        switch: 0,
         constraint: None,
     };
     for request in [foreign, beyond] {
@@ -154,6 +155,7 @@ fn what_is_not_in_the_trace_is_the_models_own() {
             drafter: None::<Engine<ToyModel>>,
             faults: Faults::default(),
             kill_after: None,
+            switch: 0,
             constraint: None,
         };
         assert_eq!(drive(&[request], plain, &mut dice).answers[0].output, output[skip..]);

@@ -77,9 +77,13 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
     let elementwise = Elementwise::new(device, Dtype::Bf16, 128)?;
     let mut all = Vec::new();
     let ones = Buffer::of(device, "a measurement", &vec![1.0f32; 16384])?;
-    for (name, outputs, inputs) in
-        [("qkv", 6144u32, 4096u32), ("o", 4096, 4096), ("gate and up", 28672, 4096), ("down", 4096, 14336), ("head", 128_256, 4096)]
-    {
+    for (name, outputs, inputs) in [
+        ("qkv", 6144u32, 4096u32),
+        ("o", 4096, 4096),
+        ("gate and up", 28672, 4096),
+        ("down", 4096, 14336),
+        ("head", 128_256, 4096),
+    ] {
         let weights = (0..COPIES).map(|seed| {
             let elements = u64::from(outputs) * u64::from(inputs);
             let weights = Buffer::zeros(device, "a measurement", elements as usize * 2)?;
@@ -100,7 +104,9 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
                 weights.iter().try_for_each(|w| match name {
                     "o" | "down" => linear.add(device, w, x.at(0), y.at(0), rows),
                     "head" => linear.store_float(device, w, x.at(0), y.at(0), rows),
-                    "qkv" if linear.norms(w, rows) => linear.norm_store(device, w, norm, x.at(0), y.at(0), rows),
+                    "qkv" if linear.norms(w, rows) => {
+                        linear.norm_store(device, w, norm, x.at(0), y.at(0), rows)
+                    }
                     "gate and up" if linear.norms(w, rows) => {
                         linear.norm_gate(device, w, norm, x.at(0), y.at(0), rows)
                     }
@@ -156,8 +162,10 @@ impl Shape {
     /// behind `context` positions.
     pub fn operations(&self, rows: u64, picks: u64, context: u64, each: u64, sequences: u64) -> u64 {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let layer = self.hidden * (queries + 2 * keys) + queries * self.hidden + 3 * self.hidden * self.feed_forward;
-        let products = 2 * rows * (self.layers * layer) as u64 + 2 * picks * (self.hidden * self.vocab) as u64;
+        let layer =
+            self.hidden * (queries + 2 * keys) + queries * self.hidden + 3 * self.hidden * self.feed_forward;
+        let products =
+            2 * rows * (self.layers * layer) as u64 + 2 * picks * (self.hidden * self.vocab) as u64;
         // Scores and sums over the keys that each row sees.
         let seen = sequences * (each * context + each * (each + 1) / 2);
         products + 4 * seen * (self.layers * queries) as u64

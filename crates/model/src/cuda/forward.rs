@@ -246,7 +246,13 @@ impl Forward {
     fn queue(&self, batch: Batch, arrays: &BatchArrays, kv: &Kv) -> Result<(), CudaError> {
         let rows = arrays.rows(batch.rows);
         let hidden = self.p.hidden as u32;
-        self.elementwise.embed(&self.device, &self.weights.embedding.weights, rows, self.a.x.at(0), hidden)?;
+        self.elementwise.embed(
+            &self.device,
+            &self.weights.embedding.weights,
+            rows,
+            self.a.x.at(0),
+            hidden,
+        )?;
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.attention_part(index, layer, batch, arrays, kv)?;
             self.feed_forward(layer, batch.rows)?;

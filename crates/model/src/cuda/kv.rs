@@ -47,9 +47,12 @@ impl HeadMap {
 
     pub(crate) fn check(&self, layers: usize, kv_heads: usize) -> Result<(), CudaError> {
         let classes = self.classes.len();
-        let fits = |heads: &Vec<u8>| heads.len() == kv_heads && heads.iter().all(|c| usize::from(*c) < classes);
+        let fits =
+            |heads: &Vec<u8>| heads.len() == kv_heads && heads.iter().all(|c| usize::from(*c) < classes);
         if !(1..=2).contains(&classes) || self.class_of.len() != layers || !self.class_of.iter().all(fits) {
-            return Err(CudaError::NotBuilt { what: "a head map of more than two classes, or of another model" });
+            return Err(CudaError::NotBuilt {
+                what: "a head map of more than two classes, or of another model",
+            });
         }
         Ok(())
     }
@@ -189,7 +192,13 @@ impl Kv {
                 .collect();
             for some in all.chunks(most * 4) {
                 entries.write(device, 0, some)?;
-                elementwise.write_table(device, &class.table, self.stride, entries.at(0), some.len() as u32 / 4)?;
+                elementwise.write_table(
+                    device,
+                    &class.table,
+                    self.stride,
+                    entries.at(0),
+                    some.len() as u32 / 4,
+                )?;
             }
         }
         self.tables.apply(changed);

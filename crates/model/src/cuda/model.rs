@@ -149,7 +149,13 @@ impl CudaModel {
         let kv = Kv::new(&device, &map, &pages, p.head_dim, cuda.dtype, options.slots, context)?;
         device.synchronize()?;
         tracing::info!(
-            layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), weights = cuda.weights.name(), gpu = cuda.ordinal, "model on the GPU"
+            layers = p.layers,
+            context,
+            ?pages,
+            dtype = cuda.dtype.name(),
+            weights = cuda.weights.name(),
+            gpu = cuda.ordinal,
+            "model on the GPU"
         );
         Ok(Self {
             spec: ModelSpec {

@@ -50,7 +50,8 @@ impl DeviceDecoder {
         tied: bool,
     ) -> Result<Self, CudaError> {
         let embedding = Rc::new(dense(device, dtype, &[&decoder.embedding])?);
-        let head = if tied { Rc::clone(&embedding) } else { Rc::new(dense(device, dtype, &[&decoder.head])?) };
+        let head =
+            if tied { Rc::clone(&embedding) } else { Rc::new(dense(device, dtype, &[&decoder.head])?) };
         let layers = decoder.layers.iter().map(|layer| DeviceLayer::upload(device, dtype, weights, layer));
         Ok(Self {
             embedding,
@@ -112,7 +113,8 @@ impl DeviceDecoder {
                 down: matrix(p.hidden, p.feed_forward)?,
             });
         }
-        let head = if p.tied == Some(true) { Rc::clone(&embedding) } else { Rc::new(dense(p.vocab, p.hidden)?) };
+        let head =
+            if p.tied == Some(true) { Rc::clone(&embedding) } else { Rc::new(dense(p.vocab, p.hidden)?) };
         Ok(Self { embedding, layers, norm: constant(p.hidden, 1.0)?, head })
     }
 

@@ -38,7 +38,8 @@ impl Made {
         let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
         let mut tensor = |name: String, shape: Vec<usize>, mean: f32, scale: f32| {
             let count = shape.iter().product();
-            let bytes = random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
+            let bytes =
+                random.normals(count).into_iter().flat_map(|v| (mean + scale * v).to_le_bytes()).collect();
             tensors.insert(name, (shape, bytes));
         };
         tensor("model.embed_tokens.weight".into(), vec![VOCAB as usize, hidden], 0.0, 1.0);
@@ -71,7 +72,8 @@ impl Made {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let views = tensors.iter().map(|(name, (shape, bytes))| {
-            let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
             (name.clone(), view)
         });
         safetensors::serialize_to_file(views, None, &folder.path().join("model.safetensors")).unwrap();
@@ -83,7 +85,7 @@ impl Made {
     }
 
     fn options() -> Options {
-        Options { context: Some(2048), vocab: None, slots: 40, pages: PageBudget::Pages(1200), threads: 2 }
+        Options { context: Some(2048), vocab: None, slots: 40, pages: PageBudget::Pages(2000), threads: 2 }
     }
 
     fn gpu(&self, cuda: &CudaOptions) -> CudaModel {
@@ -105,15 +107,17 @@ fn rows(slot: u32, first: u32, tokens: &[TokenId], picks: bool) -> Vec<Row> {
         .collect()
 }
 
-/// Pages for `positions` positions of a slot, in an order that is not that of memory.
+/// Pages for `positions` positions of a slot, at most 800, in an order that is not that of memory.
 fn table(slot: u32, positions: u32, classes: u8) -> Vec<TableDelta> {
+    const EACH: u32 = 50;
     let pages = pages_for(positions);
+    assert!(pages <= EACH);
     (0..classes)
         .flat_map(|class| {
             (0..pages).map(move |index| TableDelta {
                 slot: Slot(slot),
                 class: ClassId(class),
-                change: TableChange::Append(PageId(slot * pages + (index * 7 + 3) % pages)),
+                change: TableChange::Append(PageId(slot * EACH + pages - 1 - index)),
             })
         })
         .collect()
@@ -154,7 +158,8 @@ fn all_logits(
     found
 }
 
-/// F32 on the GPU equals the CPU's F32 path, whose KV is F16: the tokens are the same but for near-ties.
+/// F32 on the GPU equals the CPU's F32 path up to the CPU's KV, which is F16: the tokens are the same but for
+/// near-ties.
 #[test]
 fn f32_says_what_the_cpu_says() {
     if device().is_none() {
@@ -178,10 +183,12 @@ fn f32_says_what_the_cpu_says() {
             worst = worst.max(off);
             let equal = sampling::argmax(expected) == sampling::argmax(found);
             same += u32::from(equal);
-            assert!(equal || gap < 2e-3, "{kind}: another token at a gap of {gap}");
+            assert!(equal || gap < 2e-2, "{kind}: another token at a gap of {gap}");
         }
-        println!("{kind}: largest difference of a logit {worst:e}, {same} of 150 tokens equal");
-        assert!(worst < 6e-3, "{kind}: {worst}");
+        let reference: Vec<f64> = expected.concat().into_iter().map(f64::from).collect();
+        let off = super::super::testing::relative(&found.concat(), &reference);
+        println!("{kind}: {off:e}, largest difference of a logit {worst:e}, {same} of 150 tokens equal");
+        assert!(off < 2e-3, "{kind}: {off}");
     }
 }
 
@@ -213,14 +220,24 @@ fn bf16_is_near_f32() {
 }
 
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
-fn answers(model: &mut CudaModel, prompts: &[Vec<TokenId>], length: u32, together: usize, chunk: usize) -> Vec<Vec<TokenId>> {
+fn answers(
+    model: &mut CudaModel,
+    prompts: &[Vec<TokenId>],
+    length: u32,
+    together: usize,
+    chunk: usize,
+) -> Vec<Vec<TokenId>> {
     let mut all = Vec::new();
     let classes = model.spec().classes.len() as u8;
     for group in prompts.chunks(together) {
         let mut step = Step::default();
         for slot in 0..model.spec().slots {
             for class in 0..classes {
-                step.deltas.push(TableDelta { slot: Slot(slot), class: ClassId(class), change: TableChange::Clear });
+                step.deltas.push(TableDelta {
+                    slot: Slot(slot),
+                    class: ClassId(class),
+                    change: TableChange::Clear,
+                });
             }
         }
         for (slot, prompt) in (0..).zip(group) {
@@ -302,7 +319,10 @@ fn windows_change_what_is_said_only_beyond_them() {
     assert!((0..300).all(|at| off(&wide, at) < 1e-4), "a window that hides nothing");
     let map = HeadMap::half_windows(3, 2, 16, 64);
     assert_eq!(map.classes[1], HeadClass::Window { sink: 16, recent: 64 });
-    assert_eq!(map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32), 3 * 2 * 2 * 16 * 64 * 4);
+    assert_eq!(
+        map.page_bytes(0, 64, Dtype::F32) + map.page_bytes(1, 64, Dtype::F32),
+        3 * 2 * 2 * 16 * 64 * 4
+    );
 }
 
 #[test]

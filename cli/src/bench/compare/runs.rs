@@ -1,0 +1,151 @@
+//! Every prompt under every strategy, in turn.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::CompareArgs;
+use super::asked::Asked;
+use crate::client::Client;
+
+/// A strategy by its name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub struct Drafting {
+    name: &'static str,
+    /// Drafts that a lockstep waits for.
+    k: Option<u32>,
+}
+
+/// Names, and what the API calls them.
+const NAMES: [(&str, &str); 7] = [
+    ("none", "none"),
+    ("ngram", "ngram"),
+    ("suffix", "suffix"),
+    ("recycle", "recycle"),
+    ("draft", "draft"),
+    ("pearl", "draft"),
+    ("auto", "auto"),
+];
+
+impl Drafting {
+    pub const NONE: Self = Self { name: "none", k: None };
+
+    /// Auto takes a drafter where there is one.
+    pub(super) fn needs_drafter(&self) -> bool {
+        ["draft", "pearl", "lockstep"].contains(&self.name)
+    }
+
+    fn field(&self) -> Value {
+        match self.k {
+            // So long that it is the strategy that is measured, not the deadline.
+            Some(k) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
+            None => {
+                let called = NAMES.iter().find(|(name, _)| *name == self.name);
+                json!({ "strategy": called.map_or(self.name, |(_, called)| called) })
+            }
+        }
+    }
+}
+
+impl FromStr for Drafting {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        if let Some(k) = word.strip_prefix("lockstep-") {
+            let k = k.parse().ok().filter(|k| (1..=64).contains(k));
+            return k
+                .map(|k| Self { name: "lockstep", k: Some(k) })
+                .ok_or("lockstep-K: K must be 1 to 64".into());
+        }
+        if ["del", "rapid"].contains(&word) {
+            return Err(format!("{word} is not built yet"));
+        }
+        let names = NAMES.map(|(name, _)| name);
+        match names.into_iter().find(|name| *name == word) {
+            Some(name) => Ok(Self { name, k: None }),
+            None => Err(format!("no strategy is called {word}; there are {}, lockstep-K", names.join(", "))),
+        }
+    }
+}
+
+impl fmt::Display for Drafting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.k {
+            Some(k) => write!(f, "{}-{k}", self.name),
+            None => f.write_str(self.name),
+        }
+    }
+}
+
+impl From<Drafting> for String {
+    fn from(drafting: Drafting) -> Self {
+        drafting.to_string()
+    }
+}
+
+/// One answer.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Run {
+    pub(super) prompt: String,
+    pub(super) strategy: Drafting,
+    pub(super) tokens: u64,
+    /// From the first token to the last.
+    pub(super) decode_s: f64,
+    /// It is plain decoding's text.
+    pub(super) same_text: bool,
+    /// vLLM's figures of it, as the server sent them.
+    pub(super) speculation: Value,
+}
+
+/// Asks everything; the strategy that goes first changes from prompt to prompt.
+pub(super) async fn run(args: &CompareArgs, asked: &[Asked], url: &str) -> Result<Vec<Run>> {
+    let client = Client::new(url)?;
+    let model = client.model().await?;
+    let mut runs: Vec<Run> = Vec::new();
+    for (nth, one) in asked.iter().enumerate() {
+        let mut answers = Vec::new();
+        for turn in 0..args.strategies.len() {
+            let strategy = args.strategies[(nth + turn) % args.strategies.len()];
+            let body = json!({
+                "model": model, "prompt": one.ids.iter().map(|id| id.0).collect::<Vec<_>>(),
+                "max_tokens": one.max_tokens, "temperature": args.temperature, "seed": args.seed,
+                "speculation": strategy.field(),
+            });
+            let answer = client.complete(body, |_| {}).await;
+            answers.push((strategy, answer.with_context(|| format!("{} under {strategy}", one.name))?));
+        }
+        let plain = answers.iter().find(|(strategy, _)| *strategy == Drafting::NONE);
+        let plain = plain.map(|(_, answer)| answer.text.clone()).context("plain decoding was not asked")?;
+        runs.extend(answers.into_iter().map(|(strategy, answer)| Run {
+            prompt: one.name.clone(),
+            strategy,
+            tokens: answer.completion_tokens,
+            decode_s: answer.decode.as_secs_f64(),
+            same_text: answer.text == plain,
+            speculation: answer.speculation,
+        }));
+        eprintln!("{} of {}: {}", nth + 1, asked.len(), one.name);
+    }
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_the_api_takes() {
+        for (word, field) in [
+            ("pearl", json!({ "strategy": "draft" })),
+            ("recycle", json!({ "strategy": "recycle" })),
+            ("lockstep-4", json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 5000 })),
+        ] {
+            let drafting: Drafting = word.parse().unwrap();
+            assert_eq!((drafting.field(), drafting.to_string()), (field, word.to_owned()));
+        }
+    }
+}

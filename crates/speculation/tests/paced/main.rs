@@ -1,0 +1,6 @@
+//! Time without waiting for it: target, drafter and link on a virtual clock.
+#![allow(missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
+
+mod auto;
+mod pearl;
+mod simulator;
