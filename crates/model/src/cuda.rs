@@ -1,7 +1,7 @@
 //! The CUDA back end: one rank's model on one NVIDIA GPU.
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
-//! (`forward`: products in `linear` and `blas`, the rest in `elementwise` and `attention`) over keys and values in
+//! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`) over keys and values in
 //! pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
 //!
@@ -21,6 +21,7 @@ mod error;
 mod forward;
 mod kv;
 mod linear;
+mod matrix;
 mod model;
 mod pages;
 mod quantised;
@@ -37,5 +38,6 @@ pub use dtype::Dtype;
 pub use error::CudaError;
 pub use kv::HeadMap;
 pub use linear::Mode;
+pub use matrix::Weights;
 pub use model::{CudaModel, CudaOptions};
 pub use timing::Timing;

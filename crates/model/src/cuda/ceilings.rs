@@ -10,6 +10,7 @@ use super::draw::Drawer;
 use super::elementwise::Elementwise;
 use super::error::Doing;
 use super::linear::{Dense, Linear, Norm};
+use super::quantised::Products;
 use super::timing::{Timing, time};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::LoadError;
@@ -63,6 +64,7 @@ pub fn ceilings(ordinal: usize) -> Result<Ceilings, CudaError> {
 pub fn kernel_timings(ordinal: usize) -> Result<Vec<Timing>, CudaError> {
     let device = Device::open(ordinal)?;
     let mut all = products(&device)?;
+    all.extend(Products::timings(&device)?);
     all.extend(attention::timings::timings(&device)?);
     all.extend(Drawer::timings(&device)?);
     Ok(all)

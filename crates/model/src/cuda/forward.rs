@@ -15,6 +15,7 @@ use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
 use super::kv::Kv;
 use super::linear::{Linear, Norm};
+use super::matrix::Matmul;
 use super::model::CudaOptions;
 use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
@@ -37,7 +38,7 @@ pub(crate) struct Sizes {
 pub(crate) struct Forward {
     graphs: HashMap<Key, CudaGraph>,
     weights: DeviceDecoder,
-    linear: Linear,
+    linear: Matmul,
     elementwise: Elementwise,
     attention: Attention,
     /// Rows of a step that is launched as a graph, and of one that is not.
@@ -93,7 +94,7 @@ impl Forward {
         sizes: Sizes,
     ) -> Result<Self, CudaError> {
         let (dtype, mode) = (options.dtype, options.mode);
-        let linear = Linear::new(&device, dtype, mode)?;
+        let linear = Matmul::new(&device, dtype, mode, weights.matrices())?;
         let shape = attention::Shape {
             dtype,
             head_dim: p.head_dim as u32,
@@ -143,7 +144,7 @@ impl Forward {
     }
 
     pub(crate) fn step_bytes(&self) -> u64 {
-        self.weights.step_bytes(self.dtype)
+        self.weights.step_bytes()
     }
 
     /// Queues the layers for checked rows, at most [`Self::most_rows`]. The normed last states of the picking ones are
@@ -196,8 +197,8 @@ impl Forward {
             Mode::Fast => bucket(count),
             Mode::Invariant => count,
         };
-        self.linear.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
-        self.linear.store_float(&self.device, &self.weights.head, x, logits, rows)
+        self.linear.dense.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
+        self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
 
     /// Launches the graph of a batch in the small arrays, captured when it is first met.
@@ -224,15 +225,18 @@ impl Forward {
 
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     fn tune(&self, rows: u32) -> Result<(), CudaError> {
-        let Some(layer) = self.weights.layers.first() else { return Ok(()) };
         let (a, dtype) = (&self.a, self.dtype);
         let x = a.x.at(0);
-        for (matrix, from, to, out, add) in [
-            (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
-            (&layer.o, a.attended.at(0), x, Dtype::F32, true),
-            (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
-            (&layer.down, a.gated.at(0), x, Dtype::F32, true),
-        ] {
+        // Layers may be kept in different formats. What has been chosen for one of a shape serves all.
+        let all = self.weights.layers.iter().flat_map(|layer| {
+            [
+                (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
+                (&layer.o, a.attended.at(0), x, Dtype::F32, true),
+                (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
+                (&layer.down, a.gated.at(0), x, Dtype::F32, true),
+            ]
+        });
+        for (matrix, from, to, out, add) in all {
             self.linear.tune(&self.device, matrix, [from, to], rows, out, add)?;
         }
         Ok(())

@@ -10,7 +10,8 @@ use scheduler::Step;
 use super::draw::{Bounds, Drawer, Logits, Outcome, encode};
 use super::forward::{Forward, Sizes};
 use super::kv::{HeadMap, Kv};
-use super::weights::DeviceDecoder;
+use super::matrix::Weights;
+use super::weights::{self, DeviceDecoder};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Architecture, Config, Parameters};
 use crate::check::{self, CheckedRow};
@@ -23,6 +24,7 @@ pub struct CudaOptions {
     /// Which GPU.
     pub ordinal: usize,
     pub dtype: Dtype,
+    pub weights: Weights,
     pub mode: Mode,
     /// Most rows computed together; a longer step goes through the layers in pieces of this many.
     pub rows: u32,
@@ -34,7 +36,15 @@ pub struct CudaOptions {
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        Self { ordinal: 0, dtype: Dtype::Bf16, mode: Mode::Fast, rows: 2048, heads: None, graphs: true }
+        Self {
+            ordinal: 0,
+            dtype: Dtype::Bf16,
+            weights: Weights::Dequantised,
+            mode: Mode::Fast,
+            rows: 2048,
+            heads: None,
+            graphs: true,
+        }
     }
 }
 
@@ -42,7 +52,7 @@ impl Default for CudaOptions {
 ///
 /// `submit` queues the layers and returns; `collect` queues head and draws and waits for them: four bytes a row come
 /// back. Rows that ask for more than a token (log-probabilities, the rejection rule) are drawn on the host from their
-/// logits ([`Place::Host`](super::draw::Place)).
+/// logits.
 pub struct CudaModel {
     // Freed in this order, the device last.
     forward: Forward,
@@ -71,15 +81,16 @@ const TABLE_ENTRIES: usize = 1 << 14;
 const RESERVE: u64 = 1 << 30;
 
 impl CudaModel {
-    /// Lays a `.gguf` file or a folder on the GPU, dequantised to the dtype.
+    /// Lays a `.gguf` file or a folder on the GPU.
     pub fn load(path: &Path, options: &Options, cuda: &CudaOptions) -> Result<Self, LoadError> {
         options.validate()?;
         let opened = Opened::open(path)?;
         opened.weights.prefetch();
         let (_, parameters, decoder) = opened.decoder()?;
+        weights::check(cuda.weights, &decoder)?;
         let tied = std::ptr::eq(decoder.head.bytes(), decoder.embedding.bytes());
         Self::build(&parameters, options, cuda, |device, _| {
-            DeviceDecoder::upload(device, cuda.dtype, &decoder, tied)
+            DeviceDecoder::upload(device, cuda.dtype, cuda.weights, &decoder, tied)
         })
     }
 
@@ -88,8 +99,12 @@ impl CudaModel {
     pub fn dummy(config: &Path, seed: u64, options: &Options, cuda: &CudaOptions) -> Result<Self, LoadError> {
         options.validate()?;
         let (architecture, parameters) = shape_of(config)?;
+        if cuda.weights == Weights::Kept {
+            let why = "kept needs a GGUF file; made-up weights are dequantised or fp8".to_owned();
+            return Err(LoadError::BadOption { option: "weights", why });
+        }
         Self::build(&parameters, options, cuda, |device, forward| {
-            DeviceDecoder::dummy(device, forward, cuda.dtype, &parameters, architecture, seed)
+            DeviceDecoder::dummy(device, forward, cuda.dtype, cuda.weights, &parameters, architecture, seed)
         })
     }
 
@@ -99,6 +114,7 @@ impl CudaModel {
         cuda: &CudaOptions,
         weights: impl FnOnce(&Device, &super::elementwise::Elementwise) -> Result<DeviceDecoder, CudaError>,
     ) -> Result<Self, LoadError> {
+        cuda.weights.check(cuda.mode)?;
         let context = crate::cpu::context(options.context, p)?;
         let width = p.vocab as u32;
         let drawn = crate::cpu::drawn(options.vocab, width)?;
@@ -137,6 +153,7 @@ impl CudaModel {
             context,
             ?pages,
             dtype = cuda.dtype.name(),
+            weights = cuda.weights.name(),
             gpu = cuda.ordinal,
             "model on the GPU"
         );

@@ -1,5 +1,7 @@
 //! The whole model on a GPU against the model on the CPU, which is tested against candle, and against itself.
 
+mod quantised;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -198,7 +200,7 @@ fn bf16_is_near_f32() {
     }
     let made = Made::new("llama", 128, 4, 2, false);
     let prompt = tokens(4, 100);
-    let mut of = |cuda: &CudaOptions| {
+    let of = |cuda: &CudaOptions| {
         let mut gpu = made.gpu(cuda);
         all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[60, 10, 20], 1)
     };
@@ -303,7 +305,7 @@ fn windows_change_what_is_said_only_beyond_them() {
     }
     let made = Made::new("llama", 64, 4, 2, false);
     let prompt = tokens(5, 300);
-    let mut of = |heads: Option<HeadMap>| {
+    let of = |heads: Option<HeadMap>| {
         let classes = heads.as_ref().map_or(1, |map| map.classes.len()) as u8;
         let mut gpu = made.gpu(&CudaOptions { dtype: Dtype::F32, heads, ..CudaOptions::default() });
         all_logits(|step| gpu.logits(step).unwrap(), &prompt, &[100, 3, 150], classes)
