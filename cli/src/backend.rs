@@ -45,6 +45,11 @@ impl Backend {
                 rank::Dtype::F16 => model::Dtype::F16,
                 rank::Dtype::F32 => model::Dtype::F32,
             },
+            weights: match config.weights {
+                rank::Weights::Dequantised => model::Weights::Dequantised,
+                rank::Weights::Kept => model::Weights::Kept,
+                rank::Weights::Fp8 => model::Weights::Fp8,
+            },
             mode: if config.batch_invariant { model::Mode::Invariant } else { model::Mode::Fast },
             ..model::CudaOptions::default()
         };
@@ -94,8 +99,13 @@ impl Backend {
                     model::Mode::Fast => "fast",
                     model::Mode::Invariant => "invariant",
                 };
+                let weights = match cuda.weights {
+                    model::Weights::Dequantised => "",
+                    model::Weights::Kept => "-kept",
+                    model::Weights::Fp8 => "-fp8",
+                };
                 let made_up = if dummy.is_some() { "+dummy" } else { "" };
-                format!("+cuda-{}-{mode}{made_up}", cuda.dtype.name())
+                format!("+cuda-{}{weights}-{mode}{made_up}", cuda.dtype.name())
             }
         }
     }

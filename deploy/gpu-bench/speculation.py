@@ -97,8 +97,7 @@ def main():
     args = parser.parse_args()
     entries = prompts(args.trace)
     model = pathlib.Path(args.tokenizer).stem
-    environment = dict(os.environ, PACELINE_RANK__SLOTS="32", PACELINE_ENGINE__TOKEN_BUDGET="2048",
-                       PACELINE_SESSIONS__TOKEN_BUDGET="2048", PACELINE_ENGINE__MAX_DRAFT="16")
+    environment = dict(os.environ, PACELINE_RANK__SLOTS="32", PACELINE_ENGINE__MAX_DRAFT="32")
     node = ["--model", args.tokenizer, "--coordinator", JOIN, "--context", "2048", "--replay", args.trace]
     commands = {
         "coordinator": ["coordinator", "--model", args.tokenizer, "--listen", URL[7:], "--grpc-listen", JOIN],
@@ -129,9 +128,10 @@ def main():
 
         strategies = [("none", {"strategy": "none"}), ("auto", {"strategy": "auto"}),
                       ("draft 8", {"strategy": "draft", "max_draft": 8}),
-                      ("draft 16", {"strategy": "draft", "max_draft": 16})]
+                      ("draft 16", {"strategy": "draft", "max_draft": 16}),
+                      ("draft 32", {"strategy": "draft", "max_draft": 32})]
         strategies += [(f"lockstep {k}", {"strategy": "lockstep", "k": k, "deadline_ms": 500, "max_draft": k})
-                       for k in (4, 8, 16)]
+                       for k in (4, 8, 16, 32)]
         report = {"target": args.target, "drafter": args.drafter, "trace": args.trace, "rows": []}
         for batch in map(int, args.batches.split(",")):
             some = entries[:args.limit] if batch == 1 else (entries * 2)[:max(batch, 8)]

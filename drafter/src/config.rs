@@ -17,8 +17,9 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionsConfig {
-    /// Most rows of one step: prompt chunks and one row for each session that drafts.
-    pub token_budget: u32,
+    /// Most rows of one step: prompt chunks and one row for each session that drafts. When it is left out, what suits
+    /// the device.
+    pub token_budget: Option<u32>,
     /// A session of which no frame arrives for this long is closed.
     #[serde(with = "duration")]
     pub lease: Duration,
@@ -26,15 +27,16 @@ pub struct SessionsConfig {
 
 impl Default for SessionsConfig {
     fn default() -> Self {
-        // Small chunks: a long prompt must not hold up the sessions that draft.
-        Self { token_budget: 128, lease: Duration::from_secs(60) }
+        Self { token_budget: None, lease: Duration::from_secs(60) }
     }
 }
 
 impl SessionsConfig {
-    pub(crate) fn settings(&self, slots: u32) -> Settings {
+    pub(crate) fn settings(&self, rank: &rank::Config) -> Settings {
+        // Small chunks: a long prompt must not hold up the sessions that draft.
+        let token_budget = self.token_budget.unwrap_or_else(|| rank.device.token_budget());
         // Slots are granted by the service; what waits in the engine is at most what it granted.
-        Settings { token_budget: self.token_budget, max_waiting: slots as usize, ..Settings::default() }
+        Settings { token_budget, max_waiting: rank.slots as usize, ..Settings::default() }
     }
 }
 
@@ -42,7 +44,7 @@ impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
-        if !(1..=65_536).contains(&self.sessions.token_budget) {
+        if self.sessions.token_budget.is_some_and(|rows| !(1..=65_536).contains(&rows)) {
             return Err(Wrong::new("sessions.token_budget", "must be 1 to 65536"));
         }
         if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.sessions.lease) {

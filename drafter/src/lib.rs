@@ -69,7 +69,7 @@ where
 {
     let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
     let incarnation = identity.incarnation;
-    let settings = config.sessions.settings(config.rank.slots);
+    let settings = config.sessions.settings(&config.rank);
     let (rank, server) = Rank::start(&config.rank, identity, settings, make).await?;
     let streams = TaskTracker::new();
     let stop = tasks.shutdown().stop_token();

@@ -17,8 +17,9 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EngineConfig {
-    /// Most rows of one step: prompt chunks, decodes and draft tokens together.
-    pub token_budget: u32,
+    /// Most rows of one step: prompt chunks, decodes and draft tokens together. When it is left out, what suits the
+    /// device.
+    pub token_budget: Option<u32>,
     /// Requests that wait for a slot or for pages; one more is refused.
     pub max_waiting: usize,
     /// Longest predicted wait for a slot; a request that would wait longer is refused, and told how long.
@@ -37,16 +38,24 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let Settings { token_budget, max_waiting, max_wait, max_draft, slow_client_timeout, prefix_cache } =
+        let Settings { max_waiting, max_wait, max_draft, slow_client_timeout, prefix_cache, .. } =
             Settings::default();
-        Self { token_budget, max_waiting, max_wait, max_draft, slow_client_timeout, outbox: 64, prefix_cache }
+        Self {
+            token_budget: None,
+            max_waiting,
+            max_wait,
+            max_draft,
+            slow_client_timeout,
+            outbox: 64,
+            prefix_cache,
+        }
     }
 }
 
 impl EngineConfig {
-    pub(crate) fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self, device: &rank::Device) -> Settings {
         Settings {
-            token_budget: self.token_budget,
+            token_budget: self.token_budget.unwrap_or_else(|| device.token_budget()),
             max_waiting: self.max_waiting,
             max_wait: self.max_wait,
             max_draft: self.max_draft,
@@ -66,7 +75,7 @@ impl Check for Config {
 
 impl Check for EngineConfig {
     fn check(&self) -> Result<(), Wrong> {
-        if !(1..=65_536).contains(&self.token_budget) {
+        if self.token_budget.is_some_and(|rows| !(1..=65_536).contains(&rows)) {
             return Err(Wrong::new("token_budget", "must be 1 to 65536"));
         }
         if !(1..=65_536).contains(&self.max_waiting) {

@@ -70,7 +70,8 @@ where
 {
     let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
     let incarnation = identity.incarnation;
-    let (rank, server) = Rank::start(&config.rank, identity, config.engine.settings(), make).await?;
+    let (rank, server) =
+        Rank::start(&config.rank, identity, config.engine.settings(&config.rank.device), make).await?;
     let sessions = TaskTracker::new();
     let stop = tasks.shutdown().stop_token();
     let links = Links::new(Me {

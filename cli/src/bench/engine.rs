@@ -65,6 +65,11 @@ struct Report {
     version: &'static str,
     /// dev or release.
     build: &'static str,
+    /// Bytes of weights that a step reads.
+    weight_bytes: u64,
+    /// Bytes a second that these threads read from memory, measured before the rest. A model smaller than the
+    /// processor's caches can be faster than that.
+    memory_bytes_per_s: f64,
     /// Medians of the first batch size.
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
@@ -90,6 +95,8 @@ struct Rows {
     step_ms: Spread,
     /// Its median over that of a step with one row; null when one row was not measured.
     over_one_row: Option<f64>,
+    /// The step's weights over its median, as a share of `memory_bytes_per_s`.
+    share_of_memory: f64,
 }
 
 /// Measures and prints.
@@ -150,12 +157,15 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         "{longest} tokens of one sequence are more than the model's context of {context}; lower --prompt, --generate or --rows"
     );
     let level = model.level().to_string();
+    let weight_bytes = model.weight_bytes();
+    let memory_bytes_per_s = model::memory_bandwidth(threads)?;
     let times = curve::run(&mut model, args, most)?;
     let one = times.iter().find(|(rows, _)| *rows == 1).map(|(_, time)| time.p50);
     let rows = times.into_iter().map(|(rows, step_ms)| Rows {
         rows,
         step_ms,
         over_one_row: one.filter(|one| *one > 0.0).map(|one| step_ms.p50 / one),
+        share_of_memory: weight_bytes as f64 / (step_ms.p50 / 1e3).max(1e-9) / memory_bytes_per_s,
     });
     let rows = rows.collect();
     let batches = phases::run(model, args, vocab)?;
@@ -170,6 +180,8 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         hardware: Hardware::here(),
         version: env!("CARGO_PKG_VERSION"),
         build: if cfg!(debug_assertions) { "dev" } else { "release" },
+        weight_bytes,
+        memory_bytes_per_s,
         prefill_tokens_per_s: first.prefill_tokens_per_s.p50,
         decode_tokens_per_s: first.decode_tokens_per_s.p50,
         batches,
@@ -180,7 +192,7 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
 impl Report {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\n\n",
+            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\n{} MB of weights a step, memory gives {} GB/s\n\n",
             self.model,
             self.prompt,
             self.generate,
@@ -188,7 +200,9 @@ impl Report {
             self.level,
             self.build,
             self.repeat,
-            self.hardware.line()
+            self.hardware.line(),
+            figure(self.weight_bytes as f64 / 1e6),
+            figure(self.memory_bytes_per_s / 1e9),
         );
         let mut table = Builder::default();
         table.push_record(["batch", "prefill tokens/s", "min", "max", "decode tokens/s", "min", "max"]);
@@ -200,11 +214,11 @@ impl Report {
         text += &aligned(table);
         if !self.rows.is_empty() {
             let mut table = Builder::default();
-            table.push_record(["rows of a step", "ms", "min", "max", "over one row"]);
+            table.push_record(["rows of a step", "ms", "min", "max", "over one row", "share of memory"]);
             for row in &self.rows {
                 let over = row.over_one_row.map_or_else(|| "-".into(), figure);
                 let [ms, min, max] = [row.step_ms.p50, row.step_ms.min, row.step_ms.max].map(figure);
-                table.push_record([row.rows.to_string(), ms, min, max, over]);
+                table.push_record([row.rows.to_string(), ms, min, max, over, figure(row.share_of_memory)]);
             }
             text += &format!("\n{}", aligned(table));
         }
@@ -242,10 +256,12 @@ mod tests {
             hardware: Hardware::here(),
             version: "0",
             build: "dev",
+            weight_bytes: 1000,
+            memory_bytes_per_s: 2e10,
             prefill_tokens_per_s: 900.5,
             decode_tokens_per_s: 90.5,
             batches: vec![batch(1), batch(4)],
-            rows: vec![Rows { rows: 8, step_ms: spread(5.0), over_one_row: None }],
+            rows: vec![Rows { rows: 8, step_ms: spread(5.0), over_one_row: None, share_of_memory: 0.9 }],
         }
     }
 

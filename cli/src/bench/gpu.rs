@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use engine::Model as _;
 use kvcache::{ClassId, PAGE_POSITIONS, PageId, pages_for};
-use model::{Ceilings, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Options, PageBudget, Shape, Timing};
+use model::{
+    Ceilings, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Options, PageBudget, Shape, Timing, Weights,
+};
 use request::{Sampling, TokenId};
 use sampling::Draw;
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
@@ -57,6 +59,9 @@ pub struct GpuArgs {
     /// A row has the same bits alone and in any batch
     #[arg(long)]
     pub invariant: bool,
+    /// What the matrices of layers are kept in
+    #[arg(long, value_enum, default_value_t = Kept::Dequantised)]
+    pub weights: Kept,
     /// Give half of the heads of each layer a window: the first SINK and the last RECENT positions
     #[arg(long, value_names = ["SINK", "RECENT"], num_args = 2)]
     pub half_windows: Option<Vec<u32>>,
@@ -74,11 +79,28 @@ pub struct GpuArgs {
     pub json: Option<PathBuf>,
 }
 
+/// What made-up matrices can be kept in.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kept {
+    Dequantised,
+    Fp8,
+}
+
+impl From<Kept> for Weights {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::Dequantised => Self::Dequantised,
+            Kept::Fp8 => Self::Fp8,
+        }
+    }
+}
+
 /// The results; the fields of `--json`.
 #[derive(Debug, Serialize)]
 struct Report {
     gpu: String,
     mode: &'static str,
+    weights: &'static str,
     /// Read and written by a copy.
     copy_tb_per_s: f64,
     /// Of a bf16 product of 8192 x 8192 x 8192.
@@ -153,6 +175,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
     let mut report = Report {
         gpu: ceilings.name.clone(),
         mode: if args.invariant { "invariant" } else { "fast" },
+        weights: Weights::from(args.weights).name(),
         copy_tb_per_s: ceilings.copy / 1e12,
         product_tflop_per_s: ceilings.product / 1e12,
         config: args.dummy_weights.as_ref().map(|c| c.display().to_string()),
@@ -240,6 +263,7 @@ fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report
         ordinals: gpus(args),
         nccl: args.nccl,
         dtype: Dtype::Bf16,
+        weights: args.weights.into(),
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,
         heads,
@@ -429,11 +453,12 @@ impl Kernel {
 impl Report {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}, copy {} TB/s, product {} TFLOP/s, {} mode, pages of {PAGE_POSITIONS}\n",
+            "{}, copy {} TB/s, product {} TFLOP/s, {} mode, {} weights, pages of {PAGE_POSITIONS}\n",
             self.gpu,
             figure(self.copy_tb_per_s),
             figure(self.product_tflop_per_s),
-            self.mode
+            self.mode,
+            self.weights
         );
         if !self.steps.is_empty() {
             let mut table = Builder::default();

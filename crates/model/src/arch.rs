@@ -12,7 +12,7 @@ mod names;
 mod rope;
 
 pub(crate) use config::Config;
-pub(crate) use decoder::{Decoder, Layer, Linear};
+pub(crate) use decoder::{Decoder, Layer};
 pub use metadata::refuse_split;
 pub(crate) use names::{Names, Part};
 pub(crate) use rope::{Llama3, Rope, RopeStyle, Scaling, Yarn};

@@ -19,14 +19,16 @@ use memmap2::MmapMut;
 use crate::LoadError;
 use crate::arch::Parameters;
 use crate::quant::{F16, blocks};
+use crate::simd::Halves;
 
 /// Part of the numerics fingerprint.
 pub(crate) const KV_DTYPE: &str = "f16";
 
 const POSITIONS: usize = PAGE_POSITIONS as usize;
 
-/// The pages of one head class: for each page and each (layer, KV head) of the class, 16 keys and
-/// then 16 values of `head_dim` half floats.
+/// The pages of one head class: for each page and each (layer, KV head) of the class 16 keys and then 16
+/// values of `head_dim` half floats. Values lie one after the other; keys side by side, element by element,
+/// so that 16 scores are computed at once.
 pub(crate) struct Storage {
     pub(crate) class: HeadClass,
     pub(crate) pages: u32,
@@ -62,11 +64,11 @@ impl Storage {
         Ok(Self { class, pages, head_dim: p.head_dim, kv_heads: p.kv_heads, page, bytes: map })
     }
 
-    /// Keys of one unit in a page: 16 rows of `head_dim`.
+    /// Keys of one unit in a page: `head_dim` times that element of all 16.
     #[inline]
-    pub(crate) fn keys(&self, page: PageId, unit: Unit) -> &[F16] {
+    pub(crate) fn keys(&self, page: PageId, unit: Unit) -> &[Halves] {
         let start = self.start(page, unit);
-        blocks(self.bytes.get(start..start + self.half()).unwrap_or_default())
+        self.bytes.get(start..start + self.half()).unwrap_or_default().as_chunks().0
     }
 
     /// Values of one unit in a page: 16 rows of `head_dim`.
@@ -77,14 +79,18 @@ impl Storage {
     }
 
     /// Writes key and value of one position (`offset` in the page).
-    pub(crate) fn write(&mut self, page: PageId, unit: Unit, offset: usize, key: &[f32], value: &[f32]) {
-        let row = self.head_dim * size_of::<f16>();
-        let at = self.start(page, unit) + offset % POSITIONS * row;
-        for (at, from) in [(at, key), (at + self.half(), value)] {
-            let to = self.bytes.get_mut(at..at + row).unwrap_or_default();
-            for (to, from) in to.as_chunks_mut::<2>().0.iter_mut().zip(from) {
-                *to = f16::from_f32(*from).to_le_bytes();
-            }
+    pub(crate) fn write(&mut self, page: PageId, unit: Unit, offset: usize, key: &[F16], value: &[F16]) {
+        let (start, half, offset) = (self.start(page, unit), self.half(), offset % POSITIONS);
+        let Some((keys, values)) = self.bytes.get_mut(start..start + 2 * half).map(|b| b.split_at_mut(half))
+        else {
+            return;
+        };
+        for (to, key) in keys.as_chunks_mut::<{ 2 * POSITIONS }>().0.iter_mut().zip(key) {
+            to.as_chunks_mut().0[offset] = *key;
+        }
+        let values = values.as_chunks_mut().0.iter_mut().skip(offset * self.head_dim);
+        for (to, value) in values.zip(value) {
+            *to = *value;
         }
     }
 

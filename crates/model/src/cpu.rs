@@ -1,15 +1,20 @@
 //! The CPU back end: one rank's model, computed in place by a pool of threads of its own.
 
 mod attention;
+mod bandwidth;
 mod elementwise;
 mod exp;
 mod forward;
+mod inputs;
+mod packed;
+mod pool;
 mod product;
+
+pub use bandwidth::memory_bandwidth;
 
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use rayon::prelude::*;
 use sampling::Draw;
 use scheduler::Step;
 
@@ -19,6 +24,8 @@ use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
 use forward::{Forward, Picking, Scratch};
+use packed::Packed;
+use pool::Pool;
 
 /// A model on the CPU.
 ///
@@ -28,10 +35,11 @@ pub struct CpuModel {
     spec: ModelSpec,
     parameters: Parameters,
     decoder: Decoder,
+    packed: Packed,
     storage: Storage,
     tables: Tables,
     level: Level,
-    pool: rayon::ThreadPool,
+    pool: Pool,
     scratch: Scratch,
     tickets: u64,
     /// Of the step that was submitted last.
@@ -54,11 +62,8 @@ impl CpuModel {
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
         let storage = Storage::new(parameters.class(), &parameters, pages)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.threads)
-            .thread_name(|i| format!("model-{i}"))
-            .build()
-            .map_err(|e| LoadError::Threads(e.to_string()))?;
+        let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
+        let packed = Packed::new(&decoder, &mut pool)?;
         let level = Level::best();
         tracing::info!(
             architecture = architecture.name, layers = parameters.layers, context, pages,
@@ -72,6 +77,7 @@ impl CpuModel {
                 slots: options.slots,
             },
             decoder,
+            packed,
             tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
             storage,
             level,
@@ -89,6 +95,12 @@ impl CpuModel {
         self.level
     }
 
+    /// Bytes of weights that a step reads, however many rows it has: with [`memory_bandwidth`] the least
+    /// time that it can take.
+    pub fn weight_bytes(&self) -> u64 {
+        self.packed.bytes()
+    }
+
     pub fn set_level(&mut self, level: Level) {
         self.level = level;
     }
@@ -98,7 +110,7 @@ impl CpuModel {
     pub fn logits(&mut self, step: &Step) -> Result<Vec<(u32, Vec<f32>)>, ModelError> {
         self.layers(step)?;
         let mut all = Vec::new();
-        self.head(|found| {
+        self.head(|_, found| {
             all.extend(found.iter().map(|f| (f.row, f.logits.to_vec())));
             Ok(())
         })?;
@@ -117,33 +129,35 @@ impl CpuModel {
         }
         self.tables.apply(changed);
         self.picking.clear();
-        let forward = forward(&self.spec, &self.parameters, &self.decoder, &self.tables, self.level);
+        let forward = Forward {
+            parameters: &self.parameters,
+            decoder: &self.decoder,
+            packed: &self.packed,
+            drawn: self.spec.vocab_size as usize,
+            tables: &self.tables,
+            level: self.level,
+        };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
-        self.pool.install(|| forward.layers(&rows, storage, scratch, picking));
+        forward.layers(&mut self.pool, &rows, storage, scratch, picking);
         Ok(())
     }
 
     /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
-    /// time and in row order, to `each` (which runs on the pool).
+    /// time and in row order, to `each`.
     fn head(
         &mut self,
-        mut each: impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError> + Send,
+        mut each: impl FnMut(&mut Pool, &[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let forward = forward(&self.spec, &self.parameters, &self.decoder, &self.tables, self.level);
-        let (scratch, picking) = (&mut self.scratch, &self.picking);
-        self.pool.install(|| forward.head(picking, scratch, &mut each))
+        let forward = Forward {
+            parameters: &self.parameters,
+            decoder: &self.decoder,
+            packed: &self.packed,
+            drawn: self.spec.vocab_size as usize,
+            tables: &self.tables,
+            level: self.level,
+        };
+        forward.head(&mut self.pool, &self.picking, &mut self.scratch, &mut each)
     }
-}
-
-/// A free function, so that what a pass writes can be borrowed beside it.
-fn forward<'a>(
-    spec: &ModelSpec,
-    parameters: &'a Parameters,
-    decoder: &'a Decoder,
-    tables: &'a Tables,
-    level: Level,
-) -> Forward<'a> {
-    Forward { parameters, decoder, drawn: spec.vocab_size as usize, tables, level }
 }
 
 /// Logits of one picking row.
@@ -179,20 +193,21 @@ impl Model for CpuModel {
         self.submitted = None;
         let mut picks = Vec::with_capacity(rows);
         let mut left = draws;
-        self.head(|found| {
+        self.head(|pool, found| {
             let (now, later) = left.split_at(found.len());
             left = later;
-            let drawn: Result<Vec<Pick>, ModelError> = found
-                .par_iter()
-                .zip(now)
-                .map(|(f, draw)| {
-                    // The position cannot overflow: it is below the context.
-                    let drawn = sampling::draw(f.logits, draw, f.position + 1)
-                        .ok_or(ModelError::NotFinite { row: f.row })?;
-                    Ok(Pick { row: f.row, drawn })
-                })
-                .collect();
-            picks.extend(drawn?);
+            let mut drawn: Vec<Result<Pick, ModelError>> = Vec::new();
+            drawn.resize_with(found.len(), || Err(ModelError::Device("not drawn".to_owned())));
+            pool.pieces(&mut drawn, 1, |i, drawn| {
+                let f = &found[i];
+                // The position cannot overflow: it is below the context.
+                drawn[0] = sampling::draw(f.logits, &now[i], f.position + 1)
+                    .map(|drawn| Pick { row: f.row, drawn })
+                    .ok_or(ModelError::NotFinite { row: f.row });
+            });
+            for drawn in drawn {
+                picks.push(drawn?);
+            }
             Ok(())
         })?;
         Ok(Picks(picks))
@@ -250,7 +265,10 @@ fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
             0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
             pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
         },
-        PageBudget::Free(_) => Err(bad("what is free of the machine's memory is not the KV cache's to take; \
-                                        name a number of bytes".to_owned())),
+        PageBudget::Free(_) => {
+            Err(bad("what is free of the machine's memory is not the KV cache's to take; \
+                                        name a number of bytes"
+                .to_owned()))
+        }
     }
 }

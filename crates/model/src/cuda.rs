@@ -1,7 +1,7 @@
 //! The CUDA back end: a model on one NVIDIA GPU, or on several that share it.
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
-//! (`forward`: products in `linear` and `blas`, the rest in `elementwise` and `attention`) over keys and values in
+//! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`) over keys and values in
 //! pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
 //!
@@ -26,6 +26,7 @@ mod forward;
 mod handoff;
 mod kv;
 mod linear;
+mod matrix;
 mod model;
 mod nccl;
 mod pages;
@@ -47,5 +48,6 @@ pub use exchange::exchange_timings;
 pub use handoff::{HandOff, Moved, PageMove, TransferRate, transfer_rates};
 pub use kv::HeadMap;
 pub use linear::Mode;
+pub use matrix::Weights;
 pub use model::{CudaModel, CudaOptions};
 pub use timing::Timing;

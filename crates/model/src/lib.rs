@@ -2,8 +2,8 @@
 //!
 //! [`CpuModel::load`] maps the files, reads what their metadata means (`arch`), and executes steps: rows
 //! of any sequences flattened into one batch, keys and values in pages (`cache`). The kernels
-//! multiply the files' blocks directly (`quant`) and obey the arithmetic contract written
-//! there: the bits of a row's logits do not depend on batch, chunking, threads or processor.
+//! multiply the files' blocks, packed sixteen outputs side by side, and obey the arithmetic contract written
+//! in `quant`: the bits of a row's logits do not depend on batch, chunking, threads or processor.
 //!
 //! Not here: reading the GGUF header (`gguf`), which page is whose (`kvcache`), which rows run
 //! (`scheduler`), drawing from logits (`sampling`), text (`text`).
@@ -27,11 +27,11 @@ mod simd;
 mod weights;
 
 pub use arch::refuse_split;
-pub use cpu::CpuModel;
+pub use cpu::{CpuModel, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape,
-    Timing, TransferRate, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
+    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;
@@ -40,7 +40,7 @@ pub use simd::Level;
 
 /// Part of the numerics fingerprint: changes whenever the same weights and tokens could give other
 /// logits.
-pub const ARITHMETIC_VERSION: u32 = 1;
+pub const ARITHMETIC_VERSION: u32 = 2;
 
 /// How a model is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -21,7 +21,8 @@
 //!     `acc = fma(-(dmin * s), M, acc)`, `M = sum_j m_j sum_i q_i`.
 //!   - Q6_K: `acc = fma(d * s, I, acc)`, `I = sum_j sc_j sum_i w_i q_i`, w_i in -32..=31.
 //!
-//!   Nothing depends on other outputs: sixteen outputs side by side, one per lane, give these bits too.
+//!   Nothing depends on other outputs: sixteen outputs side by side, one per lane, give these bits, and
+//!   that is how the CPU back end packs them (`cpu/packed`).
 //! * **F32, F16, BF16** multiply the unquantised x: 16 accumulators, accumulator l takes the elements
 //!   k = l mod 16 in order by fma; missing elements at the end count as 0 * 0. Then accumulators l and
 //!   l + 8 are added, then l and l + 4, l + 2, l + 1.
@@ -50,7 +51,7 @@ pub(crate) use q8::Q8_0;
 use gguf::TensorKind;
 use input::Input;
 
-use crate::simd::Lanes;
+use crate::simd::{Halves, Lanes, Line};
 
 /// Weight formats that have kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,16 +164,38 @@ pub(crate) unsafe trait Block: Copy + Send + Sync + 'static {
 }
 
 /// A block whose product with quantised inputs is an integer.
+///
+/// Kernels do not read it as the file has it but *packed*: sixteen outputs side by side. A block is then
+/// `WORDS` lines, line i holding word i of each of the 16 outputs' blocks, and `HALVES` lines of half floats.
 pub(crate) trait IntegerBlock: Block {
     type Input: Input;
 
-    /// Adds the products of 8 rows' blocks with N inputs' blocks to `acc`; lane r belongs to row r.
+    /// Words of 4 bytes: all of the block but its float scales.
+    const WORDS: usize;
+    /// Its float scales.
+    const HALVES: usize;
+
+    /// The words to pack; `to` holds `WORDS`.
+    fn words(&self, to: &mut [[u8; 4]]);
+
+    /// The float scales to pack; `to` holds `HALVES`.
+    fn halves(&self, to: &mut [[u8; 2]]);
+
+    /// Adds the products of one packed block with N rows' blocks of inputs to `acc`; lane r belongs to
+    /// output r.
     fn accumulate<L: Lanes, const N: usize>(
         l: L,
-        rows: &[&Self; 8],
-        inputs: &[&Self::Input; N],
+        lines: &[Line],
+        halves: &[Halves],
+        x: &[&Self::Input; N],
         acc: &mut [L::Floats; N],
     );
+}
+
+/// Inputs 4 `i` to 4 `i` + 3 of a block.
+#[inline(always)]
+pub(crate) fn quad<const K: usize>(q: &[i8; K], i: usize) -> [i8; 4] {
+    [q[4 * i], q[4 * i + 1], q[4 * i + 2], q[4 * i + 3]]
 }
 
 /// `bytes` seen as blocks; a remainder shorter than a block is left out.

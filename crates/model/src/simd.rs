@@ -1,14 +1,29 @@
 //! Dispatch levels: the same arithmetic compiled for the machine at hand.
 //!
-//! A kernel is written once against [`Lanes`] (eight outputs side by side) and run at the best
+//! A kernel is written once against [`Lanes`] (sixteen outputs side by side) and run at the best
 //! [`Level`] the processor has. Integer operations are exact and every float operation is one IEEE
 //! operation named in the source, so the levels give the same bits (`quant`, *Arithmetic contract*).
 
 #[cfg(target_arch = "x86_64")]
-mod avx;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 
 use portable::Portable;
+
+/// Outputs side by side.
+pub(crate) const LANES: usize = 16;
+
+/// What a 64-byte register holds: four bytes of each lane.
+pub(crate) type Line = [u8; 4 * LANES];
+
+/// A half float of each lane, little-endian.
+pub(crate) type Halves = [u8; 2 * LANES];
+
+/// Bytes between a load from a stream of weights and what is fetched meanwhile.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 2048;
 
 /// Instruction sets a kernel can be run with. A value exists only for what this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,10 +72,10 @@ impl Level {
             Set::Portable => kernel.run(Portable),
             // SAFETY: a `Level` with this set is built only in `available`, after detection.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx2 => unsafe { avx::run_avx2(kernel) },
+            Set::Avx2 => unsafe { avx2::run(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Set::Avx512 => unsafe { avx::run_avx512(kernel) },
+            Set::Avx512 => unsafe { avx512::run(kernel) },
         }
     }
 }
@@ -84,81 +99,71 @@ pub(crate) trait Kernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// Eight 32-bit lanes and 32 bytes: the operations that kernels are written in.
+/// Sixteen 32-bit lanes, each also seen as four bytes or two 16-bit halves: the operations that kernels
+/// are written in.
 ///
 /// A value of an implementing type is the proof that its instructions exist here.
 pub(crate) trait Lanes: Copy {
-    /// 32 bytes.
+    /// Most rows of inputs that a product keeps in registers at once: 1, 2 or 8.
+    const ROWS: usize;
+
+    /// 16 x 4 bytes.
     type Bytes: Copy;
-    /// 8 x i32.
+    /// 16 x i32.
     type Ints: Copy;
-    /// 8 x f32.
+    /// 16 x f32.
     type Floats: Copy;
 
-    /// Hints that the bytes at `at` will be read soon; any address is allowed.
-    fn prefetch(self, at: *const u8);
+    /// Hints that what lies [`AHEAD`] of this line in a stream of weights will be read soon. One hint a line:
+    /// many at once would fill the buffers that the loads themselves need.
+    fn ahead(self, line: &Line);
 
-    fn bytes(self, from: &[u8; 32]) -> Self::Bytes;
-    /// The low halves of 16 bytes, then their high halves.
-    fn nibbles(self, from: &[u8; 16]) -> Self::Bytes;
-    /// Byte i is 16 where bit i of `mask` is set, else 0.
-    fn fifth_bits(self, mask: u32) -> Self::Bytes;
+    /// A line of a stream of weights, with a hint.
+    fn bytes(self, from: &Line) -> Self::Bytes;
     fn low_nibbles(self, b: Self::Bytes) -> Self::Bytes;
     fn high_nibbles(self, b: Self::Bytes) -> Self::Bytes;
-    /// `((byte >> SHIFT) & MASK) << 4`: the upper bits of 5- and 6-bit formats.
-    fn plane<const SHIFT: i32, const MASK: i8>(self, b: Self::Bytes) -> Self::Bytes;
-    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Bit `i` (0 to 7) of each byte of `planes` as bit 4 of the nibble in `low`.
+    fn with_bit(self, low: Self::Bytes, planes: Self::Bytes, i: u32) -> Self::Bytes;
+    /// Bits 2 `i` and 2 `i` + 1 (i from 0 to 3) of each byte of `planes` as bits 4 and 5 over `low`.
+    fn with_pair(self, low: Self::Bytes, planes: Self::Bytes, i: u32) -> Self::Bytes;
 
-    /// For each of 8 rows of unsigned bytes (at most 127): its product with `x`, bytes 0 to 15 and
-    /// bytes 16 to 31 apart. Lane r of both results belongs to row r.
-    fn dots(self, rows: &[Self::Bytes; 8], x: &[i8; 32]) -> (Self::Ints, Self::Ints);
-    /// As `dots` for signed bytes, both halves together; `x` is at least -127.
-    fn dots_signed(self, rows: &[Self::Bytes; 8], x: &[i8; 32]) -> Self::Ints;
+    /// `acc` and the products of each lane's four bytes (unsigned, at most 127) with `x` (not below -127).
+    fn dot4(self, acc: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// Where `dot4_offset` begins; `offset` is -128 times the sum of all `x` that will follow.
+    fn start_offset(self, offset: i32) -> Self::Ints;
+    /// As `dot4` for weights `w - 128`, `w` any byte, after `start_offset`.
+    fn dot4_offset(self, acc: Self::Ints, w: Self::Bytes, x: [i8; 4]) -> Self::Ints;
+    /// `acc` and the products of each lane's two i16 with `x`.
+    fn dot2(self, acc: Self::Ints, w: Self::Ints, x: [i16; 2]) -> Self::Ints;
 
     fn ints(self, value: i32) -> Self::Ints;
-    /// Eight little-endian words.
-    fn words(self, from: [[u8; 4]; 8]) -> Self::Ints;
+    /// A little-endian word a lane; a line of a stream of weights, with a hint.
+    fn words(self, from: &Line) -> Self::Ints;
     fn add(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    fn sub(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn mul(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     fn and(self, a: Self::Ints, mask: u32) -> Self::Ints;
     fn either(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    fn shr<const N: u32>(self, a: Self::Ints) -> Self::Ints;
+    fn shr(self, a: Self::Ints, n: u32) -> Self::Ints;
     /// Byte `i` of each lane, zero-extended.
     fn byte(self, a: Self::Ints, i: u32) -> Self::Ints;
     /// Byte `i` of each lane, sign-extended.
     fn signed_byte(self, a: Self::Ints, i: u32) -> Self::Ints;
 
     fn floats(self, value: f32) -> Self::Floats;
-    fn load(self, from: &[f32; 8]) -> Self::Floats;
-    fn store(self, a: Self::Floats, to: &mut [f32; 8]);
-    /// Eight little-endian half floats from different places, exactly.
-    fn halves(self, from: [[u8; 2]; 8]) -> Self::Floats;
-    /// Eight little-endian floats, half floats or bfloat16s side by side, exactly.
-    fn load_f32(self, from: &[[u8; 4]; 8]) -> Self::Floats;
-    fn load_f16(self, from: &[[u8; 2]; 8]) -> Self::Floats;
-    fn load_bf16(self, from: &[[u8; 2]; 8]) -> Self::Floats;
+    fn load(self, from: &[f32; LANES]) -> Self::Floats;
+    fn store(self, a: Self::Floats, to: &mut [f32; LANES]);
+    /// Half floats, exactly.
+    fn halves(self, from: &Halves) -> Self::Floats;
+    /// bfloat16s, exactly.
+    fn bfloats(self, from: &Halves) -> Self::Floats;
+    /// To half floats, rounded to nearest even.
+    fn store_halves(self, a: Self::Floats, to: &mut Halves);
     /// Rounded to nearest even, as every i32 to f32 conversion.
     fn to_floats(self, a: Self::Ints) -> Self::Floats;
+    fn plus(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn times(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// `a` where it is larger, else `b`; so `b` where `a` is NaN.
+    fn larger(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
 }
-
-/// `[e(0), .., e(7)]` without a closure: a closure is a function of its own, and one that is not
-/// inlined would lose the level's target features.
-macro_rules! eight {
-    ($r:ident => $e:expr) => {
-        [
-            { let $r = 0usize; $e },
-            { let $r = 1usize; $e },
-            { let $r = 2usize; $e },
-            { let $r = 3usize; $e },
-            { let $r = 4usize; $e },
-            { let $r = 5usize; $e },
-            { let $r = 6usize; $e },
-            { let $r = 7usize; $e },
-        ]
-    };
-}
-pub(crate) use eight;

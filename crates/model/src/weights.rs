@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use memmap2::{Advice, Mmap};
 
 use crate::arch::{Names, Part};
@@ -166,15 +168,27 @@ impl Matrix {
     /// A matrix of bytes made up by a test.
     #[cfg(test)]
     pub(crate) fn in_memory(format: Format, outputs: usize, inputs: usize, bytes: &[u8]) -> Self {
-        let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
-        map.copy_from_slice(bytes);
-        Self { format, outputs, inputs, map: Arc::new(map.make_read_only().unwrap()), range: 0..bytes.len() }
+        use std::io::Write as _;
+
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        Self { format, outputs, inputs, map: map(file.path()).unwrap(), range: 0..bytes.len() }
     }
 
     /// All rows, one after the other.
     pub(crate) fn bytes(&self) -> &[u8] {
         // Checked against the map when the matrix was made.
         self.map.get(self.range.clone()).unwrap_or_default()
+    }
+
+    /// Says that its bytes will not be read soon. They are there again when they are.
+    pub(crate) fn let_go(&self) {
+        // SAFETY: the map is read-only and of a file: pages that are given up are read again from the
+        // file on the next use, with the same bytes.
+        #[cfg(unix)]
+        let _ = unsafe {
+            self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, self.range.start, self.range.len())
+        };
     }
 
     /// Writes the weights of row `output` to `to`, which holds `inputs` values.

@@ -6,7 +6,7 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::{grpc, join};
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Dtype};
+use crate::{Device, Dtype, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub device: Device,
     /// What a GPU keeps weights and KV in.
     pub dtype: Dtype,
+    /// On a GPU: whether the matrices of layers are kept quantised instead of in the dtype: dequantised, kept or fp8.
+    pub weights: Weights,
     /// On a GPU: a sequence has the same text alone and in any batch, for some speed.
     pub batch_invariant: bool,
     /// A `config.json`: weights of that shape are made up, and the model's files give the tokenizer alone. On a GPU,
@@ -60,6 +62,7 @@ impl Default for Config {
             kv_memory: None,
             device: Device::Cpu,
             dtype: Dtype::Bf16,
+            weights: Weights::Dequantised,
             batch_invariant: false,
             dummy_weights: None,
             insecure: false,
@@ -87,10 +90,19 @@ impl Check for Config {
             return Err(Wrong::new("kv_memory", "must be at least 1MiB"));
         }
         if self.batch_invariant && self.device == Device::Cpu {
-            return Err(Wrong::new("batch_invariant", "is for GPUs: a CPU's text never depends on the batch"));
+            return Err(Wrong::new(
+                "batch_invariant",
+                "is for GPUs: a CPU's text never depends on the batch",
+            ));
         }
         if self.dummy_weights.is_some() && self.device == Device::Cpu {
             return Err(Wrong::new("dummy_weights", "is built for GPUs only"));
+        }
+        if self.weights != Weights::Dequantised && self.device == Device::Cpu {
+            return Err(Wrong::new("weights", "is for GPUs: a CPU multiplies a file's blocks as they are"));
+        }
+        if self.weights != Weights::Dequantised && self.batch_invariant {
+            return Err(Wrong::new("weights", "must be dequantised with batch_invariant"));
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

@@ -25,10 +25,34 @@ pub enum Dtype {
     F32,
 }
 
+/// What a GPU keeps the matrices of layers in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// All in the dtype.
+    #[default]
+    Dequantised,
+    /// The Q4_K and Q8_0 blocks of a GGUF file as they are, the others in the dtype.
+    Kept,
+    /// FP8 (E4M3), quantised at load: other text than the model's own.
+    Fp8,
+}
+
 /// A device that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no device; use cpu, cuda, cuda:1, or cuda:0,1 for two GPUs that share the model")]
 pub struct NoDevice(String);
+
+impl Device {
+    /// Most rows of one step when nothing is said: how long a prompt may hold up others. A GPU computes a long chunk in
+    /// less time than a CPU a short one.
+    pub fn token_budget(&self) -> u32 {
+        match self {
+            Self::Cpu => 128,
+            Self::Cuda(_) => 2048,
+        }
+    }
+}
 
 impl FromStr for Device {
     type Err = NoDevice;

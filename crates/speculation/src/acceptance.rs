@@ -28,6 +28,12 @@ impl Acceptance {
         }
     }
 
+    /// What to believe of the next sequence of the same pair: this rate, as firmly as a new drafter's.
+    pub fn carried_over(&self) -> Self {
+        let Self { judged, .. } = Self::default();
+        Self { accepted: self.rate() * judged, judged }
+    }
+
     /// Above 0 and below 1.
     pub fn rate(&self) -> f64 {
         (self.accepted / self.judged).clamp(0.01, 0.99)
@@ -62,5 +68,12 @@ mod tests {
         assert!((a.judged - 1.98).abs() < 1e-9);
         assert!((1..=3).contains(&accepting(3).useful_depth()), "{}", accepting(3).useful_depth());
         assert!(accepting(9).useful_depth() > 20);
+        // A new sequence begins with the pair's rate and changes its mind as quickly as any.
+        let mut carried = accepting(9).carried_over();
+        assert!((carried.rate() - accepting(9).rate()).abs() < 1e-9);
+        for _ in 0..16 {
+            carried.record(1, 0);
+        }
+        assert!(carried.rate() < 0.4, "{}", carried.rate());
     }
 }

@@ -14,7 +14,9 @@
 //! decided from measurements: [`choose`], with [`StepCost`] and [`Beliefs`]; how far ahead a drafter runs by
 //! [`window`].
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`), trees (issue 5).
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Trees ([`Tree`]), early exits
+//! ([`Exits`]) and retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet: the back ends refuse
+//! tree rows and early exits, and requests for lossy drafts are refused by name (issue 5).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 
@@ -22,26 +24,32 @@ mod acceptance;
 mod belief;
 mod choose;
 mod cost;
+mod del;
 mod guess;
 mod history;
 mod pearl;
 mod prediction;
 mod prefix;
+mod rapid;
 mod recycle;
 mod shadow;
 mod tail;
+mod tree;
 mod verify;
 
 pub use acceptance::Acceptance;
 pub use belief::{Beliefs, Sureness};
 pub use choose::{Beside, Offer, choose};
 pub use cost::StepCost;
+pub use del::{Exits, Round, Said};
 pub use guess::{Library, Proposal, propose};
 pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;
 pub use prefix::PrefixHashes;
+pub use rapid::Rapid;
 pub use recycle::Recycle;
 pub use shadow::Shadows;
 pub use tail::{Drafts, Dropped, Drops, Tail};
+pub use tree::{NoTree, Path, Tree};
 pub use verify::{Verdict, verify};

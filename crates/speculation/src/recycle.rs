@@ -1,6 +1,10 @@
 //! Token recycling (arXiv 2408.08696): what came after each token is what will come.
 
+use std::collections::BinaryHeap;
+
 use request::TokenId;
+
+use crate::Tree;
 
 const NONE: u32 = u32::MAX;
 
@@ -43,6 +47,31 @@ impl Recycle {
         let first = token.0 as usize * self.width;
         let row = self.followers.get(first..first + self.width).unwrap_or_default();
         row.iter().take_while(|id| **id != NONE).map(|id| TokenId(*id))
+    }
+
+    /// The `most` likeliest drafts after `last`, as a tree: a follower is taken to be right half as often as the one
+    /// before it, so that a tree of any size is the best of its size (the paper has one tree of 80).
+    pub fn tree(&self, last: TokenId, most: usize) -> Tree {
+        let (mut ids, mut parents) = (Vec::new(), Vec::new());
+        // Halvings, the fewest first; then the order in which they were found.
+        let mut open = BinaryHeap::new();
+        let grow =
+            |open: &mut BinaryHeap<_>, from: TokenId, parent: Option<u32>, halvings: u32, found: u32| {
+                for (rank, id) in self.followers(from).enumerate() {
+                    let (rank, found) = (rank as u32, found + rank as u32);
+                    open.push(std::cmp::Reverse((halvings + rank + 1, found, id, parent)));
+                }
+            };
+        grow(&mut open, last, None, 0, 0);
+        while ids.len() < most {
+            let Some(std::cmp::Reverse((halvings, _, id, parent))) = open.pop() else { break };
+            let node = ids.len() as u32;
+            ids.push(id);
+            parents.push(parent);
+            grow(&mut open, id, Some(node), halvings, (node + 1) * Self::WIDEST as u32);
+        }
+        // Followers of one token differ, and a child comes after its parent.
+        Tree::grown(ids, parents)
     }
 
     /// The chain of the latest followers after `last`.
@@ -91,6 +120,38 @@ mod tests {
             token = after(token);
             assert_eq!(id, TokenId(token));
         }
+    }
+
+    #[test]
+    fn trees_hold_the_likeliest_drafts_of_any_number() {
+        let mut recycle = Recycle::new(20);
+        for token in 0..20u32 {
+            for follower in [7, 11, 13, 17] {
+                recycle.observe(TokenId(token), TokenId((token + follower) % 20));
+            }
+        }
+        assert!(Recycle::new(20).tree(TokenId(0), 9).is_empty());
+        let (mut before, last) = (0, TokenId(3));
+        for most in [1, 2, 7, 30, 80] {
+            let tree = recycle.tree(last, most);
+            assert_eq!(tree.len(), most);
+            let after = |node: usize| tree.parents()[node].map_or(last, |parent| tree.ids()[parent as usize]);
+            for (node, id) in tree.ids().iter().enumerate() {
+                assert!(
+                    recycle.followers(after(node)).any(|f| f == *id),
+                    "{id:?} never came after its parent"
+                );
+            }
+            // The smaller tree is the beginning of the larger one, and forks as well as it goes deep.
+            assert_eq!(recycle.tree(last, before).ids(), &tree.ids()[..before]);
+            before = most;
+        }
+        let tree = recycle.tree(last, 80);
+        let deepest = (0..80).map(|node| tree.depth(node)).max();
+        let forks = tree.parents().iter().filter(|p| p.is_none()).count();
+        assert!(deepest >= Some(5) && forks == 4, "{deepest:?} {forks}");
+        // The chain is its leftmost path.
+        assert_eq!(recycle.propose(last, 1)[0], tree.ids()[0]);
     }
 
     #[test]

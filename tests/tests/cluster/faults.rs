@@ -204,5 +204,5 @@ async fn nobody_is_there() {
         incarnation: Incarnation(1),
     };
     let stats = Question::numbered(3, 64).drafted_by(&[candidate, unknown]).ask(&worker).await.right().await;
-    assert_eq!(stats.drafts, 0);
+    assert_eq!(stats.of(request::Source::Drafter).drafts, 0);
 }

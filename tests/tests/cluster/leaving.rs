@@ -32,7 +32,7 @@ async fn dropping_the_answer_frees_slots_and_pages_here_and_at_the_drafter() {
 async fn a_client_may_leave_before_its_first_token() {
     // Chunks of 4: the prompt takes hundreds of steps.
     let mut config = worker::Config::default();
-    config.engine.token_budget = 4;
+    config.engine.token_budget = Some(4);
     let worker = Target::with("worker", Toy { slots: 1, ..Toy::TARGET }, config).await;
     let prefilling = Question::new(&[1; 2000], 10).ask(&worker).await;
     let waiting = Question::new(&[2; 10], 10).ask(&worker).await;

@@ -70,7 +70,7 @@ async fn a_worker_without_a_fitting_drafter_decodes_plainly() {
     for candidate in [at(&other), stale] {
         let question = Question::numbered(3, 100).drafted_by(&[candidate]);
         let stats = question.ask(&worker).await.right().await;
-        assert_eq!(stats.drafts, 0);
+        assert_eq!(stats.of(request::Source::Drafter).drafts, 0);
     }
 }
 
@@ -106,5 +106,5 @@ async fn a_worker_leaves_a_drafter_that_does_not_fit() {
         let left = timeout(HANG, heard.recv()).await.unwrap();
         assert_eq!(left, Some((name, Reaction::LeftStream)));
     }
-    assert_eq!(answer.right().await.drafts, 0);
+    assert_eq!(answer.right().await.of(request::Source::Drafter).drafts, 0);
 }

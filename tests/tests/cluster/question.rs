@@ -127,7 +127,7 @@ impl Reading {
             Answer::Accepted { drafter, .. } => {
                 assert!(self.text.is_empty());
                 let first = self.question.0.drafters.first().map(|c| c.id.clone());
-                let plain = self.question.0.request.speculation.strategy == Strategy::None;
+                let plain = !self.question.0.request.speculation.strategy.takes_drafter();
                 assert_eq!(drafter, first.filter(|_| !plain));
             }
             Answer::Tokens { index, ids, drafted, .. } => {

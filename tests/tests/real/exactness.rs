@@ -50,7 +50,7 @@ impl Cluster {
     async fn start(weights: &Weights, token_budget: u32) -> Self {
         let running = coordinator(MODEL, &weights.path).await;
         let mut config = worker::Config::default();
-        config.engine.token_budget = token_budget;
+        config.engine.token_budget = Some(token_budget);
         let identity = weights.identity(Role::Worker, "worker-1");
         let worker =
             start_worker(config, identity, weights.constraints(), Some(running.grpc_addr()), weights.make())

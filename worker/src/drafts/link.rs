@@ -11,6 +11,7 @@ use engine::{Command, CommitFrame, Inbox};
 use proto::Candidate;
 use proto::draft::{DrafterFrame, WorkerFrame, draft_client::DraftClient};
 use proto::frame::{Addressed, ClosedReason, FromDrafter, FromWorker, Hello, Open, RefusedReason};
+use request::Speculation;
 use sampling::Distribution;
 use scheduler::SequenceId;
 use speculation::{Acceptance, Drafts, Timing, window};
@@ -33,8 +34,8 @@ const GRANT: Duration = Duration::from_secs(2);
 const FRAMES: usize = 16;
 /// Sessions with something to say to a drafter that does not read; beyond it the link ends.
 const WAITING: usize = 8192;
-/// Widest window of a free-running drafter.
-const MAX_WINDOW: u32 = 32;
+/// Widest window of a free-running drafter: what two steps of a large target and a small drafter's speed come to.
+const MAX_WINDOW: u32 = Speculation::MAX_DRAFT;
 /// Before anything is measured.
 const FIRST_WINDOW: u32 = 8;
 
@@ -76,6 +77,10 @@ pub(crate) struct Link {
     next_session: AtomicU64,
     round_trip: Duration,
     draft_time: Pace,
+    /// Of one decode step of the target.
+    step_time: Arc<Pace>,
+    /// Of all sessions: where the next one begins.
+    acceptance: Mutex<Acceptance>,
     /// Cancelled when the stream is over.
     ended: CancellationToken,
 }
@@ -145,6 +150,8 @@ impl Link {
             next_session: AtomicU64::new(1),
             round_trip: said.elapsed(),
             draft_time: Pace::default(),
+            step_time: Arc::clone(&me.step_time),
+            acceptance: Mutex::default(),
             ended: me.stop.child_token(),
         });
         tracing::info!(drafter = %peer.id, round_trip = ?link.round_trip, "paired");
@@ -169,7 +176,8 @@ impl Link {
         open: Open,
     ) -> Result<Lease, LinkError> {
         let session = self.next_session.fetch_add(1, Ordering::Relaxed);
-        let window = fixed_window.unwrap_or(FIRST_WINDOW);
+        let acceptance = self.believed().carried_over();
+        let window = fixed_window.unwrap_or_else(|| self.window(&acceptance).unwrap_or(FIRST_WINDOW));
         let (grant, granted) = oneshot::channel();
         let (detached, closed) = (self.ended.child_token(), Arc::default());
         // From here on: who stops waiting for the grant gives the slot back.
@@ -184,7 +192,7 @@ impl Link {
                 closed,
                 fixed_window,
                 window,
-                acceptance: Acceptance::default(),
+                acceptance,
                 unanswered: None,
             },
         );
@@ -201,6 +209,7 @@ impl Link {
     /// Tells the drafter what the target committed; what it has not been sent yet is merged.
     /// `verified` drafts were judged, `accepted` of them stood.
     pub(crate) fn commit(&self, session: u64, frame: CommitFrame, verified: usize, accepted: usize) {
+        self.believed().record(verified, accepted);
         if let Some(session) = self.lock().get_mut(&session) {
             session.acceptance.record(verified, accepted);
             let end = frame.at.saturating_add(u32::try_from(frame.ids.len()).unwrap_or(u32::MAX));
@@ -292,7 +301,7 @@ impl Link {
                 // A full inbox drops the frame; the next one repeats it.
                 let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids, q }));
                 self.draft_time.record(draft_time);
-                self.widen(session, me.step_time.mean());
+                self.widen(session);
             }
             FromDrafter::Resync { session, have } => {
                 let Some(sequence) = self.sequence(session) else { return Ok(()) };
@@ -329,19 +338,27 @@ impl Link {
     }
 
     /// Applies the window rule to what is measured and tells the session when it changed.
-    fn widen(&self, session: u64, target_step: Duration) {
-        if target_step.is_zero() {
-            return;
-        }
-        let timing = Timing { target_step, draft_step: self.draft_time.mean(), round_trip: self.round_trip };
+    fn widen(&self, session: u64) {
         let mut sessions = self.lock();
         let Some(open) = sessions.get_mut(&session).filter(|s| s.fixed_window.is_none()) else { return };
-        let new = window(timing, &open.acceptance, MAX_WINDOW);
+        let Some(new) = self.window(&open.acceptance) else { return };
         // One token more or less is noise of the measurement.
         if new.abs_diff(open.window) >= 2 {
             open.window = new;
             self.queue.update(session, |out| out.credit = Some(new));
         }
+    }
+
+    /// What the window rule gives; `None` before both sides were timed.
+    fn window(&self, acceptance: &Acceptance) -> Option<u32> {
+        let (target_step, draft_step) = (self.step_time.mean(), self.draft_time.mean());
+        let timing = Timing { target_step, draft_step, round_trip: self.round_trip };
+        let timed = !target_step.is_zero() && !draft_step.is_zero();
+        timed.then(|| window(timing, acceptance, MAX_WINDOW))
+    }
+
+    fn believed(&self) -> MutexGuard<'_, Acceptance> {
+        self.acceptance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self) {

@@ -114,6 +114,8 @@ pub(super) async fn run(args: &CompareArgs, asked: &[Asked], url: &str) -> Resul
                 "model": model, "prompt": one.ids.iter().map(|id| id.0).collect::<Vec<_>>(),
                 "max_tokens": one.max_tokens, "temperature": args.temperature, "seed": args.seed,
                 "speculation": strategy.field(),
+                // A tenant each: what one strategy was told must not be another one's library.
+                "cache_salt": format!("compare-{strategy}"),
             });
             let answer = client.complete(body, |_| {}).await;
             answers.push((strategy, answer.with_context(|| format!("{} under {strategy}", one.name))?));

@@ -1,32 +1,30 @@
 //! Attention over pages.
 //!
 //! Contract: a query's keys are taken in absolute spans of 512 positions; keys that its class does not
-//! see, and spans without one that it sees, take no part. Within a span the scores are `dot(q, k) * (1 / sqrt(head_dim))`; with m the largest, `p_j = exp(score_j - m)`; the sum of the p_j in 16
-//! accumulators by j mod 16 and the tree of `quant`; each output element `o = fma(p_j, v_j, o)` in key
-//! order. Spans are merged in order: `m' = max(m, m_s)`, `a = exp(m - m')`, `b = exp(m_s - m')`,
-//! `l = fma(l, a, l_s * b)`, `o = fma(o, a, o_s * b)`; the result is `o / l`. Nothing depends on other rows.
+//! see, and spans without one that it sees, take no part. Within a span the scores are
+//! `(fma over the elements of q and k in order, from 0) * (1 / sqrt(head_dim))`; with m the largest,
+//! `p_j = exp(score_j - m)`; the sum of the p_j in 16 accumulators by j mod 16 and the tree of `quant`; each
+//! output element `o = fma(p_j, v_j, o)` in key order. Spans are merged in order: `m' = max(m, m_s)`,
+//! `a = exp(m - m')`, `b = exp(m_s - m')`, `l = fma(l, a, l_s * b)`, `o = fma(o, a, o_s * b)`; the result is
+//! `o / l`. Nothing depends on other rows.
+//!
+//! Side by side lie 16 keys for the scores and 16 elements for the outputs: neither needs a sum across lanes.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use kvcache::{PAGE_POSITIONS, PageId};
-use rayon::prelude::*;
 
 use super::exp::exp;
-use crate::cache::{Storage, Unit, visible};
-use crate::quant::FloatWeight;
-use crate::quant::float::{SPLIT, dot, tree};
-use crate::simd::{Kernel, Lanes, Level};
+use super::pool::Pool;
+use crate::cache::{Storage, Tables, Unit, visible};
+use crate::quant::F16;
+use crate::quant::float::{SPLIT, halves, tree};
+use crate::simd::{Halves, Kernel, LANES, Lanes, Level};
 
 /// Keys whose softmax is taken together.
 const SPAN: usize = 512;
 const POSITIONS: usize = PAGE_POSITIONS as usize;
-
-/// What attention needs to know of a row.
-pub(super) struct Query<'a> {
-    /// Page table of its slot; it covers `position`.
-    pub(super) table: &'a [Option<PageId>],
-    pub(super) position: u32,
-}
 
 /// Heads, and how they share keys.
 #[derive(Clone, Copy)]
@@ -36,29 +34,51 @@ pub(super) struct Heads {
     pub(super) head_dim: usize,
 }
 
-/// Attends with every head of every row; `q` and `out` are rows of `heads * head_dim`.
-pub(super) fn attend(
-    level: Level,
-    heads: Heads,
-    layer: usize,
-    storage: &Storage,
-    queries: &[Query<'_>],
-    q: &[f32],
-    out: &mut [f32],
-) {
-    // The query heads that share a KV head lie next to each other: one task reads its keys once.
-    let group = heads.heads / heads.kv_heads * heads.head_dim;
-    out.par_chunks_exact_mut(group).zip(q.par_chunks_exact(group)).enumerate().for_each_init(
-        Scratch::default,
-        |scratch, (i, (out, q))| {
-            let Some(query) = queries.get(i / heads.kv_heads) else { return };
-            let unit = Unit { layer, kv_head: i % heads.kv_heads };
-            level.run(Attend { query, storage, unit, head_dim: heads.head_dim, q, out, scratch });
-        },
-    );
+/// What all rows of a piece attend to.
+pub(super) struct Attention<'a> {
+    pub(super) heads: Heads,
+    pub(super) layer: usize,
+    pub(super) storage: &'a Storage,
+    pub(super) tables: &'a Tables,
+    pub(super) class: usize,
 }
 
-/// Of one task, reused for its rows.
+impl Attention<'_> {
+    /// Attends with every head of every row; `row` gives its slot and position, whose pages are there. `q`
+    /// and `out` are rows of `heads * head_dim`.
+    pub(super) fn attend(
+        &self,
+        pool: &mut Pool,
+        level: Level,
+        row: impl Fn(usize) -> (usize, u32) + Sync,
+        q: &[f32],
+        out: &mut [f32],
+    ) {
+        thread_local! {
+            static SCRATCH: RefCell<Scratch> = RefCell::default();
+        }
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        // The query heads that share a KV head lie next to each other: one task reads its keys once.
+        let group = heads / kv_heads * head_dim;
+        pool.pieces(out, group, |i, out| {
+            let (slot, position) = row(i / kv_heads);
+            SCRATCH.with_borrow_mut(|scratch| {
+                level.run(Attend {
+                    table: self.tables.get(slot, self.class),
+                    position,
+                    storage: self.storage,
+                    unit: Unit { layer: self.layer, kv_head: i % kv_heads },
+                    head_dim,
+                    q: &q[i * group..(i + 1) * group],
+                    out,
+                    scratch,
+                });
+            });
+        });
+    }
+}
+
+/// Of one thread.
 #[derive(Default)]
 struct Scratch {
     /// Scores, then probabilities, of one span: `SPAN` per head.
@@ -78,8 +98,10 @@ struct Softmax {
     sum: f32,
 }
 
+/// The query heads of one row that share a KV head.
 struct Attend<'a> {
-    query: &'a Query<'a>,
+    table: &'a [Option<PageId>],
+    position: u32,
     storage: &'a Storage,
     unit: Unit,
     head_dim: usize,
@@ -92,16 +114,14 @@ impl Kernel for Attend<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let Self { query, storage, unit, head_dim, q, out, scratch } = self;
-        let heads = q.len() / head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let visible = visible(storage.class, query.position);
-        scratch.scores.resize(heads * SPAN, 0.0);
-        scratch.span.resize(heads * head_dim, 0.0);
-        scratch.total.clear();
-        for start in (0..=query.position as usize).step_by(SPAN) {
-            let count = (query.position as usize + 1 - start).min(SPAN);
+    fn run<L: Lanes>(mut self, l: L) {
+        let heads = self.q.len() / self.head_dim;
+        let visible = visible(self.storage.class, self.position);
+        self.scratch.scores.resize(heads * SPAN, 0.0);
+        self.scratch.span.resize(heads * self.head_dim, 0.0);
+        self.scratch.total.clear();
+        for start in (0..=self.position as usize).step_by(SPAN) {
+            let count = (self.position as usize + 1 - start).min(SPAN);
             // Within the span.
             let mut seen = [0..0, 0..0];
             for (seen, visible) in seen.iter_mut().zip(&visible) {
@@ -111,57 +131,31 @@ impl Kernel for Attend<'_> {
             if seen.iter().all(Range::is_empty) {
                 continue;
             }
-
             for seen in &seen {
-                let mut j = seen.start;
-                while j < seen.end {
-                    let (offset, many) = in_page(start + j, seen.end - j);
-                    if let Some(Some(page)) = query.table.get((start + j) / POSITIONS) {
-                        let keys = storage.keys(*page, unit).chunks_exact(head_dim);
-                        for (i, key) in keys.skip(offset).take(many).enumerate() {
-                            for (h, q) in q.chunks_exact(head_dim).enumerate() {
-                                scratch.scores[h * SPAN + j + i] = dot(l, key, q) * scale;
-                            }
-                        }
-                    }
-                    j += many;
-                }
+                self.scores(l, start, seen.clone());
             }
-
-            scratch.span.fill(0.0);
-            scratch.part.clear();
-            for h in 0..heads {
-                let softmax = softmax(&mut scratch.scores[h * SPAN..h * SPAN + count], &seen);
-                scratch.part.push(softmax);
+            self.scratch.part.clear();
+            for scores in self.scratch.scores.as_chunks_mut::<SPAN>().0 {
+                self.scratch.part.push(softmax(l, scores, &seen));
             }
-
+            self.scratch.span.fill(0.0);
             for seen in &seen {
-                let mut j = seen.start;
-                while j < seen.end {
-                    let (offset, many) = in_page(start + j, seen.end - j);
-                    if let Some(Some(page)) = query.table.get((start + j) / POSITIONS) {
-                        let values = storage.values(*page, unit).chunks_exact(head_dim);
-                        for (i, value) in values.skip(offset).take(many).enumerate() {
-                            for (h, span) in scratch.span.chunks_exact_mut(head_dim).enumerate() {
-                                add_scaled(l, scratch.scores[h * SPAN + j + i], value, span);
-                            }
-                        }
-                    }
-                    j += many;
-                }
+                self.values(l, start, seen.clone());
             }
-
-            if scratch.total.is_empty() {
-                out.copy_from_slice(&scratch.span);
-                scratch.total.clone_from(&scratch.part);
+            if self.scratch.total.is_empty() {
+                self.out.copy_from_slice(&self.scratch.span);
+                self.scratch.total.clone_from(&self.scratch.part);
                 continue;
             }
-            let parts = out.chunks_exact_mut(head_dim).zip(scratch.span.chunks_exact(head_dim));
-            for ((total, new), (out, span)) in scratch.total.iter_mut().zip(&scratch.part).zip(parts) {
+            let spans = self.scratch.span.chunks_exact(self.head_dim);
+            let parts = self.out.chunks_exact_mut(self.head_dim).zip(spans);
+            for ((total, new), (out, span)) in
+                self.scratch.total.iter_mut().zip(&self.scratch.part).zip(parts)
+            {
                 merge(total, *new, out, span);
             }
         }
-        for (out, total) in out.chunks_exact_mut(head_dim).zip(&scratch.total) {
+        for (out, total) in self.out.chunks_exact_mut(self.head_dim).zip(&self.scratch.total) {
             for out in out {
                 *out /= total.sum;
             }
@@ -169,56 +163,197 @@ impl Kernel for Attend<'_> {
     }
 }
 
-/// Where in its page a position lies, and how many of the next `left` lie in the same one.
+impl Attend<'_> {
+    /// Scores of the keys `seen` (within the span at `start`), and of others in their pages.
+    #[inline(always)]
+    fn scores<L: Lanes>(&mut self, l: L, start: usize, seen: Range<usize>) {
+        let mut page = seen.start / POSITIONS;
+        let end = seen.end.div_ceil(POSITIONS);
+        while page < end {
+            // Two pages at a time; a single last one twice.
+            let second = (page + 1).min(end - 1);
+            let keys = [page, second].map(|page| {
+                let id = self.table.get(start / POSITIONS + page).copied().flatten();
+                id.map_or(&[][..], |id| self.storage.keys(id, self.unit))
+            });
+            let to = [page * POSITIONS, second * POSITIONS];
+            let (mut q, mut scores) = (self.q, &mut self.scratch.scores[..]);
+            while !q.is_empty() {
+                let n = match q.len() / self.head_dim {
+                    4.. => score::<L, 4>(l, keys, q, self.head_dim, to, scores),
+                    2.. => score::<L, 2>(l, keys, q, self.head_dim, to, scores),
+                    _ => score::<L, 1>(l, keys, q, self.head_dim, to, scores),
+                };
+                q = &q[n * self.head_dim..];
+                scores = &mut scores[n * SPAN..];
+            }
+            page += 2;
+        }
+    }
+
+    /// Adds the values of the keys `seen`, weighted by what `scores` has become.
+    #[inline(always)]
+    fn values<L: Lanes>(&mut self, l: L, start: usize, seen: Range<usize>) {
+        let head_dim = self.head_dim;
+        let mut j = seen.start;
+        while j < seen.end {
+            let offset = j % POSITIONS;
+            let many = (seen.end - j).min(POSITIONS - offset);
+            if let Some(Some(page)) = self.table.get((start + j) / POSITIONS) {
+                let values = self.storage.values(*page, self.unit);
+                let values = &values[offset * head_dim..(offset + many) * head_dim];
+                let mut scores = &self.scratch.scores[j..];
+                let mut span = &mut self.scratch.span[..];
+                while !span.is_empty() {
+                    let n = match span.len() / head_dim {
+                        4.. => weigh::<L, 4>(l, values, scores, head_dim, span),
+                        2.. => weigh::<L, 2>(l, values, scores, head_dim, span),
+                        _ => weigh::<L, 1>(l, values, scores, head_dim, span),
+                    };
+                    span = &mut span[n * head_dim..];
+                    scores = &scores[(n * SPAN).min(scores.len())..];
+                }
+            }
+            j += many;
+        }
+    }
+}
+
+/// Scores of two pages' keys for H heads, to places `to` of each head's; H.
 #[inline(always)]
-fn in_page(position: usize, left: usize) -> (usize, usize) {
-    let offset = position % POSITIONS;
-    (offset, left.min(POSITIONS - offset))
+fn score<L: Lanes, const H: usize>(
+    l: L,
+    keys: [&[Halves]; 2],
+    q: &[f32],
+    head_dim: usize,
+    to: [usize; 2],
+    scores: &mut [f32],
+) -> usize {
+    let mut heads: [&[f32]; H] = [&[]; H];
+    for (h, head) in heads.iter_mut().enumerate() {
+        *head = &q[h * head_dim..(h + 1) * head_dim];
+    }
+    let (mut first, mut second) = ([l.floats(0.0); H], [l.floats(0.0); H]);
+    for (d, (a, b)) in keys[0].iter().zip(keys[1]).enumerate().take(head_dim) {
+        let (a, b) = (l.halves(a), l.halves(b));
+        for h in 0..H {
+            let q = l.floats(heads[h][d]);
+            first[h] = l.fma(q, a, first[h]);
+            second[h] = l.fma(q, b, second[h]);
+        }
+    }
+    let scale = l.floats(1.0 / (head_dim as f32).sqrt());
+    for h in 0..H {
+        for (sums, to) in [(first[h], to[0]), (second[h], to[1])] {
+            if let Some(scores) = scores[h * SPAN + to..].first_chunk_mut() {
+                l.store(l.times(sums, scale), scores);
+            }
+        }
+    }
+    H
+}
+
+/// `span = fma(p_j, v_j, span)` for H heads and the rows of `values`; `p_j` is at `h * SPAN + j`. H.
+#[inline(always)]
+fn weigh<L: Lanes, const H: usize>(
+    l: L,
+    values: &[F16],
+    scores: &[f32],
+    head_dim: usize,
+    span: &mut [f32],
+) -> usize {
+    let mut d = 0;
+    while d < head_dim {
+        d += match head_dim - d {
+            64.. => lanes::<L, H, 4>(l, values, scores, head_dim, d, span),
+            16.. => lanes::<L, H, 1>(l, values, scores, head_dim, d, span),
+            rest => {
+                for h in 0..H {
+                    let out = &mut span[h * head_dim + d..(h + 1) * head_dim];
+                    for (v, p) in values.chunks_exact(head_dim).zip(&scores[h * SPAN..]) {
+                        for (out, v) in out.iter_mut().zip(&v[d..]) {
+                            *out = p.mul_add(crate::quant::half(*v), *out);
+                        }
+                    }
+                }
+                rest
+            }
+        };
+    }
+    H
+}
+
+/// The same for elements `d` to `d + 16 D`; their number.
+#[inline(always)]
+fn lanes<L: Lanes, const H: usize, const D: usize>(
+    l: L,
+    values: &[F16],
+    scores: &[f32],
+    head_dim: usize,
+    d: usize,
+    span: &mut [f32],
+) -> usize {
+    let count = values.len() / head_dim;
+    let mut acc = [[l.floats(0.0); D]; H];
+    let mut p: [&[f32]; H] = [&[]; H];
+    for h in 0..H {
+        p[h] = &scores[h * SPAN..h * SPAN + count];
+        let from = span[h * head_dim + d..].as_chunks::<LANES>().0;
+        for i in 0..D {
+            acc[h][i] = l.load(&from[i]);
+        }
+    }
+    for (j, v) in values.chunks_exact(head_dim).enumerate() {
+        let v = v[d..].as_chunks::<LANES>().0;
+        let mut row = [l.floats(0.0); D];
+        for i in 0..D {
+            row[i] = l.halves(halves(&v[i]));
+        }
+        for h in 0..H {
+            let p = l.floats(p[h][j]);
+            for i in 0..D {
+                acc[h][i] = l.fma(p, row[i], acc[h][i]);
+            }
+        }
+    }
+    for h in 0..H {
+        let to = span[h * head_dim + d..].as_chunks_mut::<LANES>().0;
+        for i in 0..D {
+            l.store(acc[h][i], &mut to[i]);
+        }
+    }
+    D * LANES
 }
 
 /// Scores to `exp(score - largest)` where they are seen and 0 elsewhere, in place.
 #[inline(always)]
-fn softmax(scores: &mut [f32], seen: &[Range<usize>; 2]) -> Softmax {
-    let mut largest = f32::NEG_INFINITY;
-    for seen in seen {
-        // A NaN is passed over here and comes back through exp.
-        largest = scores[seen.clone()].iter().fold(largest, |m, s| if *s > m { *s } else { m });
-    }
+fn softmax<L: Lanes>(l: L, scores: &mut [f32; SPAN], seen: &[Range<usize>; 2]) -> Softmax {
     let [first, second] = seen;
-    scores[..first.start].fill(0.0);
-    scores[first.end..second.start].fill(0.0);
-    scores[second.end..].fill(0.0);
-    for seen in seen {
-        for s in &mut scores[seen.clone()] {
-            *s = exp(*s - largest);
+    // Whatever other keys of the pages gave, exp makes a 0 of it.
+    for unseen in [0..first.start, first.end..second.start.max(first.end), second.end.max(first.end)..SPAN] {
+        scores[unseen].fill(f32::NEG_INFINITY);
+    }
+    let end = second.end.max(first.end).next_multiple_of(LANES);
+    let scores = scores[..end].as_chunks_mut::<LANES>().0;
+    let mut most = l.floats(f32::NEG_INFINITY);
+    for scores in &mut *scores {
+        // A NaN is passed over here and comes back through exp.
+        most = l.larger(l.load(scores), most);
+    }
+    let mut each = [0.0; LANES];
+    l.store(most, &mut each);
+    let largest = each.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
+    let mut sums = l.floats(0.0);
+    for scores in &mut *scores {
+        for s in scores.iter_mut() {
+            *s = if *s == f32::NEG_INFINITY { 0.0 } else { exp(*s - largest) };
         }
+        // Adding a 0 changes no sum: they start at 0 and never fall.
+        sums = l.plus(sums, l.load(scores));
     }
-    // Adding a 0 changes no sum: they start at 0 and never fall.
-    let mut sums = [0.0; SPLIT];
-    for chunk in scores.chunks(SPLIT) {
-        for (sum, p) in sums.iter_mut().zip(chunk) {
-            *sum += p;
-        }
-    }
-    Softmax { largest, sum: tree(&sums) }
-}
-
-/// `out = fma(p, v, out)`.
-#[inline(always)]
-fn add_scaled<L: Lanes, W: FloatWeight>(l: L, p: f32, v: &[W], out: &mut [f32]) {
-    let scale = l.floats(p);
-    let (v, v_tail) = v.as_chunks::<8>();
-    let (out, out_tail) = out.as_chunks_mut::<8>();
-    for (v, out) in v.iter().zip(out) {
-        l.store(l.fma(scale, W::eight(l, v), l.load(out)), out);
-    }
-    if !v_tail.is_empty() {
-        let (mut padded, mut sum) = ([W::ZERO; 8], [0.0; 8]);
-        padded[..v_tail.len()].copy_from_slice(v_tail);
-        sum[..out_tail.len()].copy_from_slice(out_tail);
-        l.store(l.fma(scale, W::eight(l, &padded), l.load(&sum)), &mut sum);
-        out_tail.copy_from_slice(&sum[..out_tail.len()]);
-    }
+    let mut each = [0.0; SPLIT];
+    l.store(sums, &mut each);
+    Softmax { largest, sum: tree(&each) }
 }
 
 #[inline(always)]

@@ -1,16 +1,20 @@
 //! The forward pass over the rows of a step, whatever sequences they belong to.
 
 use engine::ModelError;
+use half::f16;
 use kvcache::PAGE_POSITIONS;
 
 use super::RowLogits;
-use super::attention::{Heads, Query, attend};
-use super::elementwise::{Angles, add, gate, head_norm, rms_norm};
-use super::product::{Inputs, Outputs};
-use crate::arch::{Decoder, Layer, Linear, Parameters};
+use super::attention::{Attention, Heads};
+use super::elementwise::{self, Angles, add, add_to};
+use super::inputs::{Inputs, Source};
+use super::packed::{LayerWeights, Packed};
+use super::pool::{Parts, Pool};
+use super::product::multiply;
+use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
 use crate::check::CheckedRow;
-use crate::simd::Level;
+use crate::simd::{Kernel, LANES, Lanes, Level};
 
 /// Rows computed together; a longer step goes through the layers in pieces of this many, which
 /// bounds memory and changes no bit.
@@ -24,6 +28,7 @@ const CLASS: usize = 0;
 pub(super) struct Forward<'a> {
     pub(super) parameters: &'a Parameters,
     pub(super) decoder: &'a Decoder,
+    pub(super) packed: &'a Packed,
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
     pub(super) tables: &'a Tables,
@@ -35,16 +40,16 @@ pub(super) struct Scratch {
     angles: Angles,
     /// The residual stream.
     x: Vec<f32>,
-    normed: Vec<f32>,
-    attended: Vec<f32>,
     inputs: Inputs,
-    q: Outputs,
-    k: Outputs,
-    v: Outputs,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
     /// Results of the attention, feed-forward and head products.
-    out: Outputs,
-    gate: Outputs,
-    up: Outputs,
+    out: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// One key or value on its way into the cache.
+    halves: Vec<[u8; 2]>,
 }
 
 /// The picking rows of a step between its layers and its head.
@@ -68,15 +73,14 @@ impl Scratch {
         Self {
             angles: Angles::new(&p.rope),
             x: Vec::new(),
-            normed: Vec::new(),
-            attended: Vec::new(),
             inputs: Inputs::default(),
-            q: Outputs::default(),
-            k: Outputs::default(),
-            v: Outputs::default(),
-            out: Outputs::default(),
-            gate: Outputs::default(),
-            up: Outputs::default(),
+            q: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            out: Vec::new(),
+            gate: Vec::new(),
+            up: Vec::new(),
+            halves: Vec::new(),
         }
     }
 }
@@ -86,13 +90,14 @@ impl Forward<'_> {
     /// empty, in order.
     pub(super) fn layers(
         &self,
+        pool: &mut Pool,
         rows: &[CheckedRow],
         storage: &mut Storage,
         scratch: &mut Scratch,
         picking: &mut Picking,
     ) {
         for piece in rows.chunks(PIECE) {
-            self.piece(piece, storage, scratch);
+            self.piece(pool, piece, storage, scratch);
             for (row, x) in piece.iter().zip(scratch.x.chunks_exact(self.parameters.hidden)) {
                 if row.pick {
                     picking.rows.push((row.row, row.position));
@@ -105,109 +110,150 @@ impl Forward<'_> {
     /// Final norm and head; hands the logits of the rows, a few at a time and in order, to `each`.
     pub(super) fn head(
         &self,
+        pool: &mut Pool,
         picking: &Picking,
         s: &mut Scratch,
-        each: &mut impl FnMut(&[RowLogits<'_>]) -> Result<(), ModelError>,
+        each: &mut impl FnMut(&mut Pool, &[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let (p, level) = (self.parameters, self.level);
+        let (p, head) = (self.parameters, &self.packed.head);
         let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
         for (rows, x) in pieces {
-            s.normed.resize(x.len(), 0.0);
-            rms_norm(level, x, &self.decoder.norm, p.epsilon, &mut s.normed);
-            s.inputs.set(level, &s.normed, rows.len(), &[&self.decoder.head]);
-            s.out.multiply(level, &self.decoder.head, &s.inputs);
+            let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
+            s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [head]);
+            multiply(pool, self.level, &s.inputs, [(head, &mut s.out)]);
             let logits: Vec<RowLogits<'_>> = rows
                 .iter()
-                .zip(s.out.values().chunks_exact(p.vocab))
+                .zip(s.out.chunks_exact(p.vocab))
                 .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
                 .collect();
-            each(&logits)?;
+            each(pool, &logits)?;
         }
         Ok(())
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn piece(&self, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
+    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
-        scratch.angles.set(rows.iter().map(|r| r.position));
+        scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
-        for (row, x) in rows.iter().zip(scratch.x.chunks_exact_mut(hidden)) {
-            self.decoder.embedding.dequantise_row(row.token.0 as usize, x);
-        }
-        for (index, layer) in self.decoder.layers.iter().enumerate() {
-            self.attention(index, layer, rows, storage, scratch);
-            self.feed_forward(layer, rows.len(), scratch);
+        pool.pieces(&mut scratch.x, hidden, |i, x| {
+            self.decoder.embedding.dequantise_row(rows[i].token.0 as usize, x);
+        });
+        for (index, (layer, weights)) in self.decoder.layers.iter().zip(&self.packed.layers).enumerate() {
+            self.attention(pool, index, (layer, weights), rows, storage, scratch);
+            self.feed_forward(pool, (layer, weights), rows.len(), scratch);
         }
     }
 
     fn attention(
         &self,
+        pool: &mut Pool,
         index: usize,
-        layer: &Layer,
+        (layer, weights): (&Layer, &LayerWeights),
         rows: &[CheckedRow],
         storage: &mut Storage,
         s: &mut Scratch,
     ) {
         let (p, level) = (self.parameters, self.level);
-        s.normed.resize(s.x.len(), 0.0);
-        rms_norm(level, &s.x, &layer.attention_norm, p.epsilon, &mut s.normed);
-        s.inputs.set(level, &s.normed, rows.len(), &[&layer.q.matrix, &layer.k.matrix, &layer.v.matrix]);
-        for (linear, out) in [(&layer.q, &mut s.q), (&layer.k, &mut s.k), (&layer.v, &mut s.v)] {
-            out.multiply(level, &linear.matrix, &s.inputs);
-            add_bias(linear, out.values());
-        }
-        if let Some(norm) = &layer.qk_norm {
-            head_norm(level, &norm.q, p.epsilon, s.q.values());
-            head_norm(level, &norm.k, p.epsilon, s.k.values());
-        }
-        s.angles.turn(level, p.head_dim, s.q.values());
-        s.angles.turn(level, p.head_dim, s.k.values());
+        let (q, k, v) = (&weights.q, &weights.k, &weights.v);
+        let norm = Source::Norm { x: &s.x, weight: &layer.attention_norm, epsilon: p.epsilon };
+        s.inputs.set(pool, level, (rows.len(), p.hidden), norm, [q, k, v]);
+        multiply(pool, level, &s.inputs, [(q, &mut s.q), (k, &mut s.k), (v, &mut s.v)]);
+        self.turn(pool, layer, rows.len(), s);
         // All keys first: rows of one slot see each other.
-        self.write(index, rows, storage, s.k.values(), s.v.values());
+        self.write(index, rows, storage, s);
 
-        let queries: Vec<Query<'_>> = rows
-            .iter()
-            .map(|r| Query { table: self.tables.get(r.slot.0 as usize, CLASS), position: r.position })
-            .collect();
-        let heads = Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim };
-        s.attended.resize(s.q.values().len(), 0.0);
-        attend(level, heads, index, storage, &queries, s.q.values(), &mut s.attended);
-        s.inputs.set(level, &s.attended, rows.len(), &[&layer.o]);
-        s.out.multiply(level, &layer.o, &s.inputs);
-        add(&mut s.x, s.out.values());
+        let attention = Attention {
+            heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
+            layer: index,
+            storage,
+            tables: self.tables,
+            class: CLASS,
+        };
+        let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
+        let width = p.heads * p.head_dim;
+        attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
+        s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
+        multiply(pool, level, &s.inputs, [(&weights.o, &mut s.out)]);
+        add(pool, &mut s.x, &s.out);
     }
 
-    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, k: &[f32], v: &[f32]) {
-        let (head_dim, width) =
-            (self.parameters.head_dim, self.parameters.kv_heads * self.parameters.head_dim);
-        for ((row, k), v) in rows.iter().zip(k.chunks_exact(width)).zip(v.chunks_exact(width)) {
+    /// Biases, norms of heads, RoPE.
+    fn turn(&self, pool: &mut Pool, layer: &Layer, rows: usize, s: &mut Scratch) {
+        let (p, level, angles) = (self.parameters, self.level, &s.angles);
+        let (wide, narrow) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+        let (k, v) = (Parts::new(&mut s.k), Parts::new(&mut s.v));
+        let norms = layer.qk_norm.as_ref();
+        pool.pieces(&mut s.q, wide, |row, q| {
+            // SAFETY: each row is one task's.
+            let (k, v) = unsafe { (k.get(row * narrow, narrow), v.get(row * narrow, narrow)) };
+            let heads = |x, bias, norm: Option<&[f32]>| {
+                let norm = norm.map(|weight| (weight, p.epsilon));
+                level.run(elementwise::Heads { x, head_dim: p.head_dim, bias, norm, angles, row });
+            };
+            heads(q, layer.q.bias.as_deref(), norms.map(|n| &n.q[..]));
+            heads(k, layer.k.bias.as_deref(), norms.map(|n| &n.k[..]));
+            if let Some(bias) = &layer.v.bias {
+                add_to(v, bias);
+            }
+        });
+        debug_assert_eq!(s.q.len(), rows * wide);
+    }
+
+    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, s: &mut Scratch) {
+        let head_dim = self.parameters.head_dim;
+        let width = self.parameters.kv_heads * head_dim;
+        s.halves.resize(2 * head_dim, [0; 2]);
+        let (key, value) = s.halves.split_at_mut(head_dim);
+        for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
             let table = self.tables.get(row.slot.0 as usize, CLASS);
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
             // Checked before the step began.
             let Some(page) = table.get(index as usize).copied().flatten() else { continue };
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
-            for (kv_head, (key, value)) in heads.enumerate() {
+            for (kv_head, (k, v)) in heads.enumerate() {
+                self.level.run(Round(k, key));
+                self.level.run(Round(v, value));
                 storage.write(page, Unit { layer, kv_head }, offset as usize, key, value);
             }
         }
     }
 
-    fn feed_forward(&self, layer: &Layer, rows: usize, s: &mut Scratch) {
+    fn feed_forward(
+        &self,
+        pool: &mut Pool,
+        (layer, weights): (&Layer, &LayerWeights),
+        rows: usize,
+        s: &mut Scratch,
+    ) {
         let (p, level) = (self.parameters, self.level);
-        rms_norm(level, &s.x, &layer.feed_forward_norm, p.epsilon, &mut s.normed);
-        s.inputs.set(level, &s.normed, rows, &[&layer.gate, &layer.up]);
-        s.gate.multiply(level, &layer.gate, &s.inputs);
-        s.up.multiply(level, &layer.up, &s.inputs);
-        gate(level, s.gate.values(), s.up.values());
-        s.inputs.set(level, s.gate.values(), rows, &[&layer.down]);
-        s.out.multiply(level, &layer.down, &s.inputs);
-        add(&mut s.x, s.out.values());
+        let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
+        let norm = Source::Norm { x: &s.x, weight: &layer.feed_forward_norm, epsilon: p.epsilon };
+        s.inputs.set(pool, level, (rows, p.hidden), norm, [gate, up]);
+        multiply(pool, level, &s.inputs, [(gate, &mut s.gate), (up, &mut s.up)]);
+        let gated = Source::Gate { gate: &s.gate, up: &s.up };
+        s.inputs.set(pool, level, (rows, p.feed_forward), gated, [down]);
+        multiply(pool, level, &s.inputs, [(down, &mut s.out)]);
+        add(pool, &mut s.x, &s.out);
     }
 }
 
-fn add_bias(linear: &Linear, values: &mut [f32]) {
-    let Some(bias) = &linear.bias else { return };
-    for row in values.chunks_exact_mut(bias.len()) {
-        add(row, bias);
+/// Keys or values to half floats.
+struct Round<'a>(&'a [f32], &'a mut [[u8; 2]]);
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (from, rest) = self.0.as_chunks::<LANES>();
+        let (to, to_rest) = self.1.split_at_mut(from.len() * LANES);
+        let to = to.as_flattened_mut().as_chunks_mut().0;
+        for (to, from) in to.iter_mut().zip(from) {
+            l.store_halves(l.load(from), to);
+        }
+        for (to, from) in to_rest.iter_mut().zip(rest) {
+            *to = f16::from_f32(*from).to_le_bytes();
+        }
     }
 }

@@ -93,11 +93,11 @@ impl BatchArrays {
                 many.push(run);
             }
         }
-        let limits =
-            Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: 0 };
+        let limits = Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: 0 };
         let tile = TileRows::holding(tallest, attention.group());
         let mut few = attention::tiles(&few, attention.few_rows(tile), limits)?;
-        let many_tile = attention.many_tile(many.iter().map(|run| run.rows).sum(), cut.heads, cut.multiprocessors);
+        let many_tile =
+            attention.many_tile(many.iter().map(|run| run.rows).sum(), cut.heads, cut.multiprocessors);
         let many = attention::tiles(&many, attention.many_rows(many_tile), limits)?;
         let longest = few.iter().map(|t| (t.position + t.rows) as u32).max().unwrap_or(1);
         let split = match cut.mode {

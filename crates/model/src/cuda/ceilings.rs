@@ -10,6 +10,8 @@ use super::draw::Drawer;
 use super::elementwise::{Elementwise, Filled};
 use super::error::Doing;
 use super::linear::{Dense, Linear, Norm};
+use super::pages::Pages;
+use super::quantised::Products;
 use super::timing::{Timing, time};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::LoadError;
@@ -63,8 +65,10 @@ pub fn ceilings(ordinal: usize) -> Result<Ceilings, CudaError> {
 pub fn kernel_timings(ordinal: usize) -> Result<Vec<Timing>, CudaError> {
     let device = Device::open(ordinal)?;
     let mut all = products(&device)?;
+    all.extend(Products::timings(&device)?);
     all.extend(attention::timings::timings(&device)?);
     all.extend(Drawer::timings(&device)?);
+    all.extend(Pages::timings(&device)?);
     Ok(all)
 }
 

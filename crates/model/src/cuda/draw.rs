@@ -5,7 +5,7 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use encode::{Bounds, Encoded, Place, encode};
+pub(crate) use encode::{Bounds, Encoded, encode};
 
 use super::timing::{Timing, time};
 use super::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
     NotFinite,
     /// Every token is impossible.
     Nothing,
-    /// The row is the host's to draw ([`Place::Host`]).
+    /// The row is the host's to draw ([`encode::Place::Host`]).
     Host,
     /// A row with filters, launched without them.
     Unfinished,
@@ -170,11 +170,6 @@ impl Drawer {
             device.launch(self.filter, whole, &with(&[groups.into()]))?;
         }
         Ok(())
-    }
-
-    /// Where the results lie: a token and a status of i32 for each row, [`Outcome::of`] reads them.
-    pub(crate) fn results(&self) -> &Buffer {
-        &self.results
     }
 
     /// Waits for the last launch and reads what its first `rows` rows gave.

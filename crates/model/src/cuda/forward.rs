@@ -15,7 +15,8 @@ use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
 use super::exchange::Target;
 use super::kv::Kv;
-use super::linear::{Dense, Linear, Norm};
+use super::linear::{Linear, Norm};
+use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
 use super::weights::DeviceDecoder;
 use super::{Buffer, CudaError, Device, Dtype, Mode};
@@ -38,7 +39,7 @@ pub(crate) struct Sizes {
 pub(crate) struct Forward {
     graphs: HashMap<Key, CudaGraph>,
     weights: DeviceDecoder,
-    linear: Linear,
+    linear: Matmul,
     elementwise: Elementwise,
     attention: Attention,
     /// Rows of a step that is launched as a graph, and of one that is not.
@@ -111,7 +112,7 @@ impl Forward {
         sizes: Sizes,
     ) -> Result<Self, CudaError> {
         let (dtype, mode) = (options.dtype, options.mode);
-        let linear = Linear::new(&device, dtype, mode)?;
+        let linear = Matmul::new(&device, dtype, mode, weights.matrices())?;
         let shape = attention::Shape {
             dtype,
             head_dim: p.head_dim as u32,
@@ -161,7 +162,7 @@ impl Forward {
     }
 
     pub(crate) fn step_bytes(&self) -> u64 {
-        self.weights.step_bytes(self.dtype)
+        self.weights.step_bytes()
     }
 
     /// Writes checked rows, at most [`Self::most_rows`], to the device.
@@ -203,8 +204,8 @@ impl Forward {
             Mode::Fast => bucket(count),
             Mode::Invariant => count,
         };
-        self.linear.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
-        self.linear.store_float(&self.device, &self.weights.head, x, logits, rows)
+        self.linear.dense.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
+        self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
 
     /// Whether the graph of a batch has been captured.
@@ -247,18 +248,21 @@ impl Forward {
 
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
-        let Some(layer) = self.weights.layers.first() else { return Ok(()) };
         let (a, dtype) = (&self.a, self.dtype);
-        let (end, kind, add) = match sink {
+        let (end, kind, adds) = match sink {
             Sink::Residual => (a.x.at(0), Dtype::F32, true),
             Sink::Partial(address, kind) => (address, kind, false),
         };
-        for (matrix, from, to, out, add) in [
-            (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
-            (&layer.o, a.attended.at(0), end, kind, add),
-            (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
-            (&layer.down, a.gated.at(0), end, kind, add),
-        ] {
+        // Layers may be kept in different formats. What has been chosen for one of a shape serves all.
+        let all = self.weights.layers.iter().flat_map(|layer| {
+            [
+                (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
+                (&layer.o, a.attended.at(0), end, kind, adds),
+                (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
+                (&layer.down, a.gated.at(0), end, kind, adds),
+            ]
+        });
+        for (matrix, from, to, out, add) in all {
             self.linear.tune(&self.device, matrix, [from, to], rows, out, add)?;
         }
         Ok(())
@@ -381,7 +385,7 @@ impl Forward {
         self.finish(&layer.down, gated, rows, sink)
     }
 
-    fn finish(&self, matrix: &Dense, from: u64, rows: u32, sink: Sink) -> Result<(), CudaError> {
+    fn finish(&self, matrix: &DeviceMatrix, from: u64, rows: u32, sink: Sink) -> Result<(), CudaError> {
         match sink {
             Sink::Residual => self.linear.add(&self.device, matrix, from, self.a.x.at(0), rows),
             Sink::Partial(to, Dtype::F32) => self.linear.store_float(&self.device, matrix, from, to, rows),

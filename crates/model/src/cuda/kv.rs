@@ -215,3 +215,56 @@ impl Kv {
 
 /// As in kernels/common.cuh.
 const NO_PAGE: i32 = -1;
+
+#[cfg(test)]
+mod tests {
+    use kvcache::{ClassId, PageId};
+    use scheduler::{Slot, TableChange};
+
+    use super::*;
+    use crate::cuda::testing::{self, Random};
+
+    #[test]
+    fn tables_on_the_device_are_those_of_the_host() {
+        let Some(device) = testing::device() else { return };
+        let mut random = Random::new(std::process::id().into());
+        let (slots, pages, context) = (5, 900, 300 * PAGE_POSITIONS);
+        let mut map = HeadMap::half_windows(1, 2, 16, 64);
+        map.classes[1] = HeadClass::Full;
+        let mut kv = Kv::new(&device, &map, &[pages; 2], 64, Dtype::Bf16, slots, context).unwrap();
+        let elementwise = Elementwise::new(&device, Dtype::Bf16, 64).unwrap();
+        // Room for few entries: longer changes go in several writes.
+        let mut entries = Buffer::zeros(&device, "entries", 300 * size_of::<[i32; 4]>()).unwrap();
+        for count in [1, 0, 250, 3, 299, 1] {
+            let mut deltas = Vec::new();
+            for slot in 0..slots {
+                for class in 0..2 {
+                    let of = |change| TableDelta { slot: Slot(slot), class: ClassId(class), change };
+                    if random.below(3) == 0 {
+                        continue;
+                    }
+                    let kept = random.below(kv.tables.get(slot as usize, class.into()).len() as u32 + 1);
+                    deltas.push(of(TableChange::Truncate(kept)));
+                    deltas.extend((0..count.min(300 - kept)).map(|_| match random.below(9) {
+                        0 => of(TableChange::Hole),
+                        _ => of(TableChange::Append(PageId(random.below(pages)))),
+                    }));
+                }
+            }
+            let changed = kv.change(&deltas).unwrap();
+            kv.apply(&device, &elementwise, &mut entries, changed).unwrap();
+            for (index, class) in kv.classes.iter().enumerate() {
+                let found: Vec<i32> = class.table.read(&device, 0, (slots * kv.stride) as usize).unwrap();
+                for slot in 0..slots as usize {
+                    let mut expected = vec![NO_PAGE; kv.stride as usize];
+                    for (to, page) in expected.iter_mut().zip(kv.tables.get(slot, index)) {
+                        *to = page.map_or(NO_PAGE, |p| p.0 as i32);
+                    }
+                    let stride = kv.stride as usize;
+                    let found = &found[slot * stride..(slot + 1) * stride];
+                    assert_eq!(found, expected, "slot {slot}, class {index}");
+                }
+            }
+        }
+    }
+}

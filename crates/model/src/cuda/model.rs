@@ -13,9 +13,10 @@ use super::exchange::{self, Exchange};
 use super::forward::{Forward, Sizes};
 use super::handoff::Layout;
 use super::kv::{HeadMap, Kv};
+use super::matrix::Weights;
 use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
-use super::weights::DeviceDecoder;
+use super::weights::{self, DeviceDecoder};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Architecture, Config, Parameters};
 use crate::check::{self, CheckedRow};
@@ -30,6 +31,7 @@ pub struct CudaOptions {
     /// Sum by NCCL though the GPUs can read each other's memory: for comparison.
     pub nccl: bool,
     pub dtype: Dtype,
+    pub weights: Weights,
     pub mode: Mode,
     /// Most rows computed together; a longer step goes through the layers in pieces of this many.
     pub rows: u32,
@@ -45,6 +47,7 @@ impl Default for CudaOptions {
             ordinals: vec![0],
             nccl: false,
             dtype: Dtype::Bf16,
+            weights: Weights::Dequantised,
             mode: Mode::Fast,
             rows: 2048,
             heads: None,
@@ -57,7 +60,7 @@ impl Default for CudaOptions {
 ///
 /// `submit` queues the layers and returns; `collect` queues head and draws and waits for them: four bytes a row come
 /// back. Rows that ask for more than a token (log-probabilities, the rejection rule) are drawn on the host from their
-/// logits ([`Place::Host`](super::draw::Place)).
+/// logits.
 pub struct CudaModel {
     // Freed in this order, the device last.
     pub(super) ranks: Ranks,
@@ -85,15 +88,16 @@ const TABLE_ENTRIES: usize = 1 << 14;
 const RESERVE: u64 = 1 << 30;
 
 impl CudaModel {
-    /// Lays a `.gguf` file or a folder on the GPU, dequantised to the dtype.
+    /// Lays a `.gguf` file or a folder on the GPU.
     pub fn load(path: &Path, options: &Options, cuda: &CudaOptions) -> Result<Self, LoadError> {
         options.validate()?;
         let opened = Opened::open(path)?;
         opened.weights.prefetch();
         let (_, parameters, decoder) = opened.decoder()?;
+        weights::check(cuda.weights, &decoder)?;
         let tied = std::ptr::eq(decoder.head.bytes(), decoder.embedding.bytes());
         Self::build(&parameters, options, cuda, |device, _, shard| {
-            DeviceDecoder::upload(device, cuda.dtype, &decoder, tied, shard)
+            DeviceDecoder::upload(device, cuda.dtype, cuda.weights, &decoder, tied, shard)
         })
     }
 
@@ -102,8 +106,13 @@ impl CudaModel {
     pub fn dummy(config: &Path, seed: u64, options: &Options, cuda: &CudaOptions) -> Result<Self, LoadError> {
         options.validate()?;
         let (architecture, parameters) = shape_of(config)?;
+        if cuda.weights == Weights::Kept {
+            let why = "kept needs a GGUF file; made-up weights are dequantised or fp8".to_owned();
+            return Err(LoadError::BadOption { option: "weights", why });
+        }
         Self::build(&parameters, options, cuda, |device, elementwise, shard| {
-            DeviceDecoder::dummy(device, elementwise, cuda.dtype, &parameters, architecture, seed, shard)
+            let (dtype, weights) = (cuda.dtype, cuda.weights);
+            DeviceDecoder::dummy(device, elementwise, dtype, weights, &parameters, architecture, seed, shard)
         })
     }
 
@@ -113,6 +122,14 @@ impl CudaModel {
         cuda: &CudaOptions,
         weights: impl Fn(&Device, &Elementwise, Shard) -> Result<DeviceDecoder, CudaError>,
     ) -> Result<Self, LoadError> {
+        cuda.weights.check(cuda.mode)?;
+        if cuda.ordinals.len() > 1 && cuda.weights != Weights::Dequantised {
+            let why = format!(
+                "{} is not built for several GPUs, where weights must be dequantised",
+                cuda.weights.name()
+            );
+            return Err(LoadError::BadOption { option: "weights", why });
+        }
         let context = crate::cpu::context(options.context, p)?;
         let drawn = crate::cpu::drawn(options.vocab, p.vocab as u32)?;
         let map = cuda.heads.clone().unwrap_or_else(|| HeadMap::uniform(p.class(), p.layers, p.kv_heads));
@@ -176,7 +193,13 @@ impl CudaModel {
             ranks.push(Rank { forward, kv, entries, part, columns, device: Rc::clone(device) });
         }
         tracing::info!(
-            layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), gpus = ?cuda.ordinals, "model on the GPU"
+            layers = p.layers,
+            context,
+            ?pages,
+            dtype = cuda.dtype.name(),
+            weights = cuda.weights.name(),
+            gpus = ?cuda.ordinals,
+            "model on the GPU"
         );
         let classes = &ranks[0].kv.classes;
         Ok(Self {

@@ -1,4 +1,4 @@
-//! Pages of keys and values to and from a contiguous buffer, for hand-off between GPUs, and the page tables.
+//! Pages of keys and values to and from a contiguous buffer, for hand-off between GPUs.
 
 use std::ops::Range;
 
@@ -10,7 +10,6 @@ pub(crate) struct Pages {
     _module: Module,
     gather: Kernel,
     scatter: Kernel,
-    apply_deltas: Kernel,
     /// The units of a launch.
     units: Buffer,
 }
@@ -40,33 +39,6 @@ pub(crate) enum Way {
     Scatter,
 }
 
-/// An entry of a page table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Delta {
-    pub(crate) slot: u32,
-    pub(crate) index: u32,
-    /// -1: no page.
-    pub(crate) page: i32,
-}
-
-/// A page table on the device: int32 `[slots][stride]`, and the array its changes arrive in.
-pub(crate) struct PageTable {
-    entries: Buffer,
-    deltas: Buffer,
-    slots: usize,
-    stride: usize,
-    most: usize,
-}
-
-/// Changes that do not go with a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum BadDelta {
-    #[error("slot {slot}, entry {index} is outside a page table of {slots} slots with {stride} entries")]
-    Outside { slot: u32, index: u32, slots: usize, stride: usize },
-    #[error("{count} changes of a page table do not fit its {most}")]
-    TooMany { count: usize, most: usize },
-}
-
 const THREADS: u32 = 256;
 /// Bytes that a block copies.
 const SPAN: usize = THREADS as usize * 4 * 16;
@@ -82,7 +54,6 @@ impl Pages {
         Ok(Self {
             gather: module.kernel("gather_pages", 0)?,
             scatter: module.kernel("scatter_pages", 0)?,
-            apply_deltas: module.kernel("apply_deltas", 0)?,
             _module: module,
             units: Buffer::zeros(device, "the list of pages in flight", units * UNIT_BYTES)?,
         })
@@ -170,14 +141,6 @@ impl Pages {
         Ok(list.chunks_exact(UNIT_BYTES / 8).map(|unit| unit[2]).collect())
     }
 
-    /// Queues the changes last written to `table`.
-    pub(crate) fn apply(&self, device: &Device, table: &PageTable) -> Result<(), CudaError> {
-        let blocks = (table.most as u32).div_ceil(THREADS).max(1);
-        let args: [Arg; 3] =
-            [table.deltas.at(0).into(), table.entries.at(0).into(), (table.stride as u64).into()];
-        device.launch(self.apply_deltas, Launch { grid: [blocks, 1, 1], threads: THREADS, shared: 0 }, &args)
-    }
-
     /// 64 MiB in units of a Llama-3.1-8B's layer: 8 heads of 128 in BF16.
     pub(crate) fn timings(device: &Device) -> Result<Vec<Timing>, CudaError> {
         let (bytes, count) = (8 * 2 * 16 * 128 * 2, 2048);
@@ -213,53 +176,8 @@ fn spread(bytes: usize, units: usize) -> Launch {
     Launch { grid: [bytes.div_ceil(SPAN) as u32, units as u32, 1], threads: THREADS, shared: 0 }
 }
 
-impl PageTable {
-    /// Without pages; at most `most` entries change at once.
-    pub(crate) fn new(device: &Device, slots: usize, stride: usize, most: usize) -> Result<Self, CudaError> {
-        let what = "a page table";
-        Ok(Self {
-            entries: Buffer::of(device, what, &vec![-1i32; slots * stride])?,
-            deltas: Buffer::zeros(device, what, (most + 1) * 12)?,
-            slots,
-            stride,
-            most,
-        })
-    }
-
-    /// The entries, for the kernels that read them.
-    pub(crate) fn entries(&self) -> &Buffer {
-        &self.entries
-    }
-
-    /// What [`Self::write`] takes: of several changes of an entry the last one counts.
-    pub(crate) fn encode(&self, deltas: &[Delta]) -> Result<Vec<i32>, BadDelta> {
-        encode(deltas, self.slots, self.stride, self.most)
-    }
-
-    /// Hands over the changes that the next [`Pages::apply`] makes.
-    pub(crate) fn write(&mut self, device: &Device, encoded: &[i32]) -> Result<(), CudaError> {
-        self.deltas.write(device, 0, encoded)
-    }
-}
-
-/// The number of changes in the first of three words, then three words each.
-fn encode(deltas: &[Delta], slots: usize, stride: usize, most: usize) -> Result<Vec<i32>, BadDelta> {
-    let outside = |d: &&Delta| d.slot as usize >= slots || d.index as usize >= stride;
-    if let Some(&Delta { slot, index, .. }) = deltas.iter().find(outside) {
-        return Err(BadDelta::Outside { slot, index, slots, stride });
-    }
-    // The kernel writes side by side: one change an entry.
-    let mut last: Vec<Delta> = deltas.iter().rev().copied().collect();
-    last.sort_by_key(|d| (d.slot, d.index));
-    last.dedup_by_key(|d| (d.slot, d.index));
-    if last.len() > most {
-        return Err(BadDelta::TooMany { count: last.len(), most });
-    }
-    let head = [last.len() as i32, 0, 0];
-    Ok(head.into_iter().chain(last.iter().flat_map(|d| [d.slot as i32, d.index as i32, d.page])).collect())
-}
-
 /// The checksum of a unit, as `kernels/pages.cu` defines it; a remainder of less than 16 bytes is left out.
+#[cfg(test)]
 pub(crate) fn checksum(unit: &[u8]) -> u64 {
     let mix = |i: u32| {
         let i = (i ^ i >> 15).wrapping_mul(0x2c1b_3c6d).wrapping_add(0x9e37_79b9);
@@ -287,17 +205,6 @@ mod tests {
         assert_eq!(spread(16, 3).grid, [1, 3, 1]);
         assert_eq!(spread(16_384, 1).grid, [1, 1, 1]);
         assert_eq!(spread(16_400, 65_535).grid, [2, 65_535, 1]);
-    }
-
-    #[test]
-    fn of_several_changes_of_an_entry_the_last_counts() {
-        let delta = |slot, index, page| Delta { slot, index, page };
-        let deltas = [delta(1, 2, 7), delta(0, 0, 3), delta(1, 2, 8)];
-        assert_eq!(encode(&deltas, 2, 3, 2), Ok(vec![2, 0, 0, 0, 0, 3, 1, 2, 8]));
-        assert_eq!(encode(&deltas, 2, 3, 1), Err(BadDelta::TooMany { count: 2, most: 1 }));
-        let outside = BadDelta::Outside { slot: 1, index: 2, slots: 2, stride: 2 };
-        assert_eq!(encode(&deltas, 2, 2, 9), Err(outside));
-        assert!(encode(&[delta(2, 0, 0)], 2, 2, 9).unwrap_err().to_string().contains("slot 2"));
     }
 
     #[test]
@@ -367,32 +274,6 @@ mod tests {
                 expected[range.clone()].copy_from_slice(&memory[range]);
             }
             assert!(arrived == expected, "{bytes} bytes");
-        }
-    }
-
-    #[test]
-    fn tables_change_where_they_are_told_to() {
-        let Some(device) = testing::device() else { return };
-        let mut random = Random::new(std::process::id().into());
-        let (slots, stride) = (5, 300);
-        let launcher = Pages::new(&device, 1).unwrap();
-        let mut table = PageTable::new(&device, slots, stride, 700).unwrap();
-        let mut expected = vec![-1i32; slots * stride];
-        for count in [0u32, 1, 255, 257, 700, 3] {
-            let deltas: Vec<Delta> = (0..count)
-                .map(|_| Delta {
-                    slot: random.below(5),
-                    index: random.below(300),
-                    page: random.below(1 << 30) as i32,
-                })
-                .collect();
-            for d in &deltas {
-                expected[d.slot as usize * stride + d.index as usize] = d.page;
-            }
-            let encoded = table.encode(&deltas).unwrap();
-            table.write(&device, &encoded).unwrap();
-            launcher.apply(&device, &table).unwrap();
-            assert_eq!(table.entries().read::<i32>(&device, 0, slots * stride).unwrap(), expected);
         }
     }
 

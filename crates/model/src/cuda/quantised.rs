@@ -5,7 +5,7 @@ mod pack;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use pack::Kept;
+use pack::Kept;
 
 use super::timing::{Timing, time};
 use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Module};
@@ -15,7 +15,7 @@ pub(crate) struct Quantised {
     packed: Buffer,
     /// f32, one an output, for [`Kept::Fp8`].
     scales: Buffer,
-    pub(crate) kept: Kept,
+    kept: Kept,
     pub(crate) outputs: u32,
     pub(crate) inputs: u32,
 }
@@ -25,8 +25,6 @@ pub(crate) struct Quantised {
 pub(crate) enum Epilogue {
     /// Stored in the dtype.
     Store,
-    /// Stored in the dtype with a bias added; the address of one f32 an output.
-    Bias(u64),
     /// Added to floats.
     Residual,
 }
@@ -172,20 +170,14 @@ impl Products {
             return Ok(());
         }
         let kernels = self.kernels(w.kept);
-        let (bias, mode) = match epilogue {
-            Epilogue::Store => (0, 0u32),
-            Epilogue::Bias(bias) => (bias, 1),
-            Epilogue::Residual => (0, 2),
-        };
         let columns = if rows <= 8 { 1 } else { 2 };
         let kernel = if rows <= 8 { kernels.eight } else { kernels.sixteen };
-        let args: [Arg; 9] = [
+        let args: [Arg; 8] = [
             w.packed.at(0).into(),
             w.scales.at(0).into(),
             x.into(),
             out.into(),
-            bias.into(),
-            mode.into(),
+            u32::from(epilogue == Epilogue::Residual).into(),
             rows.into(),
             w.outputs.into(),
             w.inputs.into(),
@@ -199,13 +191,10 @@ impl Products {
         if w.outputs == 0 || w.inputs == 0 {
             return Ok(());
         }
-        if w.outputs > 65_535 {
-            return Err(CudaError::NotBuilt { what: "dequantising a matrix of more than 65535 outputs" });
-        }
         let args: [Arg; 5] =
             [w.packed.at(0).into(), w.scales.at(0).into(), out.into(), w.outputs.into(), w.inputs.into()];
         let threads = 128;
-        let launch = Launch { grid: [w.inputs.div_ceil(8 * threads), w.outputs, 1], threads, shared: 0 };
+        let launch = Launch { grid: [w.outputs, w.inputs.div_ceil(8 * threads), 1], threads, shared: 0 };
         device.launch(self.kernels(w.kept).whole, launch, &args)
     }
 

@@ -1,10 +1,10 @@
-//! Unquantised weights, and the dot product in f32 that attention and norms share.
+//! Unquantised weights, and the dot product in f32 that they and norms share.
 
 use super::{Block, half};
-use crate::simd::Lanes;
+use crate::simd::{Halves, LANES, Lanes};
 
 /// Elements that one step of [`dot`] takes: its number of accumulators.
-pub(crate) const SPLIT: usize = 16;
+pub(crate) const SPLIT: usize = LANES;
 
 /// A little-endian IEEE single float.
 pub(crate) type F32 = [u8; 4];
@@ -21,7 +21,7 @@ pub(crate) struct Bf16([u8; 2]);
 pub(crate) trait FloatWeight: Copy {
     const ZERO: Self;
 
-    fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats;
+    fn load<L: Lanes>(l: L, from: &[Self; SPLIT]) -> L::Floats;
 }
 
 // SAFETY: a byte array.
@@ -37,8 +37,13 @@ impl FloatWeight for F32 {
     const ZERO: Self = [0; 4];
 
     #[inline(always)]
-    fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.load_f32(from)
+    fn load<L: Lanes>(l: L, from: &[Self; SPLIT]) -> L::Floats {
+        // Compiles to one load.
+        let mut floats = [0.0; SPLIT];
+        for (float, bytes) in floats.iter_mut().zip(from) {
+            *float = f32::from_le_bytes(*bytes);
+        }
+        l.load(&floats)
     }
 }
 
@@ -55,8 +60,8 @@ impl FloatWeight for F16 {
     const ZERO: Self = [0; 2];
 
     #[inline(always)]
-    fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.load_f16(from)
+    fn load<L: Lanes>(l: L, from: &[Self; SPLIT]) -> L::Floats {
+        l.halves(halves(from))
     }
 }
 
@@ -73,8 +78,12 @@ impl FloatWeight for Bf16 {
     const ZERO: Self = Self([0; 2]);
 
     #[inline(always)]
-    fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
-        l.load_bf16(&crate::simd::eight!(i => from[i].0))
+    fn load<L: Lanes>(l: L, from: &[Self; SPLIT]) -> L::Floats {
+        let mut bytes = [[0; 2]; SPLIT];
+        for (bytes, from) in bytes.iter_mut().zip(from) {
+            *bytes = from.0;
+        }
+        l.bfloats(halves(&bytes))
     }
 }
 
@@ -82,9 +91,15 @@ impl FloatWeight for f32 {
     const ZERO: Self = 0.0;
 
     #[inline(always)]
-    fn eight<L: Lanes>(l: L, from: &[Self; 8]) -> L::Floats {
+    fn load<L: Lanes>(l: L, from: &[Self; SPLIT]) -> L::Floats {
         l.load(from)
     }
+}
+
+/// The same bytes, not in pairs.
+#[inline(always)]
+pub(crate) fn halves(from: &[[u8; 2]; SPLIT]) -> &Halves {
+    from.as_flattened().first_chunk().unwrap_or(&[0; 2 * SPLIT])
 }
 
 /// The product of `w` and `x` (equally long) in the fixed split and order of the contract.
@@ -92,36 +107,20 @@ impl FloatWeight for f32 {
 pub(crate) fn dot<L: Lanes, W: FloatWeight>(l: L, w: &[W], x: &[f32]) -> f32 {
     let (w, w_tail) = w.as_chunks::<SPLIT>();
     let (x, x_tail) = x.as_chunks::<SPLIT>();
-    let (mut a, mut b) = (l.floats(0.0), l.floats(0.0));
+    let mut acc = l.floats(0.0);
     for (w, x) in w.iter().zip(x) {
-        (a, b) = step(l, w, x, a, b);
+        acc = l.fma(W::load(l, w), l.load(x), acc);
     }
     if !w_tail.is_empty() {
         let (mut w, mut x) = ([W::ZERO; SPLIT], [0.0; SPLIT]);
         for ((w, x), (from_w, from_x)) in w.iter_mut().zip(&mut x).zip(w_tail.iter().zip(x_tail)) {
             (*w, *x) = (*from_w, *from_x);
         }
-        (a, b) = step(l, &w, &x, a, b);
+        acc = l.fma(W::load(l, &w), l.load(&x), acc);
     }
     let mut sums = [0.0; SPLIT];
-    if let [low, high] = sums.as_chunks_mut::<8>().0 {
-        l.store(a, low);
-        l.store(b, high);
-    }
+    l.store(acc, &mut sums);
     tree(&sums)
-}
-
-#[inline(always)]
-fn step<L: Lanes, W: FloatWeight>(
-    l: L,
-    w: &[W; SPLIT],
-    x: &[f32; SPLIT],
-    a: L::Floats,
-    b: L::Floats,
-) -> (L::Floats, L::Floats) {
-    // Halves of a 16-array; the chunking cannot fail, so nothing is lost in the empty case.
-    let ([w0, w1], [x0, x1]) = (w.as_chunks::<8>().0, x.as_chunks::<8>().0) else { return (a, b) };
-    (l.fma(W::eight(l, w0), l.load(x0), a), l.fma(W::eight(l, w1), l.load(x1), b))
 }
 
 /// Accumulators l and l + 8, then l + 4, l + 2, l + 1.

@@ -1,6 +1,6 @@
 use super::input::Input32;
-use super::{Block, IntegerBlock, half};
-use crate::simd::{Lanes, eight};
+use super::{Block, IntegerBlock, half, quad};
+use crate::simd::{Halves, Lanes, Line};
 
 /// 32 quants of 4 bits around 8: `w = d * (q - 8)`. Byte i holds elements i and i + 16.
 #[derive(Clone, Copy)]
@@ -38,19 +38,34 @@ unsafe impl Block for Q4_0 {
 impl IntegerBlock for Q4_0 {
     type Input = Input32;
 
+    const WORDS: usize = 4;
+    const HALVES: usize = 1;
+
+    fn words(&self, to: &mut [[u8; 4]]) {
+        to.copy_from_slice(self.q.as_chunks().0);
+    }
+
+    fn halves(&self, to: &mut [[u8; 2]]) {
+        to.copy_from_slice(&[self.d]);
+    }
+
     #[inline(always)]
     fn accumulate<L: Lanes, const N: usize>(
         l: L,
-        rows: &[&Self; 8],
-        inputs: &[&Input32; N],
+        lines: &[Line],
+        halves: &[Halves],
+        x: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(eight!(r => rows[r].d));
-        let w = eight!(r => l.nibbles(&rows[r].q));
+        let (Some(q), [d]) = (lines.first_chunk::<4>(), halves) else { return };
+        let d = l.halves(d);
+        let mut sums = [l.ints(0); N];
         for n in 0..N {
-            let (a, b) = l.dots(&w, &inputs[n].q);
-            let sum = l.sub(l.add(a, b), l.ints(8 * inputs[n].sum));
-            acc[n] = l.fma(l.times(d, l.floats(inputs[n].scale)), l.to_floats(sum), acc[n]);
+            sums[n] = l.ints(x[n].minus8);
+        }
+        nibbles(l, q, x, &mut sums);
+        for n in 0..N {
+            acc[n] = l.fma(l.times(d, l.floats(x[n].scale)), l.to_floats(sums[n]), acc[n]);
         }
     }
 }
@@ -72,21 +87,45 @@ unsafe impl Block for Q4_1 {
 impl IntegerBlock for Q4_1 {
     type Input = Input32;
 
+    const WORDS: usize = 4;
+    const HALVES: usize = 2;
+
+    fn words(&self, to: &mut [[u8; 4]]) {
+        to.copy_from_slice(self.q.as_chunks().0);
+    }
+
+    fn halves(&self, to: &mut [[u8; 2]]) {
+        to.copy_from_slice(&[self.d, self.m]);
+    }
+
     #[inline(always)]
     fn accumulate<L: Lanes, const N: usize>(
         l: L,
-        rows: &[&Self; 8],
-        inputs: &[&Input32; N],
+        lines: &[Line],
+        halves: &[Halves],
+        x: &[&Input32; N],
         acc: &mut [L::Floats; N],
     ) {
-        let d = l.halves(eight!(r => rows[r].d));
-        let m = l.halves(eight!(r => rows[r].m));
-        let w = eight!(r => l.nibbles(&rows[r].q));
+        let (Some(q), [d, m]) = (lines.first_chunk::<4>(), halves) else { return };
+        let (d, m) = (l.halves(d), l.halves(m));
+        let mut sums = [l.ints(0); N];
+        nibbles(l, q, x, &mut sums);
         for n in 0..N {
-            let (a, b) = l.dots(&w, &inputs[n].q);
-            let sum = l.to_floats(l.add(a, b));
-            acc[n] = l.fma(l.times(d, l.floats(inputs[n].scale)), sum, acc[n]);
-            acc[n] = l.fma(m, l.floats(inputs[n].scaled_sum), acc[n]);
+            acc[n] = l.fma(l.times(d, l.floats(x[n].scale)), l.to_floats(sums[n]), acc[n]);
+            acc[n] = l.fma(m, l.floats(x[n].scaled_sum), acc[n]);
+        }
+    }
+}
+
+/// Adds the products of 32 nibbles: low halves of line i are quad i, high halves quad i + 4.
+#[inline(always)]
+fn nibbles<L: Lanes, const N: usize>(l: L, q: &[Line; 4], x: &[&Input32; N], sums: &mut [L::Ints; N]) {
+    for (i, both) in q.iter().enumerate() {
+        let both = l.bytes(both);
+        let (low, high) = (l.low_nibbles(both), l.high_nibbles(both));
+        for n in 0..N {
+            sums[n] = l.dot4(sums[n], low, quad(&x[n].q, i));
+            sums[n] = l.dot4(sums[n], high, quad(&x[n].q, i + 4));
         }
     }
 }

@@ -1,6 +1,6 @@
-use half::f16;
+use half::{bf16, f16};
 
-use super::Lanes;
+use super::{Halves, LANES, Lanes, Line};
 
 /// Plain Rust; the meaning that the other levels must equal.
 #[derive(Clone, Copy)]
@@ -29,181 +29,182 @@ macro_rules! each {
 }
 
 impl Lanes for Portable {
-    type Bytes = [u8; 32];
-    type Ints = [i32; 8];
-    type Floats = [f32; 8];
+    const ROWS: usize = 1;
+
+    type Bytes = Line;
+    type Ints = [i32; LANES];
+    type Floats = [f32; LANES];
 
     #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
+    fn ahead(self, _: &Line) {}
 
     #[inline(always)]
-    fn bytes(self, from: &[u8; 32]) -> [u8; 32] {
+    fn bytes(self, from: &Line) -> Line {
         *from
     }
 
     #[inline(always)]
-    fn nibbles(self, from: &[u8; 16]) -> [u8; 32] {
-        let mut out = [0; 32];
-        for (i, b) in from.iter().enumerate() {
-            out[i] = b & 15;
-            out[i + 16] = b >> 4;
-        }
-        out
-    }
-
-    #[inline(always)]
-    fn fifth_bits(self, mask: u32) -> [u8; 32] {
-        let mut out = [0; 32];
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = ((mask >> i & 1) << 4) as u8;
-        }
-        out
-    }
-
-    #[inline(always)]
-    fn low_nibbles(self, b: [u8; 32]) -> [u8; 32] {
+    fn low_nibbles(self, b: Line) -> Line {
         each!(b, |x| x & 15)
     }
 
     #[inline(always)]
-    fn high_nibbles(self, b: [u8; 32]) -> [u8; 32] {
+    fn high_nibbles(self, b: Line) -> Line {
         each!(b, |x| x >> 4)
     }
 
     #[inline(always)]
-    fn plane<const SHIFT: i32, const MASK: i8>(self, b: [u8; 32]) -> [u8; 32] {
-        each!(b, |x| ((x >> SHIFT) & MASK as u8) << 4)
+    fn with_bit(self, low: Line, planes: Line, i: u32) -> Line {
+        zip!(low, planes, |x, p| x | (p >> i & 1) << 4)
     }
 
     #[inline(always)]
-    fn or(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
-        zip!(a, b, |x, y| x | y)
+    fn with_pair(self, low: Line, planes: Line, i: u32) -> Line {
+        zip!(low, planes, |x, p| x | (p >> (2 * i) & 3) << 4)
     }
 
     #[inline(always)]
-    fn dots(self, rows: &[[u8; 32]; 8], x: &[i8; 32]) -> ([i32; 8], [i32; 8]) {
-        let (mut first, mut second) = ([0; 8], [0; 8]);
-        for r in 0..8 {
-            for i in 0..16 {
-                first[r] += i32::from(rows[r][i]) * i32::from(x[i]);
-                second[r] += i32::from(rows[r][i + 16]) * i32::from(x[i + 16]);
+    fn dot4(self, acc: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
+        let w = w.as_chunks::<4>().0;
+        zip!(acc, w, |acc, w| {
+            let mut sum = acc;
+            for (w, x) in w.iter().zip(x) {
+                sum += i32::from(*w) * i32::from(x);
             }
+            sum
+        })
+    }
+
+    #[inline(always)]
+    fn start_offset(self, offset: i32) -> [i32; LANES] {
+        self.ints(offset)
+    }
+
+    #[inline(always)]
+    fn dot4_offset(self, acc: [i32; LANES], w: Line, x: [i8; 4]) -> [i32; LANES] {
+        self.dot4(acc, w, x)
+    }
+
+    #[inline(always)]
+    fn dot2(self, acc: [i32; LANES], w: [i32; LANES], x: [i16; 2]) -> [i32; LANES] {
+        zip!(acc, w, |acc, w| acc + i32::from(w as i16) * i32::from(x[0]) + (w >> 16) * i32::from(x[1]))
+    }
+
+    #[inline(always)]
+    fn ints(self, value: i32) -> [i32; LANES] {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn words(self, from: &Line) -> [i32; LANES] {
+        let mut out = [0; LANES];
+        for (out, from) in out.iter_mut().zip(from.as_chunks::<4>().0) {
+            *out = i32::from_le_bytes(*from);
         }
-        (first, second)
+        out
     }
 
     #[inline(always)]
-    fn dots_signed(self, rows: &[[u8; 32]; 8], x: &[i8; 32]) -> [i32; 8] {
-        let mut sums = [0; 8];
-        for r in 0..8 {
-            for i in 0..32 {
-                sums[r] += i32::from(rows[r][i] as i8) * i32::from(x[i]);
-            }
-        }
-        sums
-    }
-
-    #[inline(always)]
-    fn ints(self, value: i32) -> [i32; 8] {
-        [value; 8]
-    }
-
-    #[inline(always)]
-    fn words(self, from: [[u8; 4]; 8]) -> [i32; 8] {
-        from.map(i32::from_le_bytes)
-    }
-
-    #[inline(always)]
-    fn add(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+    fn add(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
         zip!(a, b, |x, y| x + y)
     }
 
     #[inline(always)]
-    fn sub(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
-        zip!(a, b, |x, y| x - y)
-    }
-
-    #[inline(always)]
-    fn mul(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+    fn mul(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
         zip!(a, b, |x, y| x * y)
     }
 
     #[inline(always)]
-    fn and(self, a: [i32; 8], mask: u32) -> [i32; 8] {
+    fn and(self, a: [i32; LANES], mask: u32) -> [i32; LANES] {
         each!(a, |x| x & mask as i32)
     }
 
     #[inline(always)]
-    fn either(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+    fn either(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
         zip!(a, b, |x, y| x | y)
     }
 
     #[inline(always)]
-    fn shr<const N: u32>(self, a: [i32; 8]) -> [i32; 8] {
-        each!(a, |x| (x as u32 >> N) as i32)
+    fn shr(self, a: [i32; LANES], n: u32) -> [i32; LANES] {
+        each!(a, |x| (x as u32 >> n) as i32)
     }
 
     #[inline(always)]
-    fn byte(self, a: [i32; 8], i: u32) -> [i32; 8] {
+    fn byte(self, a: [i32; LANES], i: u32) -> [i32; LANES] {
         each!(a, |x| i32::from((x as u32 >> (8 * i)) as u8))
     }
 
     #[inline(always)]
-    fn signed_byte(self, a: [i32; 8], i: u32) -> [i32; 8] {
+    fn signed_byte(self, a: [i32; LANES], i: u32) -> [i32; LANES] {
         each!(a, |x| i32::from((x as u32 >> (8 * i)) as u8 as i8))
     }
 
     #[inline(always)]
-    fn floats(self, value: f32) -> [f32; 8] {
-        [value; 8]
+    fn floats(self, value: f32) -> [f32; LANES] {
+        [value; LANES]
     }
 
     #[inline(always)]
-    fn load(self, from: &[f32; 8]) -> [f32; 8] {
+    fn load(self, from: &[f32; LANES]) -> [f32; LANES] {
         *from
     }
 
     #[inline(always)]
-    fn store(self, a: [f32; 8], to: &mut [f32; 8]) {
+    fn store(self, a: [f32; LANES], to: &mut [f32; LANES]) {
         *to = a;
     }
 
     #[inline(always)]
-    fn halves(self, from: [[u8; 2]; 8]) -> [f32; 8] {
-        from.map(|h| f16::from_le_bytes(h).to_f32())
+    fn halves(self, from: &Halves) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        for (out, from) in out.iter_mut().zip(from.as_chunks::<2>().0) {
+            *out = f16::from_le_bytes(*from).to_f32();
+        }
+        out
     }
 
     #[inline(always)]
-    fn load_f32(self, from: &[[u8; 4]; 8]) -> [f32; 8] {
-        from.map(f32::from_le_bytes)
+    fn bfloats(self, from: &Halves) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        for (out, from) in out.iter_mut().zip(from.as_chunks::<2>().0) {
+            *out = bf16::from_le_bytes(*from).to_f32();
+        }
+        out
     }
 
     #[inline(always)]
-    fn load_f16(self, from: &[[u8; 2]; 8]) -> [f32; 8] {
-        self.halves(*from)
+    fn store_halves(self, a: [f32; LANES], to: &mut Halves) {
+        for (to, a) in to.as_chunks_mut::<2>().0.iter_mut().zip(a) {
+            *to = f16::from_f32(a).to_le_bytes();
+        }
     }
 
     #[inline(always)]
-    fn load_bf16(self, from: &[[u8; 2]; 8]) -> [f32; 8] {
-        from.map(|b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-    }
-
-    #[inline(always)]
-    fn to_floats(self, a: [i32; 8]) -> [f32; 8] {
+    fn to_floats(self, a: [i32; LANES]) -> [f32; LANES] {
         a.map(|x| x as f32)
     }
 
     #[inline(always)]
-    fn times(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+    fn plus(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        zip!(a, b, |x, y| x + y)
+    }
+
+    #[inline(always)]
+    fn times(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         zip!(a, b, |x, y| x * y)
     }
 
     #[inline(always)]
-    fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+    fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         let mut out = c;
-        for i in 0..8 {
+        for i in 0..LANES {
             out[i] = a[i].mul_add(b[i], c[i]);
         }
         out
+    }
+
+    #[inline(always)]
+    fn larger(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        zip!(a, b, |x, y| if x > y { x } else { y })
     }
 }

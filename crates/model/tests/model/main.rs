@@ -1,6 +1,7 @@
 //! The model as its users see it: files in, logits and errors out.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod allocations;
 mod bad_files;
 mod bad_steps;
 mod bits;

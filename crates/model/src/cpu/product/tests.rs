@@ -1,5 +1,8 @@
+use super::super::inputs::Source;
+use super::super::packed::pack;
 use super::*;
 use crate::quant::emulation;
+use crate::weights::Matrix;
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 fn noise(mut state: u64) -> impl FnMut() -> u64 {
@@ -34,11 +37,15 @@ fn case(format: Format, outputs: usize, blocks: usize, count: usize, seed: u64) 
     Case { matrix, rows, x, count }
 }
 
-fn multiply(level: Level, case: &Case) -> Vec<f32> {
-    let (mut inputs, mut outputs) = (Inputs::default(), Outputs::default());
-    inputs.set(level, &case.x, case.count, &[&case.matrix]);
-    outputs.multiply(level, &case.matrix, &inputs);
-    outputs.values().to_vec()
+/// At one level, after another product, with two threads.
+fn product(level: Level, case: &Case) -> Vec<f32> {
+    let mut pool = Pool::new(2).unwrap();
+    let weight = pack(&[&case.matrix], &mut pool).unwrap().remove(0);
+    let (mut inputs, mut out) = (Inputs::default(), vec![f32::NAN; 3]);
+    inputs.float_mut(case.count, weight.inputs).copy_from_slice(&case.x);
+    inputs.set(&mut pool, level, (case.count, weight.inputs), Source::There, [&weight]);
+    multiply(&mut pool, level, &inputs, [(&weight, &mut out)]);
+    out
 }
 
 #[test]
@@ -48,7 +55,7 @@ fn every_format_at_every_level_equals_the_scalar_definition_to_the_bit() {
         // Element formats also with a number of inputs that is no multiple of their 16 accumulators.
         let widths: &[usize] = if format.block().0 == 1 { &[48, 77] } else { &[1, 3] };
         for (i, &blocks) in widths.iter().enumerate() {
-            for (outputs, count) in [(8, 1), (19, 1), (5, 2), (16, 3), (11, 4), (9, 7), (24, 9)] {
+            for (outputs, count) in [(16, 1), (35, 1), (5, 2), (16, 3), (11, 4), (9, 7), (24, 9), (40, 18)] {
                 let case = case(format, outputs, blocks, count, (outputs * 31 + count + i) as u64);
                 let width = case.matrix.inputs;
                 let expected: Vec<f32> = case
@@ -57,7 +64,7 @@ fn every_format_at_every_level_equals_the_scalar_definition_to_the_bit() {
                     .flat_map(|x| case.rows.iter().map(|row| emulation::product(format, row, x)))
                     .collect();
                 for level in Level::available() {
-                    let found = multiply(level, &case);
+                    let found = product(level, &case);
                     assert_eq!(found.len(), expected.len());
                     for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                         assert_eq!(
@@ -127,7 +134,7 @@ fn broken_inputs_reach_the_outputs() {
             let mut case = case(format, 9, blocks, 2, 1);
             case.x[3] = broken;
             for level in Level::available() {
-                let found = multiply(level, &case);
+                let found = product(level, &case);
                 assert!(found[..9].iter().all(|y| !y.is_finite()), "{format:?} {level}");
             }
         }

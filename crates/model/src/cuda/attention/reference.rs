@@ -1,5 +1,6 @@
 //! A step's attention in f64, straight from its definition, and random steps to compare with it.
 
+use super::tiles::Tree;
 use super::*;
 use crate::cuda::testing::Random;
 

@@ -1,6 +1,7 @@
 use request::{Sampling, SamplingParams, TokenId};
 use sampling::{Change, Draw, Mask, NoiseKey};
 
+use super::encode::Place;
 use super::*;
 use crate::cuda::testing::{self, Random};
 

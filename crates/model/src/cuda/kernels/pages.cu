@@ -1,4 +1,4 @@
-// Pages of keys and values on their way between GPUs, and the entries of page tables.
+// Pages of keys and values on their way between GPUs.
 //
 // A *unit* is a page of one class in one layer: contiguous, a multiple of 16 bytes. Gathered units lie one after the
 // other. Both ways compute a unit's checksum from the bytes that pass through:
@@ -68,15 +68,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) gather_pages(Unit* units, 
 
 extern "C" __global__ void __launch_bounds__(THREADS) scatter_pages(Unit* units, char* staging, unsigned pieces) {
     copy<false>(units, staging, pieces);
-}
-
-// Writes table[slot][index] = page for triples of int32. `deltas` begins with their number in 3 words.
-extern "C" __global__ void __launch_bounds__(THREADS)
-apply_deltas(const int* deltas, int* table, u64 stride) {
-    launch_dependents();
-    wait_for_inputs();
-    int i = blockIdx.x * THREADS + threadIdx.x;
-    if (i >= deltas[0]) return;
-    const int* delta = deltas + 3 + 3 * i;
-    table[delta[0] * stride + delta[1]] = delta[2];
 }

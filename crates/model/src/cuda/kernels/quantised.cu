@@ -67,21 +67,19 @@ __device__ __forceinline__ void operand(const Share<F>& share, int sub, int step
     }
 }
 
-enum Epilogue { STORE, WITH_BIAS, RESIDUAL };
-
 template <typename T>
-__device__ __forceinline__ void finish(float y, void* out, const float* bias, int epilogue, size_t at, unsigned output) {
-    if (epilogue == RESIDUAL) {
+__device__ __forceinline__ void finish(float y, void* out, int add, size_t at) {
+    if (add) {
         static_cast<float*>(out)[at] += y;
     } else {
-        static_cast<T*>(out)[at] = from_float<T>(epilogue == WITH_BIAS ? y + bias[output] : y);
+        static_cast<T*>(out)[at] = from_float<T>(y);
     }
 }
 
 // COLUMNS: eights of rows.
 template <Format F, typename T, int COLUMNS>
 __device__ __forceinline__ void product(const unsigned char* weights, const float* output_scales, const T* x, void* out,
-                                        const float* bias, int epilogue, unsigned rows, unsigned n, unsigned k) {
+                                        int add, unsigned rows, unsigned n, unsigned k) {
     constexpr int K = Tile<F>::K;
     extern __shared__ float sums[];  // [warps][2 tiles][COLUMNS][4][32]
     unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, t = lane % 4;
@@ -171,14 +169,14 @@ __device__ __forceinline__ void product(const unsigned char* weights, const floa
         unsigned output = blockIdx.x * 32 + i * 16 + of / 4 + e / 2 * 8, row = c * 8 + of % 4 * 2 + e % 2;
         if (output >= n || row >= rows) continue;
         if (F == FP8) y *= output_scales[output];
-        finish<T>(y, out, bias, epilogue, (size_t)row * n + output, output);
+        finish<T>(y, out, add, (size_t)row * n + output);
     }
 }
 
 // x of float, which the tensor cores would round: a warp an output, for checks and small models.
 template <Format F>
 __device__ void float_product(const unsigned char* weights, const float* output_scales, const float* x, void* out,
-                              const float* bias, int epilogue, unsigned rows, unsigned n, unsigned k) {
+                              int add, unsigned rows, unsigned n, unsigned k) {
     constexpr int K = Tile<F>::K;
     unsigned output = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     launch_dependents();
@@ -198,7 +196,7 @@ __device__ void float_product(const unsigned char* weights, const float* output_
         float y = warp_sum(acc[row]);
         if (lane == row && row < rows) {
             if (F == FP8) y *= output_scales[output];
-            finish<float>(y, out, bias, epilogue, (size_t)row * n + output, output);
+            finish<float>(y, out, add, (size_t)row * n + output);
         }
     }
 }
@@ -209,7 +207,7 @@ __device__ void whole(const unsigned char* weights, const float* output_scales, 
     constexpr int K = Tile<F>::K;
     launch_dependents();
     wait_for_inputs();
-    unsigned output = blockIdx.y, at = (blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    unsigned output = blockIdx.x, at = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
     if (at >= k) return;
     const unsigned char* tile = weights + ((size_t)(output / 16) * ((k + K - 1) / K) + at / K) * Tile<F>::BYTES;
     float scale = F == FP8 ? output_scales[output] : 1.0f;
@@ -224,8 +222,8 @@ __device__ void whole(const unsigned char* weights, const float* output_scales, 
 #define PRODUCT(FORMAT, NAME, T, SUFFIX, COLUMNS, ROWS)                                                              \
     extern "C" __global__ void __launch_bounds__(512)                                                                \
     quantised_##NAME##_##ROWS##_##SUFFIX(const unsigned char* w, const float* s, const T* x, void* out,              \
-                                         const float* bias, int epilogue, unsigned rows, unsigned n, unsigned k) {   \
-        product<FORMAT, T, COLUMNS>(w, s, x, out, bias, epilogue, rows, n, k);                                       \
+                                         int add, unsigned rows, unsigned n, unsigned k) {                           \
+        product<FORMAT, T, COLUMNS>(w, s, x, out, add, rows, n, k);                                                  \
     }
 #define WHOLE(FORMAT, NAME, T, SUFFIX)                                                                               \
     extern "C" __global__ void dequantise_##NAME##_##SUFFIX(const unsigned char* w, const float* s, T* out,          \
@@ -238,9 +236,9 @@ __device__ void whole(const unsigned char* weights, const float* output_scales, 
     PRODUCT(FORMAT, NAME, f16, f16, 1, 8)                                                                            \
     PRODUCT(FORMAT, NAME, f16, f16, 2, 16)                                                                           \
     extern "C" __global__ void __launch_bounds__(512)                                                                \
-    quantised_##NAME##_16_f32(const unsigned char* w, const float* s, const float* x, void* out, const float* bias,  \
-                              int epilogue, unsigned rows, unsigned n, unsigned k) {                                 \
-        float_product<FORMAT>(w, s, x, out, bias, epilogue, rows, n, k);                                             \
+    quantised_##NAME##_16_f32(const unsigned char* w, const float* s, const float* x, void* out, int add,            \
+                              unsigned rows, unsigned n, unsigned k) {                                               \
+        float_product<FORMAT>(w, s, x, out, add, rows, n, k);                                                        \
     }                                                                                                                \
     WHOLE(FORMAT, NAME, float, f32)                                                                                  \
     WHOLE(FORMAT, NAME, bf16, bf16)                                                                                  \

@@ -11,9 +11,7 @@ struct Case {
     x: Vec<f32>,
     w: Vec<f32>,
     norm: Vec<f32>,
-    rows: usize,
     inputs: usize,
-    outputs: usize,
 }
 
 impl Case {
@@ -23,9 +21,7 @@ impl Case {
             x: rounded(random.normals(rows * inputs)),
             w: rounded(random.normals(outputs * inputs)),
             norm: random.normals(inputs),
-            rows,
             inputs,
-            outputs,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The whole model on a GPU against the model on the CPU, which is tested against candle, and against itself.
 
+mod quantised;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 

@@ -117,7 +117,7 @@ pub(crate) fn q8_0(blocks: &[u8], outputs: usize, inputs: usize) -> Vec<u8> {
 /// From rows of floats: the packed matrix and the scale of each output.
 pub(crate) fn fp8(rows: &[f32], outputs: usize, inputs: usize) -> (Vec<u8>, Vec<f32>) {
     assert_eq!(rows.len(), outputs * inputs, "floats of a matrix");
-    let scales: Vec<f32> = rows.chunks_exact(inputs).map(fp8::scale).collect();
+    let scales: Vec<f32> = rows.par_chunks_exact(inputs).map(fp8::scale).collect();
     let packed = pack(Kept::Fp8, outputs, inputs, |tile, of, output, at| {
         let row = &rows[output * inputs..(output + 1) * inputs];
         for (input, w) in row.iter().skip(at * 128).take(128).enumerate() {

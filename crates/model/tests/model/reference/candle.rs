@@ -117,6 +117,48 @@ fn smollm2_is_close_to_candles_f32() {
     assert!(agree * 10 >= rows * 9, "only {agree} of {rows} rows have the same best token");
 }
 
+/// Perplexity over 8192 tokens in windows of 512: what quantised inputs, half-float keys and values and the
+/// order of sums cost. Half a minute of candle's arithmetic, so it runs when it is asked for:
+/// `cargo nextest run -p model --run-ignored only perplexity`.
+#[test]
+#[ignore = "takes minutes; run by name, and its figure is in docs/benchmarks.md"]
+fn perplexity_of_smollm2_is_that_of_candles_f32() {
+    const WINDOW: usize = 512;
+    let Some(path) = real::find("smollm2-135m.gguf") else { return };
+    let header = Header::open(&path).unwrap();
+    let text = [
+        include_str!("../../../../../LICENSE"),
+        include_str!("../../../../../docs/architecture.md"),
+        include_str!("../../../../../docs/request.md"),
+        include_str!("../../../../../docs/glossary.md"),
+        include_str!("../../../../../README.md"),
+    ];
+    let text: String =
+        text.concat().chars().filter(|c| c.is_ascii_graphic() || matches!(c, ' ' | '\n')).collect();
+    let tokens = real::tokens(&header.metadata, &text);
+    let tokens = &tokens[..tokens.len().min(16 * WINDOW)];
+    assert_eq!(tokens.len(), 16 * WINDOW, "the text is long enough");
+    let mut model = CpuModel::load(&path, &real::OPTIONS).unwrap();
+    let mut reference = Reference::open(&path);
+    // Sums of negative log-likelihoods of each window's tokens after the first.
+    let loss = |logits: &[Vec<f32>], tokens: &[u32]| -> f64 {
+        let of = |row: &Vec<f32>, next: &u32| {
+            let total: f64 = row.iter().map(|l| f64::from(*l).exp()).sum();
+            total.ln() - f64::from(row[*next as usize])
+        };
+        logits.iter().zip(&tokens[1..]).map(|(row, next)| of(row, next)).sum()
+    };
+    let (mut ours, mut theirs, mut count) = (0.0, 0.0, 0);
+    for window in tokens.chunks_exact(WINDOW) {
+        ours += loss(&logits(&mut model, window, 128).unwrap(), window);
+        theirs += loss(&reference.logits(window).unwrap(), window);
+        count += WINDOW - 1;
+    }
+    let (ours, theirs) = ((ours / count as f64).exp(), (theirs / count as f64).exp());
+    println!("perplexity over {count} tokens: {ours:.4}, candle F32 {theirs:.4}, ratio {:.5}", ours / theirs);
+    assert!((ours / theirs - 1.0).abs() <= 0.006, "{ours} against {theirs}");
+}
+
 /// The same weights in F32 on a GPU: the bits differ, the text only where two tokens are nearly as likely.
 #[cfg(feature = "cuda")]
 #[test]

@@ -1,0 +1,232 @@
+//! The matrices of layers, dense or quantised, and their products.
+
+use super::blas::Shape;
+use super::linear::{Dense, Linear, Norm};
+use super::quantised::{Epilogue, Products, Quantised};
+use super::{Buffer, CudaError, Device, Dtype, Mode};
+use crate::LoadError;
+
+/// What the matrices of layers are kept in; embedding and output layer are always in the dtype.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weights {
+    /// All in the dtype.
+    #[default]
+    Dequantised,
+    /// Those that a GGUF file stores as Q4_K or Q8_0 in their blocks, others in the dtype. Q, K and V are one matrix,
+    /// and so are gate and up: they are kept where all parts are of one kind.
+    Kept,
+    /// In FP8 (E4M3) with a scale an output, quantised at load.
+    Fp8,
+}
+
+/// A matrix of a layer.
+pub(crate) enum DeviceMatrix {
+    Dense(Dense),
+    Quantised(Quantised),
+}
+
+/// The products of one model's matrices.
+pub(crate) struct Matmul {
+    pub(crate) dense: Linear,
+    /// Where a matrix is quantised.
+    fused: Option<Fused>,
+    dtype: Dtype,
+}
+
+struct Fused {
+    products: Products,
+    /// Room for the largest of them in the dtype.
+    whole: Buffer,
+}
+
+impl Weights {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dequantised => "dequantised",
+            Self::Kept => "kept",
+            Self::Fp8 => "fp8",
+        }
+    }
+
+    /// Refuses what `mode` cannot hold: few rows of a quantised matrix have other bits than many.
+    pub(crate) fn check(self, mode: Mode) -> Result<(), LoadError> {
+        if self == Self::Dequantised || mode == Mode::Fast {
+            return Ok(());
+        }
+        let why = format!(
+            "{} is not built for the batch-invariant mode, where weights must be dequantised",
+            self.name()
+        );
+        Err(LoadError::BadOption { option: "weights", why })
+    }
+}
+
+impl DeviceMatrix {
+    /// Bytes that a product reads.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Dense(dense) => dense.weights.bytes() as u64,
+            Self::Quantised(quantised) => quantised.bytes() as u64,
+        }
+    }
+}
+
+impl Matmul {
+    /// For products with `matrices`.
+    pub(crate) fn new<'a>(
+        device: &Device,
+        dtype: Dtype,
+        mode: Mode,
+        matrices: impl Iterator<Item = &'a DeviceMatrix>,
+    ) -> Result<Self, CudaError> {
+        let largest = matrices.filter_map(|matrix| match matrix {
+            DeviceMatrix::Dense(_) => None,
+            DeviceMatrix::Quantised(w) => Some(w.outputs as usize * w.inputs as usize),
+        });
+        let fused = match largest.max() {
+            None => None,
+            Some(elements) => Some(Fused {
+                products: Products::new(device, dtype)?,
+                whole: Buffer::zeros(device, "a dequantised matrix", elements * dtype.bytes())?,
+            }),
+        };
+        Ok(Self { dense: Linear::new(device, dtype, mode)?, fused, dtype })
+    }
+
+    /// Whether [`Self::norm_store`] and [`Self::norm_gate`] take so many rows of this matrix.
+    pub(crate) fn norms(&self, matrix: &DeviceMatrix, rows: u32) -> bool {
+        match matrix {
+            DeviceMatrix::Dense(w) => self.dense.norms(w, rows),
+            DeviceMatrix::Quantised(_) => false,
+        }
+    }
+
+    /// out (of the dtype) = x W^T.
+    pub(crate) fn store(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        match matrix {
+            DeviceMatrix::Dense(w) => self.dense.store(device, w, x, out, rows),
+            DeviceMatrix::Quantised(w) => self.quantised(device, w, [x, out], rows, Epilogue::Store),
+        }
+    }
+
+    /// out (of float) = x W^T; only of dense matrices.
+    pub(crate) fn store_float(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        match matrix {
+            DeviceMatrix::Dense(w) => self.dense.store_float(device, w, x, out, rows),
+            DeviceMatrix::Quantised(_) => {
+                Err(CudaError::NotBuilt { what: "a partial result of a quantised product" })
+            }
+        }
+    }
+
+    /// residual (of float) += x W^T.
+    pub(crate) fn add(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        x: u64,
+        residual: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        match matrix {
+            DeviceMatrix::Dense(w) => self.dense.add(device, w, x, residual, rows),
+            DeviceMatrix::Quantised(w) => self.quantised(device, w, [x, residual], rows, Epilogue::Residual),
+        }
+    }
+
+    /// As [`Linear::norm_store`]; only where [`Self::norms`].
+    pub(crate) fn norm_store(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        norm: Norm,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        self.dense.norm_store(device, normed(matrix)?, norm, x, out, rows)
+    }
+
+    /// As [`Linear::norm_gate`]; only where [`Self::norms`].
+    pub(crate) fn norm_gate(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        norm: Norm,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        self.dense.norm_gate(device, normed(matrix)?, norm, x, out, rows)
+    }
+
+    /// Chooses the algorithms of a product of many rows beforehand; what `x` and `out` hold is lost.
+    pub(crate) fn tune(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        [x, y]: [u64; 2],
+        rows: u32,
+        out: Dtype,
+        add: bool,
+    ) -> Result<(), CudaError> {
+        match matrix {
+            DeviceMatrix::Dense(w) => self.dense.tune(device, w, [x, y], rows, out, add),
+            DeviceMatrix::Quantised(_) if rows <= Products::MOST_ROWS => Ok(()),
+            DeviceMatrix::Quantised(w) => {
+                let whole = self.fused()?.whole.at(0);
+                self.dense.blas.tune(device, self.shape(w, rows, out, add), [whole, x, y])
+            }
+        }
+    }
+
+    /// Few rows by the fused kernels; for more the matrix is dequantised, which is read anew each time.
+    fn quantised(
+        &self,
+        device: &Device,
+        w: &Quantised,
+        [x, y]: [u64; 2],
+        rows: u32,
+        epilogue: Epilogue,
+    ) -> Result<(), CudaError> {
+        let Fused { products, whole } = self.fused()?;
+        if rows <= Products::MOST_ROWS {
+            return products.product(device, w, x, y, rows, epilogue);
+        }
+        let shape = match epilogue {
+            Epilogue::Store => self.shape(w, rows, self.dtype, false),
+            Epilogue::Residual => self.shape(w, rows, Dtype::F32, true),
+        };
+        products.dequantise(device, w, whole.at(0))?;
+        self.dense.blas.multiply(device, shape, [whole.at(0), x, y])
+    }
+
+    fn shape(&self, w: &Quantised, rows: u32, out: Dtype, add: bool) -> Shape {
+        Shape { rows, inputs: w.inputs, outputs: w.outputs, dtype: self.dtype, out, add }
+    }
+
+    fn fused(&self) -> Result<&Fused, CudaError> {
+        self.fused.as_ref().ok_or(CudaError::NotBuilt { what: "a quantised product in a model without any" })
+    }
+}
+
+fn normed(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
+    match matrix {
+        DeviceMatrix::Dense(w) => Ok(w),
+        DeviceMatrix::Quantised(_) => Err(CudaError::NotBuilt { what: "a norm inside a quantised product" }),
+    }
+}

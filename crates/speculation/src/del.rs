@@ -1,0 +1,189 @@
+//! DEL (arXiv 2504.05598): after which layer to draft, how many, and when to stop.
+//!
+//! Pure figures of one sequence. Early exit in a model is not built (issue 5): it needs weights that were trained
+//! for it.
+
+/// How right each exit layer was lately, and how sure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Exits {
+    /// By layers passed, from 1 to one less than all.
+    layers: Vec<Exit>,
+    /// What a pass through the head costs, in layers.
+    head: f64,
+}
+
+/// Of one exit layer, each round weighing less than the one after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Exit {
+    right: f64,
+    wrong: f64,
+    /// Sums of the confidence of right and of wrong tokens.
+    sure_right: f64,
+    sure_wrong: f64,
+}
+
+/// A shadow token: what a layer would have said, and with which probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Said {
+    pub right: bool,
+    pub confidence: f64,
+}
+
+/// What to do in the next round.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Round {
+    /// Layers that a draft passes.
+    pub exit: u32,
+    /// Drafts to make; 0: plain decoding.
+    pub drafts: u32,
+    /// Stop after a draft that is less sure than this; `None` while nothing tells right from wrong.
+    pub stop_below: Option<f64>,
+}
+
+impl Exits {
+    /// Weight of the past in each round.
+    const MEMORY: f64 = 0.95;
+    /// Most drafts of a round.
+    pub const MOST: u32 = 18;
+
+    /// A model of `layers` layers, at least 2, whose head costs as much as `head` of them.
+    pub fn new(layers: u32, head: f64) -> Self {
+        Self { layers: vec![Exit::default(); layers.max(2) as usize - 1], head }
+    }
+
+    fn all(&self) -> f64 {
+        self.layers.len() as f64 + 1.0
+    }
+
+    /// A round is over: what every exit layer said at the places that were judged. A layer without words only
+    /// grows older.
+    pub fn record(&mut self, said: &[Vec<Said>]) {
+        for (layer, exit) in self.layers.iter_mut().enumerate() {
+            for sum in [&mut exit.right, &mut exit.wrong, &mut exit.sure_right, &mut exit.sure_wrong] {
+                *sum *= Self::MEMORY;
+            }
+            for said in said.get(layer).into_iter().flatten() {
+                let (count, sure) = if said.right {
+                    (&mut exit.right, &mut exit.sure_right)
+                } else {
+                    (&mut exit.wrong, &mut exit.sure_wrong)
+                };
+                *count += 1.0;
+                *sure += said.confidence;
+            }
+        }
+    }
+
+    /// Tokens a layer for drafts after layer `exit`: what a round brings by what it costs. A draft passes its
+    /// layers and the head; verification passes all layers, and the head once for all places.
+    pub fn tokens_per_layer(&self, exit: u32, drafts: u32) -> f64 {
+        let Some(Exit { right, wrong, .. }) = self.layers.get(exit.wrapping_sub(1) as usize) else {
+            return 0.0;
+        };
+        let rate = if right + wrong > 0.0 { right / (right + wrong) } else { 0.0 };
+        let tokens: f64 = (0..=drafts).map(|k| rate.powi(k as i32)).sum();
+        let (exit, drafts) = (f64::from(exit), f64::from(drafts));
+        tokens / (self.all() + drafts * exit + self.head * (drafts + 1.0))
+    }
+
+    /// The exit layer and length with the most tokens a layer; the first layer as long as nothing is known.
+    pub fn plan(&self) -> Round {
+        let exits = (1u32..).zip(&self.layers).filter(|(_, e)| e.right + e.wrong > 0.0).map(|(exit, _)| exit);
+        let rounds = exits.flat_map(|exit| (0..Self::MOST).map(move |drafts| (exit, drafts)));
+        let better = |best: (f64, u32, u32), (exit, drafts): (u32, u32)| {
+            let speed = self.tokens_per_layer(exit, drafts);
+            if speed > best.0 { (speed, exit, drafts) } else { best }
+        };
+        let (speed, exit, drafts) = rounds.fold((0.0, 1, 1), better);
+        let known = (speed > 0.0).then(|| self.layers[exit as usize - 1]);
+        Round { exit, drafts, stop_below: known.and_then(Exit::threshold) }
+    }
+}
+
+impl Exit {
+    /// Midway between how sure it is when it is right and when it is wrong.
+    fn threshold(self) -> Option<f64> {
+        let both = self.right > 0.0 && self.wrong > 0.0;
+        both.then(|| (self.sure_right / self.right + self.sure_wrong / self.wrong) / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn said(right: bool, confidence: f64) -> Said {
+        Said { right, confidence }
+    }
+
+    proptest! {
+        /// The plan is the best of all exits and lengths.
+        #[test]
+        fn the_plan_equals_brute_force(
+            rounds in prop::collection::vec(prop::collection::vec(prop::collection::vec((any::<bool>(), 0.0..1.0f64), 0..4), 11), 1..8),
+            head in 0.0..4.0f64,
+        ) {
+            let mut exits = Exits::new(12, head);
+            for round in &rounds {
+                let words: Vec<Vec<Said>> =
+                    round.iter().map(|l| l.iter().map(|(r, c)| said(*r, *c)).collect()).collect();
+                exits.record(&words);
+            }
+            let plan = exits.plan();
+            // By the formula, written once more.
+            let speed = |exit: usize, drafts: u32| {
+                let judged = rounds.iter().rev().enumerate().flat_map(|(age, round)| {
+                    round[exit - 1].iter().map(move |(right, _)| (0.95f64.powi(age as i32), *right))
+                });
+                let (mut right, mut all) = (0.0, 0.0);
+                for (weight, is_right) in judged {
+                    right += if is_right { weight } else { 0.0 };
+                    all += weight;
+                }
+                if all == 0.0 {
+                    return None;
+                }
+                let tokens: f64 = (0..=drafts).map(|k| (right / all).powi(k as i32)).sum();
+                let drafts = f64::from(drafts);
+                Some(tokens / (12.0 + drafts * exit as f64 + head * (drafts + 1.0)))
+            };
+            let best = (1..12).flat_map(|e| (0..18).map(move |d| (e, d))).filter_map(|(e, d)| speed(e, d)).fold(0.0, f64::max);
+            if best > 0.0 {
+                let planned = speed(plan.exit as usize, plan.drafts).unwrap();
+                prop_assert!((planned / best - 1.0).abs() < 1e-9, "{:?}: {} of {}", plan, planned, best);
+            } else {
+                prop_assert_eq!(plan, Round { exit: 1, drafts: 1, stop_below: None });
+            }
+        }
+    }
+
+    #[test]
+    fn layers_that_are_never_right_draft_nothing_and_those_that_always_are_draft_all() {
+        let mut exits = Exits::new(4, 0.0);
+        exits.record(&[vec![said(false, 0.4)], vec![], vec![said(false, 0.2)]]);
+        assert_eq!((exits.plan().drafts, exits.tokens_per_layer(1, 0)), (0, 0.25));
+        exits.record(&[vec![], vec![said(true, 0.9)]]);
+        let plan = exits.plan();
+        assert_eq!((plan.exit, plan.drafts), (2, Exits::MOST - 1));
+        assert!((exits.tokens_per_layer(2, 3) - 4.0 / (4.0 + 3.0 * 2.0)).abs() < 1e-12);
+        // A dear head costs a draft nearly what a plain step does.
+        exits.head = 40.0;
+        let gain = exits.tokens_per_layer(2, 17) / exits.tokens_per_layer(2, 0);
+        assert!((1.0..1.1).contains(&gain), "{gain}");
+    }
+
+    #[test]
+    fn old_rounds_count_less_and_the_threshold_lies_between() {
+        let mut exits = Exits::new(3, 0.5);
+        for _ in 0..400 {
+            exits.record(&[vec![said(true, 0.8)], vec![]]);
+        }
+        assert!((exits.layers[0].right - 20.0).abs() < 1e-6, "one a round comes to 1 / (1 - 0.95)");
+        assert_eq!(exits.plan().stop_below, None, "nothing was ever wrong");
+        exits.record(&[vec![said(true, 0.8), said(false, 0.4)], vec![]]);
+        let threshold = exits.plan().stop_below.unwrap();
+        assert!((threshold - 0.6).abs() < 1e-9, "{threshold}");
+    }
+}
