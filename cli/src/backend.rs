@@ -38,13 +38,8 @@ impl Backend {
 
     #[cfg(feature = "cuda")]
     fn cuda(gpus: &[u32], config: &rank::Config) -> Result<Self> {
-        let [ordinal] = gpus else {
-            anyhow::bail!(
-                "rank.device: a model over several GPUs is not built into `worker` yet; name one GPU"
-            );
-        };
         let options = model::CudaOptions {
-            ordinal: *ordinal as usize,
+            ordinals: gpus.iter().map(|&gpu| gpu as usize).collect(),
             dtype: match config.dtype {
                 rank::Dtype::Bf16 => model::Dtype::Bf16,
                 rank::Dtype::F16 => model::Dtype::F16,

@@ -27,8 +27,10 @@ for part in "${parts[@]}"; do
             bench full-32k --dummy-weights "$llama" --context 32000 --decode 1,8
             bench half-windows-32k --dummy-weights "$llama" --context 32000 --decode 1,8 --half-windows 64 256 ;;
         tensor)
-            bench tensor-1 --dummy-weights "$llama" --context 512 --decode 1,8,32
-            bench tensor-2 --dummy-weights "$llama" --context 512 --decode 1,8,32 --tensor-parallel 2 ;;
+            bench tensor-1 --dummy-weights "$llama" --context 512 --decode 1,8,32 --prefill 2048
+            bench tensor-2 --dummy-weights "$llama" --context 512 --decode 1,8,32 --prefill 2048 --tensor-parallel 2
+            bench tensor-2-nccl --dummy-weights "$llama" --context 512 --decode 1,8,32 --prefill 2048 --tensor-parallel 2 --nccl
+            bench hand-off --dummy-weights "$llama" --hand-off 16,64,256,1024 ;;
         *) echo "no part is called $part" >&2; exit 2 ;;
     esac
 done

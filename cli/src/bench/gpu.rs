@@ -32,6 +32,15 @@ pub struct GpuArgs {
     /// Which GPU
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub device: usize,
+    /// GPUs that share the model, from --device on
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub tensor_parallel: u32,
+    /// Have NCCL make the sums over GPUs
+    #[arg(long)]
+    pub nccl: bool,
+    /// MiB of pages handed from the GPU to the next one; several values are measured one after the other
+    #[arg(long, value_delimiter = ',', value_name = "MIB,...", requires = "dummy_weights")]
+    pub hand_off: Vec<u64>,
     /// Sequences that decode at once; several values are measured one after the other
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     pub decode: Vec<u32>,
@@ -102,8 +111,23 @@ struct Report {
     half_windows: Option<Vec<u32>>,
     kv_bytes_a_position: Option<u64>,
     version: &'static str,
+    /// GPUs that share the model.
+    tensor_parallel: u32,
+    /// Whether NCCL made the sums over them.
+    nccl: bool,
     steps: Vec<StepTime>,
     kernels: Vec<Kernel>,
+    /// Of pages from GPU to GPU, beside NCCL.
+    transfers: Vec<Transfer>,
+}
+
+/// So many bytes from GPU to GPU.
+#[derive(Debug, Serialize)]
+struct Transfer {
+    what: &'static str,
+    bytes: u64,
+    us: f64,
+    gb_per_s: f64,
 }
 
 /// One kind of step.
@@ -160,13 +184,62 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         half_windows: args.half_windows.clone(),
         kv_bytes_a_position: None,
         version: env!("CARGO_PKG_VERSION"),
+        tensor_parallel: args.tensor_parallel,
+        nccl: args.nccl,
         steps: Vec::new(),
         kernels: kernels.into_iter().map(Kernel::of).collect(),
+        transfers: Vec::new(),
     };
+    if args.tensor_parallel > 1 {
+        let sums = model::exchange_timings(&gpus(args), args.nccl)?;
+        report.kernels.extend(sums.into_iter().map(Kernel::of));
+    }
     if let Some(config) = &args.dummy_weights {
-        steps(args, config, &ceilings, &mut report)?;
+        // Each GPU does a part at its own rate.
+        let count = f64::from(args.tensor_parallel);
+        let all = Ceilings { copy: ceilings.copy * count, product: ceilings.product * count, ..ceilings };
+        steps(args, config, &all, &mut report)?;
+        if !args.hand_off.is_empty() {
+            hand_off(args, config, &mut report)?;
+        }
     }
     Ok(report)
+}
+
+/// The GPUs that share the model.
+fn gpus(args: &GpuArgs) -> Vec<usize> {
+    (args.device..).take(args.tensor_parallel as usize).collect()
+}
+
+/// Pages from a model on the first GPU to one on the next.
+fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
+    let shape = Shape::of(config)?;
+    let most = args.hand_off.iter().copied().max().unwrap_or(0) << 20;
+    let pages = most.div_ceil(shape.kv_bytes() * u64::from(PAGE_POSITIONS)).max(1);
+    let options = Options {
+        context: Some(PAGE_POSITIONS),
+        vocab: None,
+        slots: 1,
+        pages: PageBudget::Pages(u32::try_from(pages).context("--hand-off: too many pages")?),
+        threads: 1,
+    };
+    let make = |gpu: usize| {
+        let cuda = CudaOptions { ordinals: vec![gpu], rows: 256, ..CudaOptions::default() };
+        CudaModel::dummy(config, 1, &options, &cuda)
+    };
+    let (from, to) = (make(args.device)?, make(args.device + 1)?);
+    for &size in &args.hand_off {
+        for rate in model::transfer_rates(&from, &to, size << 20)? {
+            let gb_per_s = rate.bytes as f64 / rate.microseconds / 1e3;
+            report.transfers.push(Transfer {
+                what: rate.what,
+                bytes: rate.bytes,
+                us: rate.microseconds,
+                gb_per_s,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report) -> Result<()> {
@@ -187,7 +260,8 @@ fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report
         threads: 1,
     };
     let cuda = CudaOptions {
-        ordinal: args.device,
+        ordinals: gpus(args),
+        nccl: args.nccl,
         dtype: Dtype::Bf16,
         weights: args.weights.into(),
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
@@ -417,6 +491,15 @@ impl Report {
                     over,
                     rate,
                 ]);
+            }
+            text += &format!("\n{}", aligned(table));
+        }
+        if !self.transfers.is_empty() {
+            let mut table = Builder::default();
+            table.push_record(["GPU to GPU", "MB", "us", "GB/s"]);
+            for t in &self.transfers {
+                let [megabytes, us, rate] = [t.bytes as f64 / 1e6, t.us, t.gb_per_s].map(figure);
+                table.push_record([t.what.into(), megabytes, us, rate]);
             }
             text += &format!("\n{}", aligned(table));
         }

@@ -1,9 +1,12 @@
-//! The CUDA back end: one rank's model on one NVIDIA GPU.
+//! The CUDA back end: a model on one NVIDIA GPU, or on several that share it.
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
 //! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`) over keys and values in
 //! pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
+//!
+//! Several GPUs (`ranks`) hold a part of each layer (`shard`) and sum their results (`exchange`, `nccl`). Pages go from
+//! one model to another by `handoff`.
 //!
 //! The fast mode uses whatever is fastest for a number of rows; the invariant mode gives a row the same bits alone and
 //! in any batch ([`Mode`]).
@@ -18,13 +21,18 @@ mod draw;
 mod dtype;
 mod elementwise;
 mod error;
+mod exchange;
 mod forward;
+mod handoff;
 mod kv;
 mod linear;
 mod matrix;
 mod model;
+mod nccl;
 mod pages;
 mod quantised;
+mod ranks;
+mod shard;
 #[cfg(test)]
 mod testing;
 mod timing;
@@ -36,6 +44,8 @@ pub use device::device_count;
 pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use dtype::Dtype;
 pub use error::CudaError;
+pub use exchange::exchange_timings;
+pub use handoff::{HandOff, Moved, PageMove, TransferRate, transfer_rates};
 pub use kv::HeadMap;
 pub use linear::Mode;
 pub use matrix::Weights;

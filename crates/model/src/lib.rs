@@ -30,8 +30,8 @@ pub use arch::refuse_split;
 pub use cpu::{CpuModel, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
-    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Shape, Timing, Weights, ceilings,
-    device_count, kernel_timings,
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape,
+    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;

@@ -49,6 +49,7 @@ impl Buffer {
     ) -> Result<(), CudaError> {
         let bytes = size_of_val(values);
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes), "a write beyond the buffer");
+        device.bind()?;
         // SAFETY: the range is inside the allocation, and `values` is plain data. Pageable memory is staged by the
         // driver before the call returns.
         unsafe { result::memcpy_htod_async(self.address + at as u64, values, device.stream.cu_stream()) }
@@ -65,6 +66,7 @@ impl Buffer {
         let bytes = count * size_of::<T>();
         assert!(at.checked_add(bytes).is_some_and(|end| end <= self.bytes), "a read beyond the buffer");
         let mut values = vec![T::default(); count];
+        device.bind()?;
         // SAFETY: the range is inside the allocation; any bytes are a value of a `Plain` type.
         unsafe {
             result::memcpy_dtoh_async(&mut values, self.address + at as u64, device.stream.cu_stream())

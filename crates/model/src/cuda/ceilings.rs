@@ -7,7 +7,7 @@ use cudarc::driver::result;
 use super::attention;
 use super::blas::{Blas, Shape as Product};
 use super::draw::Drawer;
-use super::elementwise::Elementwise;
+use super::elementwise::{Elementwise, Filled};
 use super::error::Doing;
 use super::linear::{Dense, Linear, Norm};
 use super::quantised::Products;
@@ -34,7 +34,7 @@ pub fn ceilings(ordinal: usize) -> Result<Ceilings, CudaError> {
     // Random numbers: zeros can be moved and multiplied faster.
     let random = |elements: u64| -> Result<Buffer, CudaError> {
         let buffer = Buffer::zeros(&device, "a measurement", elements as usize * 2)?;
-        elementwise.fill(&device, &buffer, elements, 7, 0.0, 1.0)?;
+        elementwise.fill(&device, &buffer, Filled::whole(elements as usize), 7, 1.0)?;
         Ok(buffer)
     };
     const COPIED: u64 = 2 << 30;
@@ -87,12 +87,12 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
         let weights = (0..COPIES).map(|seed| {
             let elements = u64::from(outputs) * u64::from(inputs);
             let weights = Buffer::zeros(device, "a measurement", elements as usize * 2)?;
-            elementwise.fill(device, &weights, elements, seed as u64, 0.0, 1.0)?;
+            elementwise.fill(device, &weights, Filled::whole(elements as usize), seed as u64, 1.0)?;
             Ok(Dense { weights, outputs, inputs })
         });
         let weights: Vec<Dense> = weights.collect::<Result<_, CudaError>>()?;
         let x = Buffer::zeros(device, "a measurement", 256 * inputs as usize * 4)?;
-        elementwise.fill(device, &x, 256 * u64::from(inputs), 9, 0.0, 1.0)?;
+        elementwise.fill(device, &x, Filled::whole(256 * inputs as usize), 9, 1.0)?;
         let y = Buffer::zeros(device, "a measurement", 256 * outputs as usize * 4)?;
         let norm = Norm { weight: ones.at(0), epsilon: 1e-5 };
         for rows in [1, 2, 4, 8, 16, 32, 64, 128, 256] {

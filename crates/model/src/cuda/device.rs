@@ -108,6 +108,13 @@ impl Device {
         })
     }
 
+    /// The same GPU with another stream.
+    pub(crate) fn beside(&self) -> Result<Self, CudaError> {
+        let stream = self.context.new_stream().doing("making a stream")?;
+        let context = Arc::clone(&self.context);
+        Ok(Self { context, stream, ..*self })
+    }
+
     /// Makes this GPU the one that calls of this thread mean.
     pub(crate) fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().doing("binding the GPU to the thread")

@@ -7,12 +7,12 @@ pub(crate) struct Elementwise {
     _module: Module,
     embed: Kernel,
     rms_norm: Kernel,
-    add_rms_norm: Kernel,
     silu_mul: Kernel,
     fill: Kernel,
     rope_and_keep: Kernel,
     write_table: Kernel,
     head_dim: u32,
+    dtype: Dtype,
 }
 
 /// What the rows of a step are, on the device: an entry a row in each array.
@@ -47,6 +47,26 @@ pub(crate) struct Pool {
     pub(crate) stride: u64,
 }
 
+/// Elements of a buffer as a part of a whole matrix: `rows` rows of `width`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filled {
+    /// The first, in the buffer.
+    pub(crate) at: usize,
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+    /// Elements from one row to the next, in the whole.
+    pub(crate) stride: usize,
+    /// Index in the whole of the first.
+    pub(crate) first: usize,
+}
+
+impl Filled {
+    /// All `elements` of a buffer.
+    pub(crate) fn whole(elements: usize) -> Self {
+        Self { at: 0, rows: 1, width: elements, stride: elements, first: 0 }
+    }
+}
+
 /// What is done to each head of q and k besides RoPE; 0: nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heads {
@@ -65,9 +85,9 @@ impl Elementwise {
     pub(crate) fn new(device: &Device, dtype: Dtype, head_dim: usize) -> Result<Self, CudaError> {
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin")))?;
         let names = match dtype {
-            Dtype::F32 => ["embed_f32", "rms_norm_f32", "add_rms_norm_f32", "silu_mul_f32", "fill_f32"],
-            Dtype::Bf16 => ["embed_bf16", "rms_norm_bf16", "add_rms_norm_bf16", "silu_mul_bf16", "fill_bf16"],
-            Dtype::F16 => ["embed_f16", "rms_norm_f16", "add_rms_norm_f16", "silu_mul_f16", "fill_f16"],
+            Dtype::F32 => ["embed_f32", "rms_norm_f32", "silu_mul_f32", "fill_f32"],
+            Dtype::Bf16 => ["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_bf16"],
+            Dtype::F16 => ["embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_f16"],
         };
         let rope = match (dtype, head_dim) {
             (Dtype::F32, 64) => "rope_and_keep_f32_64",
@@ -78,17 +98,17 @@ impl Elementwise {
             (Dtype::F16, 128) => "rope_and_keep_f16_128",
             _ => return Err(CudaError::NotBuilt { what: "a head size other than 64 and 128" }),
         };
-        let [embed, rms_norm, add_rms_norm, silu_mul, fill] = names;
+        let [embed, rms_norm, silu_mul, fill] = names;
         Ok(Self {
             embed: module.kernel(embed, 0)?,
             rms_norm: module.kernel(rms_norm, 0)?,
-            add_rms_norm: module.kernel(add_rms_norm, 0)?,
             silu_mul: module.kernel(silu_mul, 0)?,
             fill: module.kernel(fill, 0)?,
             rope_and_keep: module.kernel(rope, 0)?,
             write_table: module.kernel("write_table", 0)?,
             _module: module,
             head_dim: head_dim as u32,
+            dtype,
         })
     }
 
@@ -121,23 +141,6 @@ impl Elementwise {
         let (picked, weight) = (picked.unwrap_or(0).into(), norm.weight.into());
         let args: [Arg; 6] = [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into()];
         device.launch(self.rms_norm, per_row(count, hidden), &args)
-    }
-
-    /// x += y, out = norm(x).
-    #[allow(clippy::too_many_arguments)]
-    pub(crate) fn add_rms_norm(
-        &self,
-        device: &Device,
-        x: u64,
-        y: u64,
-        count: u32,
-        norm: super::linear::Norm,
-        out: u64,
-        hidden: u32,
-    ) -> Result<(), CudaError> {
-        let args: [Arg; 6] =
-            [x.into(), y.into(), norm.weight.into(), out.into(), hidden.into(), norm.epsilon.into()];
-        device.launch(self.add_rms_norm, per_row(count, hidden), &args)
     }
 
     /// Bias, head norms and RoPE of q (in place) and k; k and v go to their pages. `pools`: of the classes.
@@ -209,19 +212,30 @@ impl Elementwise {
         device.launch(self.write_table, launch, &args)
     }
 
-    /// Fills a buffer of `count` elements with numbers between `mean - scale` and `mean + scale` that follow from
-    /// the seed.
+    /// Fills elements of a buffer with numbers between `-scale` and `scale` that follow from the seed and from
+    /// where they are in the whole matrix.
     pub(crate) fn fill(
         &self,
         device: &Device,
         to: &Buffer,
-        count: u64,
+        part: Filled,
         seed: u64,
-        mean: f32,
         scale: f32,
     ) -> Result<(), CudaError> {
+        let Filled { at, rows, width, stride, first } = part;
+        let count = rows * width;
+        assert!((at + count) * self.dtype.bytes() <= to.bytes(), "a fill beyond the buffer");
         let launch = Launch { grid: [device.multiprocessors * 8, 1, 1], threads: 256, shared: 0 };
-        let args: [Arg; 5] = [to.at(0).into(), count.into(), seed.into(), mean.into(), scale.into()];
+        let args: [Arg; 8] = [
+            to.at(at * self.dtype.bytes()).into(),
+            (count as u64).into(),
+            seed.into(),
+            0.0f32.into(),
+            scale.into(),
+            (width.max(1) as u64).into(),
+            (stride as u64).into(),
+            (first as u64).into(),
+        ];
         device.launch(self.fill, launch, &args)
     }
 }

@@ -20,6 +20,14 @@ pub enum CudaError {
     Blas { what: &'static str, source: CublasError },
     #[error("{kernel}: {why}")]
     Arguments { kernel: &'static str, why: String },
+    #[error("{what}: NCCL says {code}")]
+    Nccl { what: &'static str, code: u32 },
+    #[error("{what}: no answer within {seconds} s; the communicators were given up")]
+    NcclSilent { what: &'static str, seconds: u64 },
+    #[error("the communicators of NCCL were given up after an error; load the model again")]
+    NcclGone,
+    #[error("rank {rank} waited in vain for the other GPUs of the model; load the model again")]
+    PeerSilent { rank: u32 },
     #[error("{what} is not built for the CUDA back end yet")]
     NotBuilt { what: &'static str },
 }

@@ -1,4 +1,4 @@
-//! The forward pass over the rows of a step, on one GPU.
+//! The parts of a forward pass over the rows of a step, as one rank queues them; `ranks` puts them together.
 //!
 //! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts and height of attention tiles:
 //! the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
@@ -13,11 +13,12 @@ use super::attention::{self, Attention, TileRows, View, Window};
 use super::batch::{Batch, BatchArrays, Cut};
 use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
+use super::exchange::Target;
 use super::kv::Kv;
 use super::linear::{Linear, Norm};
-use super::matrix::Matmul;
+use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
-use super::weights::{DeviceDecoder, DeviceLayer};
+use super::weights::DeviceDecoder;
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Parameters, RopeStyle};
 use crate::check::CheckedRow;
@@ -55,9 +56,26 @@ pub(crate) struct Forward {
     device: Rc<Device>,
 }
 
+/// A step whose rows are on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) batch: Batch,
+    /// Launched as a graph, from the small arrays.
+    pub(crate) graph: bool,
+}
+
+/// Where the products at the end of a layer's halves go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sink {
+    /// Added to the residual stream.
+    Residual,
+    /// Stored, to be summed over ranks: address and type.
+    Partial(u64, Dtype),
+}
+
 /// Which captured launch serves a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(crate) struct Key {
     rows: u32,
     tile: TileRows,
 }
@@ -147,9 +165,8 @@ impl Forward {
         self.weights.step_bytes()
     }
 
-    /// Queues the layers for checked rows, at most [`Self::most_rows`]. The normed last states of the picking ones are
-    /// kept from place `picked` on; says how many they are.
-    pub(crate) fn layers(&mut self, rows: &[CheckedRow], kv: &Kv, picked: u32) -> Result<u32, CudaError> {
+    /// Writes checked rows, at most [`Self::most_rows`], to the device.
+    pub(crate) fn plan(&mut self, rows: &[CheckedRow], kv: &Kv) -> Result<Plan, CudaError> {
         let cut = Cut {
             slots: self.sizes.slots,
             positions: kv.stride * kvcache::PAGE_POSITIONS,
@@ -160,33 +177,23 @@ impl Forward {
         };
         let count = rows.len() as u32;
         let short = rows.chunk_by(|a, b| a.slot == b.slot).all(|sequence| sequence.len() <= 16);
-        let batch = if self.use_graphs && short && count <= MOST_GRAPH {
-            let padded = bucket(count);
-            let batch = self.small.write(&self.device, rows, padded, &self.attention, cut)?;
-            self.graph(batch, kv)?;
-            batch
-        } else {
-            let batch = self.large.write(&self.device, rows, count, &self.attention, cut)?;
-            self.queue(batch, &self.large, kv)?;
-            batch
-        };
-        let arrays = if self.use_graphs && short && count <= MOST_GRAPH { &self.small } else { &self.large };
-        if batch.picks > 0 {
-            let hidden = self.p.hidden;
-            let out = self.a.picked.at(picked as usize * hidden * self.dtype.bytes());
-            let norm = Norm { weight: self.weights.norm.at(0), epsilon: self.p.epsilon };
-            let x = self.a.x.at(0);
-            self.elementwise.rms_norm(
-                &self.device,
-                x,
-                Some(arrays.picked()),
-                batch.picks,
-                norm,
-                out,
-                hidden as u32,
-            )?;
+        let graph = self.use_graphs && short && count <= MOST_GRAPH;
+        let (arrays, padded) =
+            if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };
+        let batch = arrays.write(&self.device, rows, padded, &self.attention, cut)?;
+        Ok(Plan { batch, graph })
+    }
+
+    /// Queues the norm of the picking rows' last states, which are kept from place `picked` on.
+    pub(crate) fn pick(&self, plan: Plan, picked: u32) -> Result<(), CudaError> {
+        if plan.batch.picks == 0 {
+            return Ok(());
         }
-        Ok(batch.picks)
+        let hidden = self.p.hidden;
+        let out = self.a.picked.at(picked as usize * hidden * self.dtype.bytes());
+        let norm = Norm { weight: self.weights.norm.at(0), epsilon: self.p.epsilon };
+        let (rows, count) = (self.arrays(plan).picked(), plan.batch.picks);
+        self.elementwise.rms_norm(&self.device, self.a.x.at(0), Some(rows), count, norm, out, hidden as u32)
     }
 
     /// Queues the head for `count` picked rows from place `first` on: `logits` gets f32 rows of the output layer's
@@ -201,39 +208,58 @@ impl Forward {
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
 
-    /// Launches the graph of a batch in the small arrays, captured when it is first met.
-    fn graph(&mut self, batch: Batch, kv: &Kv) -> Result<(), CudaError> {
-        let key = Key { rows: batch.rows, tile: batch.tile };
-        if !self.graphs.contains_key(&key) {
-            self.tune(batch.rows)?;
-            let stream = Rc::clone(&self.device).stream.clone();
-            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            stream.begin_capture(mode).doing("capturing a step")?;
-            // As many tiles as there can be; those beyond the count return.
-            let most = Batch { few: batch.rows, many: 0, ..batch };
-            let queued = self.queue(most, &self.small, kv);
-            let captured = stream.end_capture(sys::CUgraphInstantiate_flags(0)).doing("capturing a step");
-            queued?;
-            let graph = captured?.ok_or(CudaError::NotBuilt { what: "a step without kernels" })?;
-            self.graphs.insert(key, graph);
-        }
+    /// Whether the graph of a batch has been captured.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        self.graphs.contains_key(&key)
+    }
+
+    /// What is queued from here on becomes a graph; choose algorithms before.
+    pub(crate) fn begin(&self) -> Result<(), CudaError> {
+        // Relaxed: graphs are made of one rank's launches while another's are still captured.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        self.device.stream.begin_capture(mode).doing("capturing a step")
+    }
+
+    /// The graph of what was queued since [`Self::begin`].
+    pub(crate) fn end(&self) -> Result<CudaGraph, CudaError> {
+        let captured = self.device.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        captured.doing("capturing a step")?.ok_or(CudaError::NotBuilt { what: "a step without kernels" })
+    }
+
+    pub(crate) fn keep(&mut self, key: Key, graph: CudaGraph) {
+        self.graphs.insert(key, graph);
+    }
+
+    pub(crate) fn forget_graphs(&mut self) {
+        self.graphs.clear();
+    }
+
+    /// Launches the graph of a batch in the small arrays.
+    pub(crate) fn launch(&self, key: Key) -> Result<(), CudaError> {
         match self.graphs.get(&key) {
             Some(graph) => graph.launch().doing("launching a step"),
             None => Err(CudaError::NotBuilt { what: "a graph of this size" }),
         }
     }
 
+    fn arrays(&self, plan: Plan) -> &BatchArrays {
+        if plan.graph { &self.small } else { &self.large }
+    }
+
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
-    fn tune(&self, rows: u32) -> Result<(), CudaError> {
+    pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
         let (a, dtype) = (&self.a, self.dtype);
-        let x = a.x.at(0);
+        let (end, kind, add) = match sink {
+            Sink::Residual => (a.x.at(0), Dtype::F32, true),
+            Sink::Partial(address, kind) => (address, kind, false),
+        };
         // Layers may be kept in different formats. What has been chosen for one of a shape serves all.
         let all = self.weights.layers.iter().flat_map(|layer| {
             [
                 (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
-                (&layer.o, a.attended.at(0), x, Dtype::F32, true),
+                (&layer.o, a.attended.at(0), end, kind, add),
                 (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
-                (&layer.down, a.gated.at(0), x, Dtype::F32, true),
+                (&layer.down, a.gated.at(0), end, kind, add),
             ]
         });
         for (matrix, from, to, out, add) in all {
@@ -242,39 +268,44 @@ impl Forward {
         Ok(())
     }
 
-    /// Queues embedding and all layers of a batch in `arrays`; leaves the residual stream in `x`.
-    fn queue(&self, batch: Batch, arrays: &BatchArrays, kv: &Kv) -> Result<(), CudaError> {
-        let rows = arrays.rows(batch.rows);
+    /// Queues the embedding of a batch's rows.
+    pub(crate) fn embed(&self, plan: Plan) -> Result<(), CudaError> {
+        let rows = self.arrays(plan).rows(plan.batch.rows);
         let hidden = self.p.hidden as u32;
-        self.elementwise.embed(
-            &self.device,
-            &self.weights.embedding.weights,
-            rows,
-            self.a.x.at(0),
-            hidden,
-        )?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.attention_part(index, layer, batch, arrays, kv)?;
-            self.feed_forward(layer, batch.rows)?;
-        }
-        Ok(())
+        self.elementwise.embed(&self.device, &self.weights.embedding.weights, rows, self.a.x.at(0), hidden)
     }
 
-    fn attention_part(
+    /// Where the sums behind half `slot` of layer `index` are added: 0 attention, 1 feed-forward. With the norm of
+    /// the half that follows, unless that is done inside its product.
+    pub(crate) fn target(&self, index: usize, slot: usize, rows: u32) -> Target {
+        let next = match slot {
+            0 => self.weights.layers.get(index).map(|l| (&l.feed_forward_norm, &l.gate_up)),
+            _ => self.weights.layers.get(index + 1).map(|l| (&l.attention_norm, &l.qkv)),
+        };
+        let next = next.filter(|(_, matrix)| !self.linear.norms(matrix, rows));
+        let norm = |weight: &Buffer| Norm { weight: weight.at(0), epsilon: self.p.epsilon };
+        Target { x: self.a.x.at(0), norm: next.map(|(weight, _)| (norm(weight), self.a.normed.at(0))) }
+    }
+
+    /// Queues the attention of layer `index`. `is_normed`: the rows' norm is there already.
+    pub(crate) fn attention_part(
         &self,
         index: usize,
-        layer: &DeviceLayer,
-        batch: Batch,
-        arrays: &BatchArrays,
+        plan: Plan,
         kv: &Kv,
+        is_normed: bool,
+        sink: Sink,
     ) -> Result<(), CudaError> {
+        let (layer, batch, arrays) = (&self.weights.layers[index], plan.batch, self.arrays(plan));
         let (p, a, device) = (&self.p, &self.a, &*self.device);
         let norm = Norm { weight: layer.attention_norm.at(0), epsilon: p.epsilon };
         let (x, normed, qkv) = (a.x.at(0), a.normed.at(0), a.qkv.at(0));
         if self.linear.norms(&layer.qkv, batch.rows) {
             self.linear.norm_store(device, &layer.qkv, norm, x, qkv, batch.rows)?;
         } else {
-            self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32)?;
+            if !is_normed {
+                self.elementwise.rms_norm(device, x, None, batch.rows, norm, normed, p.hidden as u32)?;
+            }
             self.linear.store(device, &layer.qkv, normed, qkv, batch.rows)?;
         }
         let heads = Heads {
@@ -327,21 +358,49 @@ impl Forward {
                 self.attention.many(device, &layer, &tiles, batch.many_tile)?;
             }
         }
-        self.linear.add(device, &layer.o, a.attended.at(0), x, batch.rows)
+        self.finish(&layer.o, a.attended.at(0), batch.rows, sink)
     }
 
-    fn feed_forward(&self, layer: &DeviceLayer, rows: u32) -> Result<(), CudaError> {
+    /// Queues the feed-forward of layer `index`. `is_normed`: the rows' norm is there already.
+    pub(crate) fn feed_forward(
+        &self,
+        index: usize,
+        rows: u32,
+        is_normed: bool,
+        sink: Sink,
+    ) -> Result<(), CudaError> {
+        let layer = &self.weights.layers[index];
         let (p, a, device) = (&self.p, &self.a, &*self.device);
         let norm = Norm { weight: layer.feed_forward_norm.at(0), epsilon: p.epsilon };
         let (x, normed, gated) = (a.x.at(0), a.normed.at(0), a.gated.at(0));
         if self.linear.norms(&layer.gate_up, rows) {
             self.linear.norm_gate(device, &layer.gate_up, norm, x, gated, rows)?;
         } else {
-            self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32)?;
+            if !is_normed {
+                self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32)?;
+            }
             self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
             self.elementwise.silu_mul(device, a.both.at(0), gated, rows, p.feed_forward as u32)?;
         }
-        self.linear.add(device, &layer.down, gated, x, rows)
+        self.finish(&layer.down, gated, rows, sink)
+    }
+
+    fn finish(&self, matrix: &DeviceMatrix, from: u64, rows: u32, sink: Sink) -> Result<(), CudaError> {
+        match sink {
+            Sink::Residual => self.linear.add(&self.device, matrix, from, self.a.x.at(0), rows),
+            Sink::Partial(to, Dtype::F32) => self.linear.store_float(&self.device, matrix, from, to, rows),
+            Sink::Partial(to, _) => self.linear.store(&self.device, matrix, from, to, rows),
+        }
+    }
+
+    pub(crate) fn layer_count(&self) -> usize {
+        self.weights.layers.len()
+    }
+}
+
+impl Key {
+    pub(crate) fn of(batch: Batch) -> Self {
+        Self { rows: batch.rows, tile: batch.tile }
     }
 }
 

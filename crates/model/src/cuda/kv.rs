@@ -39,6 +39,13 @@ impl HeadMap {
         heads.iter().enumerate().filter(move |(_, of)| usize::from(**of) == class).map(|(head, _)| head)
     }
 
+    /// KV heads of the largest class in a layer.
+    pub(crate) fn most_heads(&self) -> u32 {
+        let counts = (0..self.class_of.len())
+            .flat_map(|layer| (0..self.classes.len()).map(move |class| self.heads(layer, class).count()));
+        counts.max().unwrap_or(0) as u32
+    }
+
     /// Bytes that a page of `class` takes over all layers.
     pub(crate) fn page_bytes(&self, class: usize, head_dim: usize, dtype: Dtype) -> usize {
         let units: usize = (0..self.class_of.len()).map(|layer| self.heads(layer, class).count()).sum();

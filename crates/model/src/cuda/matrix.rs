@@ -48,10 +48,15 @@ impl Weights {
         }
     }
 
-    /// Refuses what `mode` cannot hold: few rows of a quantised matrix have other bits than many.
-    pub(crate) fn check(self, mode: Mode) -> Result<(), LoadError> {
-        if self == Self::Dequantised || mode == Mode::Fast {
+    /// Refuses what `mode` cannot hold: few rows of a quantised matrix have other bits than many. And blocks that lie
+    /// across two GPUs.
+    pub(crate) fn check(self, mode: Mode, gpus: usize) -> Result<(), LoadError> {
+        if self == Self::Dequantised || (mode == Mode::Fast && gpus == 1) {
             return Ok(());
+        }
+        if gpus > 1 {
+            let why = format!("{} is not built for a model over several GPUs; use dequantised", self.name());
+            return Err(LoadError::BadOption { option: "weights", why });
         }
         let why = format!(
             "{} is not built for the batch-invariant mode, where weights must be dequantised",
@@ -116,6 +121,18 @@ impl Matmul {
         }
     }
 
+    /// out (of float) = x W^T, of a dense matrix: a rank's part of a sum.
+    pub(crate) fn store_float(
+        &self,
+        device: &Device,
+        matrix: &DeviceMatrix,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        self.dense.store_float(device, dense(matrix)?, x, out, rows)
+    }
+
     /// residual (of float) += x W^T.
     pub(crate) fn add(
         &self,
@@ -141,7 +158,7 @@ impl Matmul {
         out: u64,
         rows: u32,
     ) -> Result<(), CudaError> {
-        self.dense.norm_store(device, normed(matrix)?, norm, x, out, rows)
+        self.dense.norm_store(device, dense(matrix)?, norm, x, out, rows)
     }
 
     /// As [`Linear::norm_gate`]; only where [`Self::norms`].
@@ -154,7 +171,7 @@ impl Matmul {
         out: u64,
         rows: u32,
     ) -> Result<(), CudaError> {
-        self.dense.norm_gate(device, normed(matrix)?, norm, x, out, rows)
+        self.dense.norm_gate(device, dense(matrix)?, norm, x, out, rows)
     }
 
     /// Chooses the algorithms of a product of many rows beforehand; what `x` and `out` hold is lost.
@@ -207,9 +224,12 @@ impl Matmul {
     }
 }
 
-fn normed(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
+/// A matrix where only dense ones are built: with a norm inside the product, and for partial sums.
+fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
     match matrix {
         DeviceMatrix::Dense(w) => Ok(w),
-        DeviceMatrix::Quantised(_) => Err(CudaError::NotBuilt { what: "a norm inside a quantised product" }),
+        DeviceMatrix::Quantised(_) => {
+            Err(CudaError::NotBuilt { what: "this product with a quantised matrix" })
+        }
     }
 }

@@ -8,9 +8,14 @@ use sampling::{Draw, Drawn};
 use scheduler::Step;
 
 use super::draw::{Bounds, Drawer, Logits, Outcome, encode};
+use super::elementwise::Elementwise;
+use super::exchange::{self, Exchange};
 use super::forward::{Forward, Sizes};
+use super::handoff::Layout;
 use super::kv::{HeadMap, Kv};
 use super::matrix::Weights;
+use super::ranks::{Rank, Ranks};
+use super::shard::Shard;
 use super::weights::{self, DeviceDecoder};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Architecture, Config, Parameters};
@@ -21,8 +26,10 @@ use crate::{LoadError, Options, PageBudget};
 /// How a model is laid on a GPU, besides [`Options`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct CudaOptions {
-    /// Which GPU.
-    pub ordinal: usize,
+    /// Which GPUs share the model; the first one draws. One that is named twice holds two parts, for tests.
+    pub ordinals: Vec<usize>,
+    /// Sum by NCCL though the GPUs can read each other's memory: for comparison.
+    pub nccl: bool,
     pub dtype: Dtype,
     pub weights: Weights,
     pub mode: Mode,
@@ -37,7 +44,8 @@ pub struct CudaOptions {
 impl Default for CudaOptions {
     fn default() -> Self {
         Self {
-            ordinal: 0,
+            ordinals: vec![0],
+            nccl: false,
             dtype: Dtype::Bf16,
             weights: Weights::Dequantised,
             mode: Mode::Fast,
@@ -48,22 +56,21 @@ impl Default for CudaOptions {
     }
 }
 
-/// A model on one NVIDIA GPU.
+/// A model on one NVIDIA GPU, or on several that share it.
 ///
 /// `submit` queues the layers and returns; `collect` queues head and draws and waits for them: four bytes a row come
 /// back. Rows that ask for more than a token (log-probabilities, the rejection rule) are drawn on the host from their
 /// logits.
 pub struct CudaModel {
     // Freed in this order, the device last.
-    forward: Forward,
-    kv: Kv,
+    pub(super) ranks: Ranks,
     drawer: Drawer,
     logits: Buffer,
-    /// Table entries on their way to the device.
-    entries: Buffer,
     spec: ModelSpec,
     /// Width of the output layer.
     width: u32,
+    pub(super) layout: Layout,
+    /// The first rank's.
     device: Rc<Device>,
     tickets: u64,
     submitted: Option<u64>,
@@ -89,8 +96,8 @@ impl CudaModel {
         let (_, parameters, decoder) = opened.decoder()?;
         weights::check(cuda.weights, &decoder)?;
         let tied = std::ptr::eq(decoder.head.bytes(), decoder.embedding.bytes());
-        Self::build(&parameters, options, cuda, |device, _| {
-            DeviceDecoder::upload(device, cuda.dtype, cuda.weights, &decoder, tied)
+        Self::build(&parameters, options, cuda, |device, _, shard| {
+            DeviceDecoder::upload(device, cuda.dtype, cuda.weights, &decoder, tied, shard)
         })
     }
 
@@ -103,8 +110,9 @@ impl CudaModel {
             let why = "kept needs a GGUF file; made-up weights are dequantised or fp8".to_owned();
             return Err(LoadError::BadOption { option: "weights", why });
         }
-        Self::build(&parameters, options, cuda, |device, forward| {
-            DeviceDecoder::dummy(device, forward, cuda.dtype, cuda.weights, &parameters, architecture, seed)
+        Self::build(&parameters, options, cuda, |device, elementwise, shard| {
+            let (dtype, weights) = (cuda.dtype, cuda.weights);
+            DeviceDecoder::dummy(device, elementwise, dtype, weights, &parameters, architecture, seed, shard)
         })
     }
 
@@ -112,29 +120,36 @@ impl CudaModel {
         p: &Parameters,
         options: &Options,
         cuda: &CudaOptions,
-        weights: impl FnOnce(&Device, &super::elementwise::Elementwise) -> Result<DeviceDecoder, CudaError>,
+        weights: impl Fn(&Device, &Elementwise, Shard) -> Result<DeviceDecoder, CudaError>,
     ) -> Result<Self, LoadError> {
-        cuda.weights.check(cuda.mode)?;
+        cuda.weights.check(cuda.mode, cuda.ordinals.len())?;
         let context = crate::cpu::context(options.context, p)?;
-        let width = p.vocab as u32;
-        let drawn = crate::cpu::drawn(options.vocab, width)?;
-        let device = Rc::new(Device::open(cuda.ordinal)?);
+        let drawn = crate::cpu::drawn(options.vocab, p.vocab as u32)?;
         let map = cuda.heads.clone().unwrap_or_else(|| HeadMap::uniform(p.class(), p.layers, p.kv_heads));
         map.check(p.layers, p.kv_heads)?;
-        let heads = (0..p.layers)
-            .flat_map(|layer| (0..map.classes.len()).map(move |class| (layer, class)))
-            .map(|(layer, class)| map.heads(layer, class).count())
-            .max();
-        let sizes = Sizes {
-            rows: cuda.rows,
-            slots: options.slots,
-            positions: context,
-            heads: heads.unwrap_or(0) as u32,
+        let shards = Shard::all(p, cuda.ordinals.len())?;
+        let opened = cuda.ordinals.iter().map(|&ordinal| Device::open(ordinal).map(Rc::new));
+        let devices = opened.collect::<Result<Vec<_>, _>>()?;
+        let mut halves = Vec::new();
+        for (device, &shard) in devices.iter().zip(&shards) {
+            device.bind()?;
+            let elementwise = Elementwise::new(device, cuda.dtype, p.head_dim)?;
+            let weights = weights(device, &elementwise, shard)?;
+            device.synchronize()?;
+            let own = shard.heads(&map);
+            let sizes =
+                Sizes { rows: cuda.rows, slots: options.slots, positions: context, heads: own.most_heads() };
+            let of = shard.parameters(p);
+            halves.push((Forward::new(Rc::clone(device), &of, weights, elementwise, cuda, sizes)?, own));
+        }
+        let exchange = if devices.len() > 1 {
+            let shape = exchange::Shape::new(p.hidden, cuda.rows, cuda.dtype, cuda.mode, cuda.nccl);
+            Some(Exchange::new(&devices, shape)?)
+        } else {
+            None
         };
-        let elementwise = super::elementwise::Elementwise::new(&device, cuda.dtype, p.head_dim)?;
-        let weights = weights(&device, &elementwise)?;
-        device.synchronize()?;
-        let forward = Forward::new(Rc::clone(&device), p, weights, elementwise, cuda, sizes)?;
+        let device = Rc::clone(&devices[0]);
+        device.bind()?;
         let bounds = Bounds {
             rows: HEAD_ROWS as usize,
             entries: MOST_ENTRIES,
@@ -142,34 +157,51 @@ impl CudaModel {
             vocab: drawn as usize,
         };
         let drawer = Drawer::new(&device, bounds)?;
-        let logits = Buffer::zeros(&device, "logits", HEAD_ROWS as usize * p.vocab * size_of::<f32>())?;
-        let entries = Buffer::zeros(&device, "page table entries", TABLE_ENTRIES * size_of::<[i32; 4]>())?;
-        // What is left is counted when all else is there.
-        let pages = pages(&device, options.pages, &map, p.head_dim, cuda.dtype)?;
-        let kv = Kv::new(&device, &map, &pages, p.head_dim, cuda.dtype, options.slots, context)?;
-        device.synchronize()?;
+        let logits = |device: &Device, width: usize| {
+            Buffer::zeros(device, "logits", HEAD_ROWS as usize * width * size_of::<f32>())
+        };
+        let whole = logits(&device, p.vocab)?;
+        let mut parts = Vec::new();
+        for (device, shard) in devices.iter().zip(&shards) {
+            let columns = shard.columns(p.vocab);
+            let part = if devices.len() > 1 { Some(logits(device, columns.len())?) } else { None };
+            let entries = Buffer::zeros(device, "page table entries", TABLE_ENTRIES * size_of::<[i32; 4]>())?;
+            parts.push((part, columns, entries));
+        }
+        // What is left is counted when all else is there; every rank has as many pages as the fullest GPU holds.
+        let mut fewest: Option<Vec<u32>> = None;
+        for (device, (_, own)) in devices.iter().zip(&halves) {
+            device.bind()?;
+            let pages = pages(device, options.pages, own, p.head_dim, cuda.dtype)?;
+            fewest = Some(match fewest {
+                None => pages,
+                Some(others) => others.into_iter().zip(pages).map(|(a, b)| a.min(b)).collect(),
+            });
+        }
+        let pages = fewest.unwrap_or_default();
+        let mut ranks = Vec::new();
+        for ((device, (forward, own)), (part, columns, entries)) in devices.iter().zip(halves).zip(parts) {
+            let kv = Kv::new(device, &own, &pages, p.head_dim, cuda.dtype, options.slots, context)?;
+            device.synchronize()?;
+            ranks.push(Rank { forward, kv, entries, part, columns, device: Rc::clone(device) });
+        }
         tracing::info!(
-            layers = p.layers,
-            context,
-            ?pages,
-            dtype = cuda.dtype.name(),
-            weights = cuda.weights.name(),
-            gpu = cuda.ordinal,
-            "model on the GPU"
+            layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), weights = cuda.weights.name(),
+            gpus = ?cuda.ordinals, "model on the GPU"
         );
+        let classes = &ranks[0].kv.classes;
         Ok(Self {
             spec: ModelSpec {
                 vocab_size: drawn,
                 context,
-                classes: kv.classes.iter().map(|c| (c.class, c.pages)).collect(),
+                classes: classes.iter().map(|c| (c.class, c.pages)).collect(),
                 slots: options.slots,
             },
-            forward,
-            kv,
+            ranks: Ranks::new(ranks, exchange),
             drawer,
-            logits,
-            entries,
-            width,
+            logits: whole,
+            width: p.vocab as u32,
+            layout: Layout { map, head_dim: p.head_dim, dtype: cuda.dtype },
             device,
             tickets: 0,
             submitted: None,
@@ -177,9 +209,9 @@ impl CudaModel {
         })
     }
 
-    /// Bytes of weights that every step reads.
+    /// Bytes of weights that every step reads, on all GPUs together.
     pub fn step_bytes(&self) -> u64 {
-        self.forward.step_bytes()
+        self.ranks.step_bytes()
     }
 
     /// Executes a step and gives back the logits of its `Output::Pick` rows, by row index: the way out for tests and
@@ -190,12 +222,13 @@ impl CudaModel {
         let mut all = Vec::new();
         let picking = std::mem::take(&mut self.picking);
         for (piece, rows) in picking.chunks(HEAD_ROWS as usize).enumerate() {
-            self.forward.head(piece as u32 * HEAD_ROWS, rows.len() as u32, self.logits.at(0))?;
+            self.ranks.head(piece as u32 * HEAD_ROWS, rows.len() as u32, &self.logits, self.width)?;
             for (i, (row, _)) in rows.iter().enumerate() {
                 let found = self.logits.read(&self.device, i * width * size_of::<f32>(), drawn)?;
                 all.push((*row, found));
             }
         }
+        self.ranks.check()?;
         Ok(all)
     }
 
@@ -207,17 +240,14 @@ impl CudaModel {
         let rows = check::rows(step, &self.spec)?;
         let picks = rows.iter().filter(|row| row.pick).count();
         crate::cache::bound("picking row", picks, Forward::MOST_PICKS as usize + 1)?;
-        let changed = self.kv.change(&step.deltas)?;
-        for row in &rows {
-            self.kv.tables().covers(&changed, row.slot, row.position)?;
-        }
-        self.kv.apply(&self.device, self.forward.elementwise(), &mut self.entries, changed)?;
+        self.ranks.tables(&step.deltas, &rows)?;
         self.picking.clear();
         let picking = rows.iter().filter(|row| row.pick).map(|row| (row.row, row.position));
         self.picking.extend(picking);
         let mut picked = 0;
-        for piece in pieces(&rows, self.forward.most_rows() as usize) {
-            picked += self.forward.layers(piece, &self.kv, picked)?;
+        let most = self.ranks.first().forward.most_rows() as usize;
+        for piece in pieces(&rows, most) {
+            picked += self.ranks.layers(piece, picked)?;
         }
         Ok(())
     }
@@ -241,6 +271,7 @@ impl CudaModel {
             // More edits than the arrays hold: all of these rows are the host's.
             Err(_) => vec![Outcome::Host; rows.len()],
         };
+        self.ranks.check()?;
         for (i, (((row, _), draw), outcome)) in rows.iter().zip(draws).zip(outcomes).enumerate() {
             let drawn = match outcome {
                 Outcome::Token(token) => {
@@ -287,13 +318,14 @@ impl Model for CudaModel {
         let mut picks = Vec::with_capacity(rows);
         let pieces = picking.chunks(HEAD_ROWS as usize).zip(draws.chunks(HEAD_ROWS as usize));
         for (piece, (rows, draws)) in pieces.enumerate() {
-            self.forward.head(piece as u32 * HEAD_ROWS, rows.len() as u32, self.logits.at(0))?;
+            self.ranks.head(piece as u32 * HEAD_ROWS, rows.len() as u32, &self.logits, self.width)?;
             self.draw(rows, draws, &mut picks)?;
         }
         if rows == 0 {
             // Nothing was read back; what went wrong must not surface in a later step.
-            self.device.synchronize()?;
+            self.ranks.synchronize()?;
         }
+        self.ranks.check()?;
         self.picking = picking;
         Ok(Picks(picks))
     }

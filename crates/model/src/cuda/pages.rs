@@ -1,5 +1,7 @@
 //! Pages of keys and values to and from a contiguous buffer, for hand-off between GPUs.
 
+use std::ops::Range;
+
 use super::timing::{Timing, time};
 use super::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};
 
@@ -43,13 +45,12 @@ const SPAN: usize = THREADS as usize * 4 * 16;
 const UNIT_BYTES: usize = 24;
 
 impl Pages {
-    /// Most units of one launch: a grid's rows.
+    /// Most units of one launch: rows of a grid.
     pub(crate) const MOST_UNITS: usize = 65_535;
 
-    /// For launches of at most `units` units.
+    /// For lists of at most `units` units.
     pub(crate) fn new(device: &Device, units: usize) -> Result<Self, CudaError> {
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/pages.fatbin")))?;
-        let units = units.min(Self::MOST_UNITS);
         Ok(Self {
             gather: module.kernel("gather_pages", 0)?,
             scatter: module.kernel("scatter_pages", 0)?,
@@ -72,31 +73,65 @@ impl Pages {
         if units.is_empty() {
             return Ok(());
         }
+        let staged: Vec<usize> = (0..units.len()).map(|i| at + i * bytes).collect();
+        self.list(device, units, &vec![bytes; units.len()], &staged, staging)?;
+        self.run(device, way, 0..units.len(), bytes, staging)
+    }
+
+    /// Queues the list of the units that [`Self::run`] copies, with their sizes and places in `staging`, both in bytes.
+    pub(crate) fn list(
+        &mut self,
+        device: &Device,
+        units: &[Unit],
+        sizes: &[usize],
+        staged: &[usize],
+        staging: &Buffer,
+    ) -> Result<(), CudaError> {
         assert!(units.len() * UNIT_BYTES <= self.units.bytes(), "more units than there is room for");
-        assert!(
-            bytes.is_multiple_of(16) && at.is_multiple_of(16) && bytes > 0,
-            "units off the grid of 16 bytes"
-        );
-        assert!(at + units.len() * bytes <= staging.bytes(), "units beyond the buffer they pass through");
+        assert!(sizes.len() == units.len() && staged.len() == units.len(), "a size and a place a unit");
         let list: Vec<u64> = units
             .iter()
-            .enumerate()
-            .flat_map(|(i, unit)| {
+            .zip(sizes.iter().zip(staged))
+            .flat_map(|(unit, (&bytes, &at))| {
                 let pool = unit.pool;
+                assert!(
+                    bytes.is_multiple_of(16) && at.is_multiple_of(16) && bytes > 0,
+                    "units off the grid of 16 bytes"
+                );
+                assert!(at + bytes <= staging.bytes(), "units beyond the buffer they pass through");
                 assert!(unit.page < pool.pages && bytes <= pool.stride, "a page outside its pool");
                 assert!(
                     pool.base.is_multiple_of(16) && pool.stride.is_multiple_of(16),
                     "a pool off its grid"
                 );
-                [pool.base + (unit.page * pool.stride) as u64, (at + i * bytes) as u64, 0]
+                [pool.base + (unit.page * pool.stride) as u64, at as u64, 0]
             })
             .collect();
-        self.units.write(device, 0, &list)?;
+        self.units.write(device, 0, &list)
+    }
+
+    /// Queues the copy of listed units, all of `bytes` bytes as listed.
+    pub(crate) fn run(
+        &self,
+        device: &Device,
+        way: Way,
+        units: Range<usize>,
+        bytes: usize,
+        staging: &Buffer,
+    ) -> Result<(), CudaError> {
+        assert!(
+            units.end * UNIT_BYTES <= self.units.bytes() && units.len() <= Self::MOST_UNITS,
+            "units of no list"
+        );
         let kernel = match way {
             Way::Gather => self.gather,
             Way::Scatter => self.scatter,
         };
-        let args: [Arg; 3] = [self.units.at(0).into(), staging.at(0).into(), ((bytes / 16) as u32).into()];
+        let args: [Arg; 3] = [
+            self.units.at(units.start * UNIT_BYTES).into(),
+            staging.at(0).into(),
+            ((bytes / 16) as u32).into(),
+        ];
         device.launch(kernel, spread(bytes, units.len()), &args)
     }
 

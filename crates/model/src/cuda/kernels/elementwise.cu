@@ -32,24 +32,6 @@ __device__ void rms_norm(const float* x, const int* picked, const float* weight,
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = from_float<T>(from[i] * scale * weight[i]);
 }
 
-// x += y, then out = norm(x) * weight: for sums that came from other GPUs. One block a row.
-template <typename T>
-__device__ void add_rms_norm(float* x, const T* y, const float* weight, T* out, int hidden, float epsilon) {
-    __shared__ float scratch[32];
-    launch_dependents();
-    wait_for_inputs();
-    const size_t start = (size_t)blockIdx.x * hidden;
-    float squares = 0.0f;
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) {
-        const float sum = x[start + i] + to_float(y[start + i]);
-        x[start + i] = sum;
-        squares = __fmaf_rn(sum, sum, squares);
-    }
-    const float scale = rsqrtf(block_sum(squares, scratch) / hidden + epsilon);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x)
-        out[start + i] = from_float<T>(x[start + i] * scale * weight[i]);
-}
-
 // Where the keys and values of one head class lie in one layer.
 struct Pool {
     void* base;          // of this layer
@@ -158,11 +140,15 @@ template <typename T> __device__ void silu_mul(const T* both, T* out, int width)
     }
 }
 
-// values[i] = mean + scale * u, u in [-1, 1) by the index: weights of a model that has none.
-template <typename T> __device__ void fill(T* values, long long count, unsigned long long seed, float mean, float scale) {
+// values[i] = mean + scale * u, u in [-1, 1) by the index: weights of a model that has none. They are a part of a
+// larger matrix, rows of `width` values that begin `stride` apart from `first` on; indices are of the whole.
+template <typename T>
+__device__ void fill(T* values, long long count, unsigned long long seed, float mean, float scale, long long width,
+                     long long stride, long long first) {
     const long long step = (long long)gridDim.x * blockDim.x;
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        unsigned long long z = seed + (unsigned long long)i * 0x9e3779b97f4a7c15ull;
+        const long long at = first + i / width * stride + i % width;
+        unsigned long long z = seed + (unsigned long long)at * 0x9e3779b97f4a7c15ull;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
         z ^= z >> 31;
@@ -187,14 +173,10 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
                                             int hidden, float epsilon) {                                              \
         rms_norm<T>(x, picked, weight, out, hidden, epsilon);                                                         \
     }                                                                                                                 \
-    extern "C" __global__ void add_rms_norm_##S(float* x, const T* y, const float* weight, T* out, int hidden,        \
-                                                float epsilon) {                                                      \
-        add_rms_norm<T>(x, y, weight, out, hidden, epsilon);                                                          \
-    }                                                                                                                 \
     extern "C" __global__ void silu_mul_##S(const T* both, T* out, int width) { silu_mul<T>(both, out, width); }      \
-    extern "C" __global__ void fill_##S(T* values, long long count, unsigned long long seed, float mean,              \
-                                        float scale) {                                                                \
-        fill<T>(values, count, seed, mean, scale);                                                                    \
+    extern "C" __global__ void fill_##S(T* values, long long count, unsigned long long seed, float mean, float scale, \
+                                        long long width, long long stride, long long first) {                         \
+        fill<T>(values, count, seed, mean, scale, width, stride, first);                                              \
     }                                                                                                                 \
     EXPORT_HEAD(S, T, 64)                                                                                             \
     EXPORT_HEAD(S, T, 128)

@@ -13,6 +13,8 @@ use super::super::testing::{Random, device};
 use super::*;
 use crate::CpuModel;
 
+mod parts;
+
 const VOCAB: u32 = 512;
 
 /// A folder with a small random model.
@@ -334,7 +336,7 @@ fn what_does_not_fit_is_refused_by_name() {
     let options = Options { pages: PageBudget::Pages(u32::MAX / 4), ..Made::options() };
     let error = CudaModel::load(&made.path(), &options, &CudaOptions::default()).unwrap_err().to_string();
     assert!(error.contains("the KV cache needs") && error.contains("are free"), "{error}");
-    let cuda = CudaOptions { ordinal: 99, ..CudaOptions::default() };
+    let cuda = CudaOptions { ordinals: vec![99], ..CudaOptions::default() };
     let error = CudaModel::load(&made.path(), &Made::options(), &cuda).unwrap_err().to_string();
     assert!(error.contains("there is no GPU 99"), "{error}");
     let mut model = made.gpu(&CudaOptions::default());

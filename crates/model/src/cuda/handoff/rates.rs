@@ -1,0 +1,90 @@
+//! How fast pages go from one GPU to another, and how fast NCCL sends as many bytes.
+
+use std::time::Instant;
+
+use engine::ModelError;
+use kvcache::{ClassId, PageId};
+
+use super::super::nccl::Nccl;
+use super::super::{Buffer, CudaError, CudaModel, Device};
+use super::{HandOff, PageMove};
+
+/// One way of sending so many bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TransferRate {
+    /// `hand-off`: whole pages with checksums, until they are compared. `nccl send`: one send until it has arrived.
+    /// `nccl sends`: of several in a row.
+    pub what: &'static str,
+    pub bytes: u64,
+    pub microseconds: f64,
+}
+
+const RUNS: usize = 9;
+const IN_A_ROW: usize = 8;
+
+/// Moves pages of at least `bytes` bytes from one model to the other and back to back by NCCL, between their first
+/// GPUs, which must differ.
+pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Vec<TransferRate>, ModelError> {
+    let map = &from.layout.map;
+    let sizes: u64 = (0..map.classes.len())
+        .map(|class| map.page_bytes(class, from.layout.head_dim, from.layout.dtype) as u64)
+        .sum();
+    let count = bytes.div_ceil(sizes.max(1)) as u32;
+    let classes = 0..map.classes.len() as u8;
+    let moves: Vec<PageMove> = classes
+        .flat_map(|class| {
+            (0..count).map(move |page| PageMove {
+                class: ClassId(class),
+                from: PageId(page),
+                to: PageId(count - 1 - page),
+            })
+        })
+        .collect();
+    let mut way = HandOff::between(from, to, moves.len())?;
+    let mut sent = 0;
+    let hand_off = median(|| {
+        let moved = way.move_pages(from, to, &moves)?;
+        sent = moved.bytes;
+        if moved.intact.iter().all(|intact| *intact) {
+            Ok(())
+        } else {
+            Err(ModelError::Device("a page changed on its way".to_owned()))
+        }
+    })?;
+    let (source, target) = (from.ranks.first().device.beside()?, to.ranks.first().device.beside()?);
+    let devices: [&Device; 2] = [&source, &target];
+    let nccl = Nccl::start(&devices)?;
+    let theirs = Buffer::zeros(&source, "a measurement", sent as usize)?;
+    let ours = Buffer::zeros(&target, "a measurement", sent as usize)?;
+    let wait = || -> Result<(), CudaError> {
+        for device in devices {
+            device.bind()?;
+            device.synchronize()?;
+        }
+        Ok(())
+    };
+    wait()?;
+    let send = || nccl.send(&devices, [0, 1], [theirs.at(0), ours.at(0)], sent as usize);
+    let one = median(|| Ok(send().and_then(|()| wait())?))?;
+    let several = median(|| Ok((0..IN_A_ROW).try_for_each(|_| send()).and_then(|()| wait())?))?;
+    let rate = |what, microseconds| TransferRate { what, bytes: sent, microseconds };
+    Ok(vec![
+        rate("hand-off", hand_off),
+        rate("nccl send", one),
+        rate("nccl sends", several / IN_A_ROW as f64),
+    ])
+}
+
+/// Of several runs after two, in microseconds.
+fn median(mut run: impl FnMut() -> Result<(), ModelError>) -> Result<f64, ModelError> {
+    let mut taken = Vec::new();
+    for n in 0..RUNS + 2 {
+        let start = Instant::now();
+        run()?;
+        if n >= 2 {
+            taken.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    taken.sort_by(f64::total_cmp);
+    Ok(taken[RUNS / 2])
+}
