@@ -39,6 +39,10 @@ struct Fused {
     whole: Buffer,
 }
 
+/// Rows that the fused kernels multiply, in pieces of what they take at once: on an H200 four pieces of a 14336 x 4096
+/// matrix take 89 to 100 us; dequantising it takes 71 to 89 us, and reading the result 29 us at the least.
+const MOST_FUSED: u32 = 4 * Products::MOST_ROWS;
+
 impl Weights {
     pub fn name(self) -> &'static str {
         match self {
@@ -186,7 +190,7 @@ impl Matmul {
     ) -> Result<(), CudaError> {
         match matrix {
             DeviceMatrix::Dense(w) => self.dense.tune(device, w, [x, y], rows, out, add),
-            DeviceMatrix::Quantised(_) if rows <= Products::MOST_ROWS => Ok(()),
+            DeviceMatrix::Quantised(_) if rows <= MOST_FUSED => Ok(()),
             DeviceMatrix::Quantised(w) => {
                 let whole = self.fused()?.whole.at(0);
                 self.dense.blas.tune(device, self.shape(w, rows, out, add), [whole, x, y])
@@ -204,15 +208,22 @@ impl Matmul {
         epilogue: Epilogue,
     ) -> Result<(), CudaError> {
         let Fused { products, whole } = self.fused()?;
-        if rows <= Products::MOST_ROWS {
-            return products.product(device, w, x, y, rows, epilogue);
-        }
-        let shape = match epilogue {
-            Epilogue::Store => self.shape(w, rows, self.dtype, false),
-            Epilogue::Residual => self.shape(w, rows, Dtype::F32, true),
+        let (out, add) = match epilogue {
+            Epilogue::Store => (self.dtype, false),
+            Epilogue::Residual => (Dtype::F32, true),
         };
-        products.dequantise(device, w, whole.at(0))?;
-        self.dense.blas.multiply(device, shape, [whole.at(0), x, y])
+        if rows > MOST_FUSED {
+            products.dequantise(device, w, whole.at(0))?;
+            return self.dense.blas.multiply(device, self.shape(w, rows, out, add), [whole.at(0), x, y]);
+        }
+        for first in (0..rows).step_by(Products::MOST_ROWS as usize) {
+            let at = |address: u64, width: u32, of: Dtype| {
+                address + u64::from(first) * u64::from(width) * of.bytes() as u64
+            };
+            let (x, y) = (at(x, w.inputs, self.dtype), at(y, w.outputs, out));
+            products.product(device, w, x, y, (rows - first).min(Products::MOST_ROWS), epilogue)?;
+        }
+        Ok(())
     }
 
     fn shape(&self, w: &Quantised, rows: u32, out: Dtype, add: bool) -> Shape {
