@@ -92,15 +92,15 @@ impl HandOff {
         let (sources, targets) = (from.ranks.all(), to.ranks.all());
         let all = plan::runs(&layout.map, sources.len(), targets.len());
         let mut lanes = Vec::new();
-        for source in 0..sources.len() {
-            for target in 0..targets.len() {
+        for (source, from) in sources.iter().enumerate() {
+            for (target, to) in targets.iter().enumerate() {
                 let mut runs: Vec<Run> = all.clone();
                 runs.retain(|run| (run.source, run.target) == (source, target));
                 // Units of one size lie together.
                 runs.sort_by_key(|run| run.heads);
                 let Some(largest) = runs.last().map(|run| layout.bytes(run)) else { continue };
                 let slot = plan::chunk_bytes(usize::MAX).min(largest * runs.len() * most_pages).max(largest);
-                let (theirs, ours) = (&sources[source].device, &targets[target].device);
+                let (theirs, ours) = (&from.device, &to.device);
                 super::exchange::peers(&[Rc::clone(theirs), Rc::clone(ours)])?;
                 let units = runs.len() * most_pages;
                 lanes.push(Lane {
