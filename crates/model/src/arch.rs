@@ -12,6 +12,8 @@ mod names;
 mod rope;
 
 pub(crate) use config::Config;
+#[cfg(feature = "cuda")]
+pub(crate) use decoder::Linear;
 pub(crate) use decoder::{Decoder, Layer};
 pub use metadata::refuse_split;
 pub(crate) use names::{Names, Part};

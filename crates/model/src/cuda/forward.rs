@@ -249,7 +249,7 @@ impl Forward {
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
         let (a, dtype) = (&self.a, self.dtype);
-        let (end, kind, adds) = match sink {
+        let (end, kind, add) = match sink {
             Sink::Residual => (a.x.at(0), Dtype::F32, true),
             Sink::Partial(address, kind) => (address, kind, false),
         };
@@ -257,9 +257,9 @@ impl Forward {
         let all = self.weights.layers.iter().flat_map(|layer| {
             [
                 (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
-                (&layer.o, a.attended.at(0), end, kind, adds),
+                (&layer.o, a.attended.at(0), end, kind, add),
                 (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
-                (&layer.down, a.gated.at(0), end, kind, adds),
+                (&layer.down, a.gated.at(0), end, kind, add),
             ]
         });
         for (matrix, from, to, out, add) in all {

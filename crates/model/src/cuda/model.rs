@@ -122,14 +122,7 @@ impl CudaModel {
         cuda: &CudaOptions,
         weights: impl Fn(&Device, &Elementwise, Shard) -> Result<DeviceDecoder, CudaError>,
     ) -> Result<Self, LoadError> {
-        cuda.weights.check(cuda.mode)?;
-        if cuda.ordinals.len() > 1 && cuda.weights != Weights::Dequantised {
-            let why = format!(
-                "{} is not built for several GPUs, where weights must be dequantised",
-                cuda.weights.name()
-            );
-            return Err(LoadError::BadOption { option: "weights", why });
-        }
+        cuda.weights.check(cuda.mode, cuda.ordinals.len())?;
         let context = crate::cpu::context(options.context, p)?;
         let drawn = crate::cpu::drawn(options.vocab, p.vocab as u32)?;
         let map = cuda.heads.clone().unwrap_or_else(|| HeadMap::uniform(p.class(), p.layers, p.kv_heads));
@@ -193,13 +186,8 @@ impl CudaModel {
             ranks.push(Rank { forward, kv, entries, part, columns, device: Rc::clone(device) });
         }
         tracing::info!(
-            layers = p.layers,
-            context,
-            ?pages,
-            dtype = cuda.dtype.name(),
-            weights = cuda.weights.name(),
-            gpus = ?cuda.ordinals,
-            "model on the GPU"
+            layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), weights = cuda.weights.name(),
+            gpus = ?cuda.ordinals, "model on the GPU"
         );
         let classes = &ranks[0].kv.classes;
         Ok(Self {

@@ -13,7 +13,7 @@ use super::quantised::Quantised;
 use super::shard::Shard;
 use super::{Buffer, CudaError, Device, Dtype};
 use crate::LoadError;
-use crate::arch::{Architecture, Bias, Decoder, Layer, Parameters};
+use crate::arch::{Architecture, Bias, Decoder, Layer, Linear, Parameters};
 use crate::quant::Format;
 use crate::weights::Matrix;
 
@@ -43,7 +43,7 @@ pub(crate) struct DeviceLayer {
 const PIECE: usize = 1 << 24;
 
 impl DeviceDecoder {
-    /// A rank's part of the matrices of a decoder; those that are not quantised are of `dtype`, and the others whole.
+    /// A rank's part of the matrices of a decoder; those that are not quantised are of `dtype`.
     pub(crate) fn upload(
         device: &Device,
         dtype: Dtype,
@@ -83,7 +83,7 @@ impl DeviceDecoder {
         seed: u64,
         shard: Shard,
     ) -> Result<Self, CudaError> {
-        let seed_of = |number: u64| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number << 40);
+        let numbered = |number: u64| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number << 40);
         let scale = |inputs: usize| (3.0 / inputs as f32).sqrt();
         // Rows of the matrix with this number and so many inputs, of which some are taken.
         let made = |number: u64, rows: &[Range<usize>], inputs: usize, taken: Range<usize>| {
@@ -93,18 +93,19 @@ impl DeviceDecoder {
             for rows in rows {
                 let first = rows.start * inputs + taken.start;
                 let part = Filled { at, rows: rows.len(), width, stride: inputs, first };
-                elementwise.fill(device, &weights, part, seed_of(number), scale(inputs))?;
+                elementwise.fill(device, &weights, part, numbered(number), scale(inputs))?;
                 at += rows.len() * width;
             }
             Ok::<_, CudaError>(Dense { weights, outputs: outputs as u32, inputs: width as u32 })
         };
+        // A quantised matrix is whole.
         let matrix = |number: u64, rows: &[Range<usize>], inputs: usize, taken: Range<usize>| {
             if weights == Weights::Dequantised {
-                return Ok(DeviceMatrix::Dense(made(number, rows, inputs, taken)?));
+                return made(number, rows, inputs, taken).map(DeviceMatrix::Dense);
             }
             let outputs = rows.iter().map(Range::len).sum();
-            let whole = made_up(outputs * inputs, seed_of(number), scale(inputs));
-            Ok::<_, CudaError>(DeviceMatrix::Quantised(Quantised::fp8(device, &whole, outputs, inputs)?))
+            let values = made_up(outputs * inputs, numbered(number), scale(inputs));
+            Quantised::fp8(device, &values, outputs, inputs).map(DeviceMatrix::Quantised)
         };
         let constant = |len: usize, value: f32| vector(device, &vec![value; len]);
         let moved = |range: Range<usize>, by: usize| range.start + by..range.end + by;
@@ -162,11 +163,11 @@ impl DeviceLayer {
     ) -> Result<Self, CudaError> {
         let linears = [&layer.q, &layer.k, &layer.v];
         let bias = if linears.iter().any(|l| l.bias.is_some()) {
-            let all = linears.map(|l| {
+            let of = |l: &Linear| {
                 let rows = shard.of(l.matrix.outputs);
                 l.bias.as_ref().map_or_else(|| vec![0.0; rows.len()], |bias| bias[rows.clone()].to_vec())
-            });
-            Some(vector(device, &all.concat())?)
+            };
+            Some(vector(device, &linears.map(of).concat())?)
         } else {
             None
         };
@@ -223,13 +224,17 @@ fn kept(matrices: &[&Matrix]) -> Option<Format> {
     suits.then_some(format)
 }
 
-/// Matrices of as many inputs, one below the other. Quantised ones are whole: they are on one GPU.
+/// Matrices of the same inputs, one below the other.
 fn matrix(
     device: &Device,
     dtype: Dtype,
     weights: Weights,
     cuts: &[Cut<'_>],
 ) -> Result<DeviceMatrix, CudaError> {
+    if weights == Weights::Dequantised {
+        return Ok(DeviceMatrix::Dense(dense(device, dtype, cuts)?));
+    }
+    // Quantised matrices are on one GPU, whole.
     let matrices: Vec<&Matrix> = cuts.iter().map(|cut| cut.matrix).collect();
     let inputs = matrices.first().map_or(0, |m| m.inputs);
     let outputs: usize = matrices.iter().map(|m| m.outputs).sum();

@@ -85,20 +85,21 @@ fn blocks(random: &mut Random, kind: TensorKind, inputs: usize, outputs: usize) 
     all
 }
 
-/// All logits of a prompt in steps of 40, 16, 5 and 1 rows, then of 1, 5, 16 and 40 sequences a step.
+/// All logits of a prompt in steps of 100, 40, 16, 5 and 1 rows, then of 1 to 40 sequences a step, of one row or two:
+/// every way through a quantised matrix, by graphs too.
 fn logits(mut model: CudaModel) -> Vec<f32> {
-    let prompt = tokens(11, 66);
-    let mut all = all_logits(|step| model.logits(step).unwrap(), &prompt, &[40, 16, 5], 1).concat();
-    for count in [1, 5, 16, 40] {
+    let prompt = tokens(11, 165);
+    let mut all = all_logits(|step| model.logits(step).unwrap(), &prompt, &[100, 40, 16, 5], 1).concat();
+    for (count, each) in [(1, 1), (5, 1), (16, 1), (40, 1), (40, 2)] {
         let mut step = Step::default();
         for slot in 0..count {
             step.deltas.push(TableDelta { slot: Slot(slot), class: ClassId(0), change: TableChange::Clear });
             step.deltas.extend(table(slot, 16, 1));
         }
         // The second of each has the graph of the first.
-        for position in 0..2 {
-            step.rows =
-                (0..count).flat_map(|slot| rows(slot, position, &tokens(slot.into(), 1), true)).collect();
+        for n in 0..2 {
+            let of = |slot: u32| rows(slot, n * each, &tokens(slot.into(), each), true);
+            step.rows = (0..count).flat_map(of).collect();
             for (_, logits) in model.logits(&step).unwrap() {
                 all.extend(logits);
             }
@@ -127,7 +128,7 @@ fn kept_blocks_say_what_dequantised_ones_say() {
     let (kept, all) = (load(Dtype::Bf16, Weights::Kept, true), load(Dtype::Bf16, Weights::Dequantised, true));
     assert!(kept.step_bytes() * 2 < all.step_bytes(), "{} of {}", kept.step_bytes(), all.step_bytes());
     let exact = wide(&logits(load(Dtype::F32, Weights::Dequantised, false)));
-    for (dtype, bound) in [(Dtype::F32, 2e-5), (Dtype::F16, 4e-3), (Dtype::Bf16, 3e-2)] {
+    for (dtype, bound) in [(Dtype::F32, 2e-5), (Dtype::F16, 6e-3), (Dtype::Bf16, 5e-2)] {
         let rounded = relative(&logits(load(dtype, Weights::Dequantised, true)), &exact);
         for graphs in [true, false] {
             let off = relative(&logits(load(dtype, Weights::Kept, graphs)), &exact);
