@@ -132,7 +132,8 @@ def main():
                       ("draft 32", {"strategy": "draft", "max_draft": 32})]
         strategies += [(f"lockstep {k}", {"strategy": "lockstep", "k": k, "deadline_ms": 500, "max_draft": k})
                        for k in (4, 8, 16, 32)]
-        report = {"target": args.target, "drafter": args.drafter, "trace": args.trace, "rows": []}
+        names = {key: pathlib.Path(getattr(args, key)).name for key in ("target", "drafter", "trace")}
+        report = {**names, "rows": []}
         for batch in map(int, args.batches.split(",")):
             some = entries[:args.limit] if batch == 1 else (entries * 2)[:max(batch, 8)]
             # One pass that does not count: graphs are captured when a size is first met.

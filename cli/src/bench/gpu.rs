@@ -178,7 +178,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         weights: Weights::from(args.weights).name(),
         copy_tb_per_s: ceilings.copy / 1e12,
         product_tflop_per_s: ceilings.product / 1e12,
-        config: args.dummy_weights.as_ref().map(|c| c.display().to_string()),
+        config: args.dummy_weights.as_ref().and_then(|c| Some(c.file_name()?.to_string_lossy().into_owned())),
         weight_gb: None,
         context: args.context,
         half_windows: args.half_windows.clone(),
