@@ -4,22 +4,20 @@
 //! through the model as an engine sends them. Floors are bytes over the bandwidth and operations over the rate that
 //! the same card reached just before.
 
+mod steps;
+
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use engine::Model as _;
-use kvcache::{ClassId, PAGE_POSITIONS, PageId, pages_for};
+use kvcache::{PAGE_POSITIONS, pages_for};
 use model::{
     Ceilings, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Options, PageBudget, Shape, Timing, Weights,
 };
-use request::{Sampling, TokenId};
-use sampling::Draw;
-use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
 use serde::Serialize;
 use tabled::builder::Builder;
 
+use self::steps::Bench;
 use super::spread::Spread;
 use super::{aligned, figure};
 
@@ -242,7 +240,7 @@ fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report) -> Result<()> {
+fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report) -> Result<()> {
     let most = args.decode.iter().copied().max().unwrap_or(1).max(1);
     let verified = args.verify.iter().copied().max().unwrap_or(0);
     let grown = args.context + args.repeat + verified + 2;
@@ -286,155 +284,6 @@ fn steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mut Report
         report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench.model, ceilings)?);
     }
     Ok(())
-}
-
-/// A model, and steps as a scheduler would plan them.
-struct Bench {
-    model: CudaModel,
-    classes: usize,
-    random: fastrand::Rng,
-    repeat: u32,
-}
-
-/// Times of steps.
-#[derive(Default)]
-struct Times {
-    steps: Vec<Duration>,
-    submits: Vec<Duration>,
-}
-
-impl Bench {
-    /// One token of each of `batch` sequences a step.
-    fn decode(&mut self, batch: u32, context: u32) -> Result<Times> {
-        self.fill(batch, context, self.repeat + 2)?;
-        let mut times = Times::default();
-        let mut tokens: Vec<TokenId> = (0..batch).map(|_| self.token()).collect();
-        // The first captures the graph, the second runs it for the first time.
-        for n in 0..self.repeat + 2 {
-            let rows = (0..batch).map(|slot| row(slot, tokens[slot as usize], context + n, true)).collect();
-            let picked = self.step(Step { deltas: Vec::new(), rows }, (n >= 2).then_some(&mut times))?;
-            tokens = picked;
-        }
-        Ok(times)
-    }
-
-    /// `rows` rows of one sequence a step, each time the same positions.
-    fn verify(&mut self, rows: u32, context: u32) -> Result<Times> {
-        self.fill(1, context, rows + 1)?;
-        let mut times = Times::default();
-        for n in 0..self.repeat + 2 {
-            let rows = (0..rows).map(|i| row(0, self.token(), context + i, true)).collect();
-            self.step(Step { deltas: Vec::new(), rows }, (n >= 2).then_some(&mut times))?;
-        }
-        Ok(times)
-    }
-
-    /// A prompt in one step, its last token picking.
-    fn prefill(&mut self, tokens: u32) -> Result<Times> {
-        let mut times = Times::default();
-        for n in 0..self.repeat.min(8) + 2 {
-            let rows = (0..tokens).map(|i| row(0, self.token(), i, i + 1 == tokens)).collect();
-            let deltas = self.tables(1, tokens);
-            self.step(Step { deltas, rows }, (n >= 2).then_some(&mut times))?;
-        }
-        Ok(times)
-    }
-
-    /// Prompts of `context` tokens in slots 0 to `batch`, with pages for `more` tokens behind.
-    fn fill(&mut self, batch: u32, context: u32, more: u32) -> Result<()> {
-        let deltas = self.tables(batch, context + more);
-        self.step(Step { deltas, rows: Vec::new() }, None)?;
-        for slot in 0..batch {
-            let rows = (0..context).map(|i| row(slot, self.token(), i, false)).collect();
-            self.step(Step { deltas: Vec::new(), rows }, None)?;
-        }
-        Ok(())
-    }
-
-    /// Fresh page tables for `batch` sequences of `tokens` tokens.
-    fn tables(&self, batch: u32, tokens: u32) -> Vec<TableDelta> {
-        let mut deltas = Vec::new();
-        let slots = self.model.spec().slots;
-        for class in 0..self.classes {
-            let class = ClassId(class as u8);
-            let change = |slot, change| TableDelta { slot: Slot(slot), class, change };
-            deltas.extend((0..slots).map(|slot| change(slot, TableChange::Clear)));
-            for slot in 0..batch {
-                let pages = pages_for(tokens);
-                deltas.extend(
-                    (0..pages).map(|page| change(slot, TableChange::Append(PageId(slot * pages + page)))),
-                );
-            }
-        }
-        deltas
-    }
-
-    fn token(&mut self) -> TokenId {
-        TokenId(self.random.u32(0..self.model.spec().vocab_size))
-    }
-
-    fn step(&mut self, step: Step, times: Option<&mut Times>) -> Result<Vec<TokenId>> {
-        let picks = step.rows.iter().filter(|row| row.output == Output::Pick).count();
-        let draws = vec![Draw::new(Sampling::GREEDY); picks];
-        let start = Instant::now();
-        let ticket = self.model.submit(&step)?;
-        let submitted = start.elapsed();
-        let picks = self.model.collect(ticket, &draws)?;
-        if let Some(times) = times {
-            times.steps.push(start.elapsed());
-            times.submits.push(submitted);
-        }
-        Ok(picks.0.into_iter().map(|pick| pick.drawn.token).collect())
-    }
-}
-
-fn row(slot: u32, token: TokenId, position: u32, pick: bool) -> Row {
-    Row {
-        slot: Slot(slot),
-        token: RowToken::Known(token),
-        position,
-        parent: Parent::Previous,
-        layers: Layers::All,
-        output: if pick { Output::Pick } else { Output::None },
-        adapter: None,
-    }
-}
-
-impl Times {
-    #[allow(clippy::too_many_arguments)]
-    fn step(
-        &self,
-        what: &'static str,
-        sequences: u32,
-        rows: u32,
-        context: u32,
-        shape: &Shape,
-        model: &CudaModel,
-        ceilings: &Ceilings,
-    ) -> Result<StepTime> {
-        let ms = |d: &Duration| d.as_secs_f64() * 1e3;
-        let step_ms = Spread::of(self.steps.iter().map(ms)).context("no step was timed")?;
-        let submit = Spread::of(self.submits.iter().map(|d| ms(d) * 1e3)).map_or(0.0, |s| s.p50);
-        let (all, picks) = (
-            u64::from(sequences) * u64::from(rows),
-            u64::from(if what == "prefill" { 1 } else { sequences * rows }),
-        );
-        // Keys and values before each sequence are read once a step, whatever its rows.
-        let bytes = model.step_bytes() + u64::from(sequences) * u64::from(context) * shape.kv_bytes();
-        let operations =
-            shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
-        let floor = (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product);
-        Ok(StepTime {
-            what,
-            sequences,
-            rows,
-            step_ms,
-            submit_us: submit,
-            floor_ms: floor * 1e3,
-            over_floor: step_ms.p50 / (floor * 1e3),
-            tflop_per_s: operations as f64 / (step_ms.p50 * 1e-3) / 1e12,
-        })
-    }
 }
 
 impl Kernel {
