@@ -276,19 +276,4 @@ mod tests {
             assert!(arrived == expected, "{bytes} bytes");
         }
     }
-
-    #[test]
-    #[ignore = "figures, not a test"]
-    fn timings() {
-        let Some(device) = testing::device() else { return };
-        for t in Pages::timings(&device).unwrap() {
-            println!(
-                "{:16} {:28} {:9.2} us {:7.1} GB/s",
-                t.kernel,
-                t.shape,
-                t.microseconds,
-                t.bytes as f64 / t.microseconds / 1e3
-            );
-        }
-    }
 }

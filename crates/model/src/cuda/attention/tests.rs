@@ -418,20 +418,3 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
     let error = attention.many(&device, &layer, &four, ManyRows::OneTwentyEight).unwrap_err();
     assert!(error.to_string().contains("invariant"), "{error}");
 }
-
-/// Printed for whoever tunes the kernels: `--ignored`.
-#[test]
-#[ignore = "a measurement, for a GPU that nobody else uses"]
-fn timings_are_printed() {
-    let Some(device) = device() else { return };
-    for t in timings::timings(&device).unwrap() {
-        println!(
-            "{:<22} {:<44} {:>9.2} us {:>7.2} TB/s {:>7.1} TFLOP/s",
-            t.kernel,
-            t.shape,
-            t.microseconds,
-            t.bytes as f64 / t.microseconds / 1e6,
-            t.operations as f64 / t.microseconds / 1e6
-        );
-    }
-}

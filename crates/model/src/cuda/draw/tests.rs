@@ -312,18 +312,3 @@ fn rows_stand_alone() {
     drawer.launch(&device, at, 4, true).unwrap();
     assert_eq!(drawer.read(&device, 2).unwrap(), [expected(0), expected(1)]);
 }
-
-#[test]
-#[ignore = "figures, not a test"]
-fn timings() {
-    let Some(device) = testing::device() else { return };
-    for t in Drawer::timings(&device).unwrap() {
-        println!(
-            "{:26} {:22} {:9.2} us {:7.1} GB/s",
-            t.kernel,
-            t.shape,
-            t.microseconds,
-            t.bytes as f64 / t.microseconds / 1e3
-        );
-    }
-}

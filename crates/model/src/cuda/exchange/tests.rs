@@ -149,15 +149,3 @@ fn a_wait_for_a_dead_rank_ends() {
         assert!(start.elapsed() < std::time::Duration::from_millis(500));
     }
 }
-
-/// Microseconds of one exchange in a graph of many, as a step has them.
-#[test]
-#[ignore = "figures, not a test; needs two GPUs"]
-fn timings() {
-    for nccl in [false, true] {
-        for t in exchange_timings(&[0, 1], nccl).unwrap() {
-            let rate = t.bytes as f64 / t.microseconds / 1e3;
-            println!("{:10} {:24} {:8.2} us {rate:8.1} GB/s", t.kernel, t.shape, t.microseconds);
-        }
-    }
-}

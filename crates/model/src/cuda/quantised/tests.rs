@@ -181,18 +181,3 @@ fn whole_matrices_are_the_dequantised_weights() {
         }
     }
 }
-
-#[test]
-#[ignore = "figures, not a test"]
-fn timings() {
-    let Some(device) = testing::device() else { return };
-    for t in Products::timings(&device).unwrap() {
-        println!(
-            "{:16} {:32} {:9.2} us {:7.1} GB/s",
-            t.kernel,
-            t.shape,
-            t.microseconds,
-            t.bytes as f64 / t.microseconds / 1e3
-        );
-    }
-}
