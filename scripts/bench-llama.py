@@ -21,8 +21,8 @@ import sys
 
 # What is measured: (name, our arguments, which figure of ours, llama.cpp's arguments).
 PHASES = [
-    ("prefill 128", "prefill", ["--prompt", "128", "--generate", "2"], ["-p", "128", "-n", "0"]),
-    ("prefill 1024", "prefill", ["--prompt", "1024", "--generate", "2"], ["-p", "1024", "-n", "0"]),
+    ("prefill 128", "prefill", ["--prompt", "128", "--generate", "4"], ["-p", "128", "-n", "0"]),
+    ("prefill 1024", "prefill", ["--prompt", "1024", "--generate", "4"], ["-p", "1024", "-n", "0"]),
     ("decode at 128", "decode", ["--prompt", "128", "--generate", "33"], ["-p", "0", "-n", "32", "-d", "128"]),
     ("decode at 2048", "decode", ["--prompt", "2048", "--generate", "17"], ["-p", "0", "-n", "16", "-d", "2048"]),
 ]
