@@ -121,7 +121,7 @@ fn smollm2_is_close_to_candles_f32() {
 /// order of sums cost. Half a minute of candle's arithmetic, so it runs when it is asked for:
 /// `cargo nextest run -p model --run-ignored only perplexity`.
 #[test]
-#[ignore = "takes minutes; run by name, and its figure is in docs/benchmarks.md"]
+#[ignore = "takes many minutes; run by name. Not run to its end yet"]
 fn perplexity_of_smollm2_is_that_of_candles_f32() {
     const WINDOW: usize = 512;
     let Some(path) = real::find("smollm2-135m.gguf") else { return };
