@@ -196,7 +196,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         // Each GPU does a part at its own rate.
         let count = f64::from(args.tensor_parallel);
         let all = Ceilings { copy: ceilings.copy * count, product: ceilings.product * count, ..ceilings };
-        steps(args, config, &all, &mut report)?;
+        measure_steps(args, config, &all, &mut report)?;
         if !args.hand_off.is_empty() {
             hand_off(args, config, &mut report)?;
         }
