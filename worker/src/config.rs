@@ -68,6 +68,10 @@ impl EngineConfig {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
+        if self.rank.shortlist.is_some() {
+            let why = "is for drafters: a target must be able to say every token";
+            return Err(Wrong::new("rank.shortlist", why));
+        }
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         self.engine.check().map_err(|w| w.within("engine"))
     }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bandwidth;
+mod cores;
 mod elementwise;
 mod exp;
 mod forward;
@@ -23,9 +24,20 @@ use crate::cache::{Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
+use cores::Cores;
 use forward::{Forward, Picking, Scratch};
 use packed::Packed;
 use pool::Pool;
+
+/// How a model is loaded on a CPU, besides [`Options`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// A core for each thread, the first for the one that submits steps; empty leaves them to the operating system.
+    pub cores: Vec<usize>,
+    /// Tokens, in rising order, that alone are drawn: for a drafter, whose head is much of its work (FR-Spec, arXiv
+    /// 2502.14856). `None`: all.
+    pub shortlist: Option<Vec<u32>>,
+}
 
 /// A model on the CPU.
 ///
@@ -52,7 +64,13 @@ impl CpuModel {
     /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
     /// touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
+        Self::load_as(path, options, &CpuOptions::default())
+    }
+
+    /// As [`Self::load`], with what only a CPU can be told.
+    pub fn load_as(path: &Path, options: &Options, cpu: &CpuOptions) -> Result<Self, LoadError> {
         options.validate()?;
+        let cores = Cores::new(&cpu.cores)?;
         let opened = Opened::open(path)?;
         let context = context(options.context, &opened.parameters)?;
         opened.weights.prefetch();
@@ -61,9 +79,13 @@ impl CpuModel {
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
+        // Padding is not drawn, whoever lists it.
+        let shortlist =
+            cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
         let storage = Storage::new(parameters.class(), &parameters, pages)?;
-        let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
-        let packed = Packed::new(&decoder, &mut pool)?;
+        let mut pool =
+            Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
+        let packed = Packed::new(&decoder, shortlist, &mut pool)?;
         let level = Level::best();
         tracing::info!(
             architecture = architecture.name, layers = parameters.layers, context, pages,
@@ -174,6 +196,7 @@ impl Model for CpuModel {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.pool.enter();
         self.layers(step)?;
         self.tickets += 1;
         self.submitted = Some(self.tickets);

@@ -27,7 +27,7 @@ mod simd;
 mod weights;
 
 pub use arch::refuse_split;
-pub use cpu::{CpuModel, memory_bandwidth};
+pub use cpu::{CpuModel, CpuOptions, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape,
