@@ -202,6 +202,7 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         slots: config.slots,
         pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
         threads: config.threads.unwrap_or(cores),
+        heads: None,
     };
     let constraints = rank::Constraints::new(Some(grammars));
     Ok(Prepared { identity, constraints, path, options, backend, words: None })

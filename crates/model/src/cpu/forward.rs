@@ -2,7 +2,7 @@
 
 use engine::ModelError;
 use half::f16;
-use kvcache::PAGE_POSITIONS;
+use kvcache::{HeadMap, PAGE_POSITIONS};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
@@ -21,8 +21,6 @@ use crate::simd::{Kernel, LANES, Lanes, Level};
 const PIECE: usize = 256;
 /// Rows whose logits exist at the same time.
 const HEAD_PIECE: usize = 16;
-/// The one head class built so far.
-const CLASS: usize = 0;
 
 /// Everything a pass reads.
 pub(super) struct Forward<'a> {
@@ -31,6 +29,8 @@ pub(super) struct Forward<'a> {
     pub(super) packed: &'a Packed,
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
+    /// Which class each head is of.
+    pub(super) heads: &'a HeadMap,
     pub(super) tables: &'a Tables,
     pub(super) level: Level,
 }
@@ -92,7 +92,7 @@ impl Forward<'_> {
         &self,
         pool: &mut Pool,
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         scratch: &mut Scratch,
         picking: &mut Picking,
     ) {
@@ -132,7 +132,7 @@ impl Forward<'_> {
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
+    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut [Storage], scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
         scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
@@ -151,7 +151,7 @@ impl Forward<'_> {
         index: usize,
         (layer, weights): (&Layer, &LayerWeights),
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         s: &mut Scratch,
     ) {
         let (p, level) = (self.parameters, self.level);
@@ -166,9 +166,9 @@ impl Forward<'_> {
         let attention = Attention {
             heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
             layer: index,
+            map: self.heads,
             storage,
             tables: self.tables,
-            class: CLASS,
         };
         let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
         let width = p.heads * p.head_dim;
@@ -200,21 +200,22 @@ impl Forward<'_> {
         debug_assert_eq!(s.q.len(), rows * wide);
     }
 
-    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, s: &mut Scratch) {
+    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut [Storage], s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
         let width = self.parameters.kv_heads * head_dim;
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
-            let table = self.tables.get(row.slot.0 as usize, CLASS);
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
-            // Checked before the step began.
-            let Some(page) = table.get(index as usize).copied().flatten() else { continue };
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
+                let class = self.heads.class(layer, kv_head);
+                let table = self.tables.get(row.slot.0 as usize, class);
+                // Checked before the step began.
+                let Some(page) = table.get(index as usize).copied().flatten() else { continue };
                 self.level.run(Round(k, key));
                 self.level.run(Round(v, value));
-                storage.write(page, Unit { layer, kv_head }, offset as usize, key, value);
+                storage[class].write(page, Unit { layer, kv_head }, offset as usize, key, value);
             }
         }
     }

@@ -2,14 +2,15 @@
 //! it shares with the model's numerics: keys and values are rounded to half floats.
 
 use half::f16;
+use kvcache::{HeadClass, HeadMap};
 
 use crate::tiny::{EPSILON, LAYERS, ROPE_BASE, Tiny, VOCAB};
 
 /// A row a position.
 type Rows = Vec<Vec<f64>>;
 
-/// Logits of every position.
-pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
+/// Logits of every position; `heads` says what each head looks back on, if it is not everything.
+pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> Rows {
     let shape = &tiny.shape;
     let (heads, head_dim) = (shape.heads, shape.head_dim);
     let window = match tiny.keys.get("llama.attention.sliding_window") {
@@ -52,16 +53,30 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
                 let own = h * head_dim..(h + 1) * head_dim;
                 let kv = h * shape.kv_heads / heads * head_dim;
                 let shared = kv..kv + head_dim;
-                let hidden = position.saturating_sub(window - 1);
+                let sees = |key: usize| match heads_ {
+                    None => position - key < window,
+                    Some(map) => {
+                        let class = map.class_of[i][h * shape.kv_heads / heads];
+                        match map.classes[usize::from(class)] {
+                            HeadClass::Full => true,
+                            HeadClass::Window { sink, recent } => {
+                                key < sink as usize || position - key < recent as usize
+                            }
+                        }
+                    }
+                };
                 let scores: Vec<f64> = keys
                     .iter()
-                    .skip(hidden)
-                    .map(|k| dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt())
+                    .enumerate()
+                    .map(|(key, k)| match sees(key) {
+                        true => dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt(),
+                        false => f64::NEG_INFINITY,
+                    })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for (w, v) in weights.iter().zip(&values_[hidden..]) {
+                for (w, v) in weights.iter().zip(&*values_) {
                     for (a, v) in attended[own.clone()].iter_mut().zip(&v[shared.clone()]) {
                         *a += w / total * v;
                     }
