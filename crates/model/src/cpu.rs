@@ -8,9 +8,11 @@ mod forward;
 mod inputs;
 mod packed;
 mod pool;
+mod probe;
 mod product;
 
 pub use bandwidth::memory_bandwidth;
+pub use probe::Asked;
 
 use std::path::Path;
 

@@ -22,12 +22,13 @@ mod description;
 mod error;
 mod files;
 mod fingerprint;
+mod pattern;
 mod quant;
 mod simd;
 mod weights;
 
 pub use arch::refuse_split;
-pub use cpu::{CpuModel, memory_bandwidth};
+pub use cpu::{Asked, CpuModel, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, Mode, Moved, PageMove, Shape, Timing,
@@ -36,6 +37,7 @@ pub use cuda::{
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};
+pub use pattern::{Pattern, PatternError};
 pub use simd::Level;
 
 use kvcache::HeadMap;

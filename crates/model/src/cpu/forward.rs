@@ -10,6 +10,7 @@ use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
 use super::pool::{Parts, Pool};
+use super::probe::Probe;
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
@@ -50,6 +51,8 @@ pub(super) struct Scratch {
     up: Vec<f32>,
     /// One key or value on its way into the cache.
     halves: Vec<[u8; 2]>,
+    /// Where attention goes, while somebody asks.
+    pub(super) probe: Option<Probe>,
 }
 
 /// The picking rows of a step between its layers and its head.
@@ -81,6 +84,7 @@ impl Scratch {
             gate: Vec::new(),
             up: Vec::new(),
             halves: Vec::new(),
+            probe: None,
         }
     }
 }
@@ -173,6 +177,9 @@ impl Forward<'_> {
         let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
         let width = p.heads * p.head_dim;
         attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
+        if let Some(probe) = &mut s.probe {
+            probe.observe(pool, attention.heads, index, rows, &s.q, &attention.storage[0]);
+        }
         s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
         multiply(pool, level, &s.inputs, [(&weights.o, &mut s.out)]);
         add(pool, &mut s.x, &s.out);

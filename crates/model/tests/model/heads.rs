@@ -196,3 +196,55 @@ fn a_head_map_that_does_not_suit_is_refused() {
     let error = tiny.windowed(20).load_heads(1, split(1, 2)).unwrap_err().to_string();
     assert!(error.contains("own window") && error.contains("not built"), "{error}");
 }
+
+/// The shares that a naive pass has, on weights whose attention is far from even.
+#[test]
+fn shares_of_attention_are_those_of_a_naive_pass() {
+    use model::Asked;
+
+    let mut tiny = Tiny::new(Shape::of("llama", TensorKind::F32));
+    // Larger queries: some keys get most of the attention.
+    for tensor in ["blk.0.attn_q.weight", "blk.1.attn_q.weight"] {
+        let bytes = &mut tiny.tensors.get_mut(tensor).unwrap().bytes;
+        for weight in bytes.as_chunks_mut().0 {
+            *weight = (f32::from_le_bytes(*weight) * 6.0).to_le_bytes();
+        }
+    }
+    let tokens = tokens(300);
+    let asked = [
+        Asked { queries: 290..300, keys: 16..200 },
+        Asked { queries: 299..300, keys: 0..300 },
+        Asked { queries: 10..11, keys: 5..500 },
+        Asked { queries: 7..8, keys: 8..20 },
+    ];
+    let ids: Vec<TokenId> = tokens.iter().copied().map(TokenId).collect();
+    let mut model = tiny.load(2).unwrap();
+    let mut computed = Vec::new();
+    let found = model.attention_shares(&ids, &asked, |done| computed.push(done)).unwrap();
+    assert_eq!(computed, [256, 300]);
+    let shares = naive::shares(&tiny, &tokens);
+    for (asked, found) in asked.iter().zip(&found) {
+        for (layer, found) in found.iter().enumerate() {
+            for (kv_head, found) in found.iter().enumerate() {
+                let of = |head: usize| {
+                    let queries = asked.queries.clone().map(|query| &shares[query as usize][layer][head]);
+                    let keys = queries.map(|share| {
+                        share.iter().enumerate().filter(|(key, _)| asked.keys.contains(&(*key as u32)))
+                    });
+                    keys.flatten().map(|(_, share)| share).sum::<f64>() / asked.queries.len() as f64
+                };
+                let expected = of(2 * kv_head).max(of(2 * kv_head + 1));
+                assert!((found - expected).abs() < 1e-4, "{asked:?}: {found} and {expected}");
+            }
+        }
+    }
+    assert!(found[0].iter().flatten().any(|share| (0.05..0.95).contains(share)), "{found:?}");
+    // It leaves no trace.
+    let plain = logits(&mut tiny.load(1).unwrap(), &tokens, 300).unwrap();
+    assert_equal(&logits(&mut model, &tokens, 300).unwrap(), &plain, "afterwards");
+    let long = vec![TokenId(1); 5000];
+    assert!(model.attention_shares(&long, &[], |_| {}).is_err());
+    let mut split = tiny.load_heads(1, split(1, 2)).unwrap();
+    let error = split.attention_shares(&ids, &[], |_| {}).unwrap_err().to_string();
+    assert!(error.contains("windows"), "{error}");
+}

@@ -10,7 +10,16 @@ use crate::tiny::{EPSILON, LAYERS, ROPE_BASE, Tiny, VOCAB};
 type Rows = Vec<Vec<f64>>;
 
 /// Logits of every position; `heads` says what each head looks back on, if it is not everything.
-pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> Rows {
+pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], map: Option<&HeadMap>) -> Rows {
+    pass(tiny, tokens, map).0
+}
+
+/// `[query][layer][query head][key]`: what share of its attention goes there.
+pub(crate) fn shares(tiny: &Tiny, tokens: &[u32]) -> Vec<Vec<Rows>> {
+    pass(tiny, tokens, None).1
+}
+
+fn pass(tiny: &Tiny, tokens: &[u32], map: Option<&HeadMap>) -> (Rows, Vec<Vec<Rows>>) {
     let shape = &tiny.shape;
     let (heads, head_dim) = (shape.heads, shape.head_dim);
     let window = match tiny.keys.get("llama.attention.sliding_window") {
@@ -18,10 +27,11 @@ pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> R
         _ => usize::MAX,
     };
     let mut cache: [(Rows, Rows); LAYERS] = Default::default();
-    let mut all = Vec::new();
+    let (mut all, mut shares) = (Vec::new(), Vec::new());
     for (position, token) in tokens.iter().enumerate() {
         let embedding = values(tiny, "token_embd.weight");
         let mut x = embedding[*token as usize * shape.hidden..][..shape.hidden].to_vec();
+        let mut of_layers = Vec::new();
         for (i, (keys, values_)) in cache.iter_mut().enumerate() {
             let name = |part: &str| format!("blk.{i}.{part}");
             let normed = norm(&x, &values(tiny, &name("attn_norm.weight")));
@@ -49,11 +59,12 @@ pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> R
             keys.push(round(k));
             values_.push(round(v));
             let mut attended = vec![0.0; heads * head_dim];
+            let mut of_heads = Vec::new();
             for h in 0..heads {
                 let own = h * head_dim..(h + 1) * head_dim;
                 let kv = h * shape.kv_heads / heads * head_dim;
                 let shared = kv..kv + head_dim;
-                let sees = |key: usize| match heads_ {
+                let sees = |key: usize| match map {
                     None => position - key < window,
                     Some(map) => {
                         let class = map.class_of[i][h * shape.kv_heads / heads];
@@ -76,12 +87,14 @@ pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> R
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
+                of_heads.push(weights.iter().map(|w| w / total).collect());
                 for (w, v) in weights.iter().zip(&*values_) {
                     for (a, v) in attended[own.clone()].iter_mut().zip(&v[shared.clone()]) {
                         *a += w / total * v;
                     }
                 }
             }
+            of_layers.push(of_heads);
             add(&mut x, &times(tiny, &name("attn_output.weight"), &attended));
             let normed = norm(&x, &values(tiny, &name("ffn_norm.weight")));
             let gate = times(tiny, &name("ffn_gate.weight"), &normed);
@@ -94,8 +107,9 @@ pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], heads_: Option<&HeadMap>) -> R
         let row = times(tiny, head, &normed);
         assert_eq!(row.len(), VOCAB);
         all.push(row);
+        shares.push(of_layers);
     }
-    all
+    (all, shares)
 }
 
 /// An F32 tensor.
