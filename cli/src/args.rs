@@ -10,6 +10,7 @@ use crate::chat::ChatArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::demo::DemoArgs;
 use crate::generate::GenerateArgs;
+use crate::heads::HeadsArgs;
 use crate::models::{self, ModelsArgs, Progress, Store};
 use crate::rank::NodeArgs;
 use crate::status::StatusArgs;
@@ -47,6 +48,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Who is in the cluster and what they are doing.
     Status(StatusArgs),
+    /// Which heads need to see everything: find them, draw them, test them.
+    Heads(HeadsArgs),
     /// Fetch, list and describe models.
     Models(ModelsArgs),
 }
