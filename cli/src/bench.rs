@@ -55,7 +55,7 @@ pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
 }
 
 /// Writes JSON to a file, or to standard output when the file is `-`.
-fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
+pub(crate) fn write_json(file: &Path, value: &impl Serialize) -> Result<()> {
     write_text(file, &(serde_json::to_string_pretty(value)? + "\n"))
 }
 
@@ -68,7 +68,7 @@ fn write_text(file: &Path, text: &str) -> Result<()> {
 }
 
 /// Columns aligned for people: the first to the left, figures to the right.
-fn aligned(rows: Builder) -> String {
+pub(crate) fn aligned(rows: Builder) -> String {
     let mut table = rows.build();
     table.with(Style::blank()).with(Padding::new(0, 2, 0, 0));
     table.modify(Columns::new(1..), Alignment::right());

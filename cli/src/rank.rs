@@ -13,7 +13,9 @@ use daemon::config::{Check, ENV_PREFIX, ENV_RESERVED, Valid};
 use daemon::{Deadlines, Shutdown, Tasks};
 use engine::{Model, Replay, ReplayError, Side, Trace};
 use grammar::{Grammars, Vocabulary};
-use model::{LoadError, Options, PageBudget};
+use kvcache::HeadMap;
+use model::{LoadError, Options, PageBudget, Pattern};
+use request::Quality;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -187,12 +189,18 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         None => format!("{role}-{}-{:x}", std::process::id(), incarnation.0 & 0xfff_ffff),
     };
     let backend = Backend::of(config, shortlist)?;
+    if config.head_map.is_some() && role == Role::Drafter {
+        bail!("rank.head_map is for workers: drafting with window head classes is not built yet");
+    }
+    let heads = heads(config.head_map.as_deref(), config.sparsity)?;
+    let numerics = heads.as_ref().map_or_else(String::new, |map| format!("+heads-{}", map.digest()));
     let identity = rank::Identity {
         role,
+        quality: if heads.is_some() { Quality::Approximate } else { Quality::Exact },
         id: NodeId::new(&id)?,
         incarnation,
         model: served_as,
-        fingerprint: format!("{fingerprint}{}", backend.arithmetic()),
+        fingerprint: format!("{fingerprint}{}{numerics}", backend.arithmetic()),
         vocab_hash,
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -202,9 +210,18 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         slots: config.slots,
         pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
         threads: config.threads.or(config.cores.as_ref().map(Vec::len)).unwrap_or(cores),
+        heads,
     };
     let constraints = rank::Constraints::new(Some(grammars));
     Ok(Prepared { identity, constraints, path, options, backend, words: None })
+}
+
+/// The head map that is asked for; none when it leaves every head what it has.
+pub fn heads(folder: Option<&Path>, sparsity: Option<f64>) -> Result<Option<HeadMap>> {
+    let (Some(folder), Some(sparsity)) = (folder, sparsity) else { return Ok(None) };
+    let of = || format!("head map {}", folder.display());
+    let map = Pattern::open(folder).and_then(|pattern| pattern.map(sparsity)).with_context(of)?;
+    Ok(Some(map).filter(|map| !map.is_full()))
 }
 
 /// The tasks of a process, with signals among them from now on.

@@ -13,7 +13,7 @@ pub(crate) use tables::{Tables, bound};
 use std::ops::Range;
 
 use half::f16;
-use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 use memmap2::MmapMut;
 
 use crate::LoadError;
@@ -33,7 +33,8 @@ pub(crate) struct Storage {
     pub(crate) class: HeadClass,
     pub(crate) pages: u32,
     head_dim: usize,
-    kv_heads: usize,
+    /// `[layer][KV head]`: which unit of the class it is; others have none.
+    places: Vec<Vec<Option<u32>>>,
     /// Bytes of one page.
     page: usize,
     bytes: MmapMut,
@@ -47,21 +48,25 @@ pub(crate) struct Unit {
 }
 
 impl Storage {
-    /// Bytes that one page takes.
-    pub(crate) fn page_bytes(p: &Parameters) -> usize {
-        p.layers * p.kv_heads * p.head_dim * 2 * POSITIONS * size_of::<f16>()
+    /// Bytes that one page of a class takes.
+    pub(crate) fn page_bytes(map: &HeadMap, class: usize, p: &Parameters) -> usize {
+        map.units(class) * p.head_dim * 2 * POSITIONS * size_of::<f16>()
     }
 
     /// Zeroed storage; the kernel hands out memory when a page is first written.
-    pub(crate) fn new(class: HeadClass, p: &Parameters, pages: u32) -> Result<Self, LoadError> {
-        let page = Self::page_bytes(p);
+    pub(crate) fn new(map: &HeadMap, index: usize, p: &Parameters, pages: u32) -> Result<Self, LoadError> {
+        let page = Self::page_bytes(map, index, p);
+        let mut units = 0..;
+        let mut place = |class: &u8| units.by_ref().take(usize::from(usize::from(*class) == index)).next();
+        let places = map.class_of.iter().map(|heads| heads.iter().map(&mut place).collect()).collect();
         let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let bytes = page
             .checked_mul(pages as usize)
             .filter(|b| isize::try_from(*b).is_ok())
             .ok_or_else(|| LoadError::Memory { bytes: usize::MAX, source: too_large() })?;
-        let map = MmapMut::map_anon(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
-        Ok(Self { class, pages, head_dim: p.head_dim, kv_heads: p.kv_heads, page, bytes: map })
+        // A class may have no heads on a rank; a map has at least a byte.
+        let memory = MmapMut::map_anon(bytes.max(1)).map_err(|source| LoadError::Memory { bytes, source })?;
+        Ok(Self { class: map.classes[index], pages, head_dim: p.head_dim, places, page, bytes: memory })
     }
 
     /// Keys of one unit in a page: `head_dim` times that element of all 16.
@@ -94,8 +99,11 @@ impl Storage {
         }
     }
 
+    /// Where a unit begins in a page; past the end for one of another class.
     fn start(&self, page: PageId, unit: Unit) -> usize {
-        page.0 as usize * self.page + (unit.layer * self.kv_heads + unit.kv_head) * 2 * self.half()
+        let place = self.places.get(unit.layer).and_then(|heads| *heads.get(unit.kv_head)?);
+        let Some(place) = place else { return self.bytes.len() };
+        page.0 as usize * self.page + place as usize * 2 * self.half()
     }
 
     /// Bytes of a page's keys (or values) of one unit.

@@ -9,13 +9,16 @@ mod forward;
 mod inputs;
 mod packed;
 mod pool;
+mod probe;
 mod product;
 
 pub use bandwidth::memory_bandwidth;
+pub use probe::Asked;
 
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use kvcache::HeadMap;
 use sampling::Draw;
 use scheduler::Step;
 
@@ -48,7 +51,10 @@ pub struct CpuModel {
     parameters: Parameters,
     decoder: Decoder,
     packed: Packed,
-    storage: Storage,
+    /// Which class each head is of.
+    heads: HeadMap,
+    /// By class.
+    storage: Vec<Storage>,
     tables: Tables,
     level: Level,
     pool: Pool,
@@ -76,31 +82,33 @@ impl CpuModel {
         opened.weights.prefetch();
         let (architecture, parameters, decoder) = opened.decoder()?;
 
-        let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
+        let heads = heads(options.heads.as_ref(), &parameters)?;
+        let classes = 0..heads.classes.len();
+        let sizes: Vec<u64> =
+            classes.clone().map(|class| Storage::page_bytes(&heads, class, &parameters) as u64).collect();
+        let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        let storage = Storage::new(parameters.class(), &parameters, pages)?;
+        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class]));
+        let storage = storage.collect::<Result<Vec<_>, _>>()?;
+        let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
             Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
         let packed = Packed::new(&decoder, shortlist, &mut pool)?;
         let level = Level::best();
         tracing::info!(
-            architecture = architecture.name, layers = parameters.layers, context, pages,
+            architecture = architecture.name, layers = parameters.layers, context, ?pages,
             threads = options.threads, %level, "model loaded"
         );
         Ok(Self {
-            spec: ModelSpec {
-                vocab_size: drawn,
-                context,
-                classes: vec![(storage.class, storage.pages)],
-                slots: options.slots,
-            },
+            spec: ModelSpec { vocab_size: drawn, context, classes: classes.clone(), slots: options.slots },
             decoder,
             packed,
-            tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
+            heads,
+            tables: Tables::new(options.slots, classes, context),
             storage,
             level,
             pool,
@@ -156,6 +164,7 @@ impl CpuModel {
             decoder: &self.decoder,
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
+            heads: &self.heads,
             tables: &self.tables,
             level: self.level,
         };
@@ -175,6 +184,7 @@ impl CpuModel {
             decoder: &self.decoder,
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
+            heads: &self.heads,
             tables: &self.tables,
             level: self.level,
         };
@@ -279,15 +289,36 @@ pub(crate) fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadErr
     }
 }
 
-fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
+/// The heads of a model: as its files say, or as it is asked.
+pub(crate) fn heads(asked: Option<&HeadMap>, p: &Parameters) -> Result<HeadMap, LoadError> {
+    let bad = |why| Err(LoadError::BadOption { option: "heads", why });
+    let Some(map) = asked else { return Ok(HeadMap::uniform(p.class(), p.layers, p.kv_heads)) };
+    if let Err(why) = map.check(p.layers, p.kv_heads) {
+        return bad(format!("the head map is not this model's: {why}"));
+    }
+    if p.window.is_some() {
+        let why = "the model's own window under a head map is not built yet; leave the head map out";
+        return bad(why.to_owned());
+    }
+    Ok(map.clone())
+}
+
+/// Pages of each class, of which one has `sizes` bytes.
+pub(crate) fn pages(
+    budget: PageBudget,
+    map: &HeadMap,
+    sizes: &[u64],
+    slots: u32,
+    context: u32,
+) -> Result<Vec<u32>, LoadError> {
     let bad = |why| LoadError::BadOption { option: "pages", why };
     match budget {
         PageBudget::Pages(0) => Err(bad("must be at least 1".to_owned())),
-        PageBudget::Pages(pages) => Ok(pages),
-        PageBudget::Bytes(bytes) => match bytes / page_bytes as u64 {
-            0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
-            pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
-        },
+        PageBudget::Pages(pages) => Ok(vec![pages; sizes.len()]),
+        PageBudget::Bytes(bytes) => map.share_out(bytes, sizes, slots, context).ok_or_else(|| {
+            let page: u64 = sizes.iter().sum();
+            bad(format!("{bytes} bytes hold no page; this model's pages have {page} bytes"))
+        }),
         PageBudget::Free(_) => {
             Err(bad("what is free of the machine's memory is not the KV cache's to take; \
                                         name a number of bytes"

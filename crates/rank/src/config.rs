@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Device, Dtype, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Name of the node, unique in the cluster; drawn when it is left out.
@@ -41,6 +41,11 @@ pub struct Config {
     /// A `config.json`: weights of that shape are made up, and the model's files give the tokenizer alone. On a GPU,
     /// for measurements.
     pub dummy_weights: Option<PathBuf>,
+    /// A worker's folder with a DuoAttention pattern: which heads need to see everything. Its answers are
+    /// approximate; requests must say `quality: approximate`.
+    pub head_map: Option<PathBuf>,
+    /// With `head_map`: the share of all heads that see only a window.
+    pub sparsity: Option<f64>,
     /// Bind more than loopback although there is no TLS yet.
     pub insecure: bool,
     /// Address of the admin port; none when it is left out.
@@ -71,6 +76,8 @@ impl Default for Config {
             weights: Weights::Dequantised,
             batch_invariant: false,
             dummy_weights: None,
+            head_map: None,
+            sparsity: None,
             insecure: false,
             admin: None,
             advertise: None,
@@ -125,6 +132,16 @@ impl Check for Config {
         }
         if self.weights != Weights::Dequantised && self.batch_invariant {
             return Err(Wrong::new("weights", "must be dequantised with batch_invariant"));
+        }
+        if self.sparsity.is_some_and(|sparsity| !(0.0..=1.0).contains(&sparsity)) {
+            return Err(Wrong::new("sparsity", "must be 0 to 1"));
+        }
+        if self.head_map.is_some() && self.sparsity.is_none() {
+            let why = "must be said with head_map: the share of heads that see only a window, such as 0.5";
+            return Err(Wrong::new("sparsity", why));
+        }
+        if self.head_map.is_none() && self.sparsity.is_some() {
+            return Err(Wrong::new("sparsity", "is of a head_map, and none is named"));
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kvcache::{PAGE_POSITIONS, PageId};
+use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::exp::exp;
 use super::pool::Pool;
@@ -38,9 +38,11 @@ pub(super) struct Heads {
 pub(super) struct Attention<'a> {
     pub(super) heads: Heads,
     pub(super) layer: usize,
-    pub(super) storage: &'a Storage,
+    /// Which class each head is of.
+    pub(super) map: &'a HeadMap,
+    /// By class.
+    pub(super) storage: &'a [Storage],
     pub(super) tables: &'a Tables,
-    pub(super) class: usize,
 }
 
 impl Attention<'_> {
@@ -62,12 +64,14 @@ impl Attention<'_> {
         let group = heads / kv_heads * head_dim;
         pool.pieces(out, group, |i, out| {
             let (slot, position) = row(i / kv_heads);
+            let unit = Unit { layer: self.layer, kv_head: i % kv_heads };
+            let class = self.map.class(unit.layer, unit.kv_head);
             SCRATCH.with_borrow_mut(|scratch| {
                 level.run(Attend {
-                    table: self.tables.get(slot, self.class),
+                    table: self.tables.get(slot, class),
                     position,
-                    storage: self.storage,
-                    unit: Unit { layer: self.layer, kv_head: i % kv_heads },
+                    storage: &self.storage[class],
+                    unit,
                     head_dim,
                     q: &q[i * group..(i + 1) * group],
                     out,

@@ -2,7 +2,7 @@
 
 use engine::ModelError;
 use half::f16;
-use kvcache::PAGE_POSITIONS;
+use kvcache::{HeadMap, PAGE_POSITIONS};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
@@ -10,6 +10,7 @@ use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
 use super::pool::{Parts, Pool};
+use super::probe::Probe;
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
@@ -21,8 +22,6 @@ use crate::simd::{Kernel, LANES, Lanes, Level};
 const PIECE: usize = 256;
 /// Rows whose logits exist at the same time.
 const HEAD_PIECE: usize = 16;
-/// The one head class built so far.
-const CLASS: usize = 0;
 
 /// Everything a pass reads.
 pub(super) struct Forward<'a> {
@@ -31,6 +30,8 @@ pub(super) struct Forward<'a> {
     pub(super) packed: &'a Packed,
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
+    /// Which class each head is of.
+    pub(super) heads: &'a HeadMap,
     pub(super) tables: &'a Tables,
     pub(super) level: Level,
 }
@@ -52,6 +53,8 @@ pub(super) struct Scratch {
     wide: Vec<f32>,
     /// One key or value on its way into the cache.
     halves: Vec<[u8; 2]>,
+    /// Where attention goes, while somebody asks.
+    pub(super) probe: Option<Probe>,
 }
 
 /// The picking rows of a step between its layers and its head.
@@ -84,6 +87,7 @@ impl Scratch {
             up: Vec::new(),
             wide: Vec::new(),
             halves: Vec::new(),
+            probe: None,
         }
     }
 }
@@ -95,7 +99,7 @@ impl Forward<'_> {
         &self,
         pool: &mut Pool,
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         scratch: &mut Scratch,
         picking: &mut Picking,
     ) {
@@ -147,7 +151,7 @@ impl Forward<'_> {
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
+    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut [Storage], scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
         scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
@@ -166,7 +170,7 @@ impl Forward<'_> {
         index: usize,
         (layer, weights): (&Layer, &LayerWeights),
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         s: &mut Scratch,
     ) {
         let (p, level) = (self.parameters, self.level);
@@ -181,13 +185,16 @@ impl Forward<'_> {
         let attention = Attention {
             heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
             layer: index,
+            map: self.heads,
             storage,
             tables: self.tables,
-            class: CLASS,
         };
         let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
         let width = p.heads * p.head_dim;
         attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
+        if let Some(probe) = &mut s.probe {
+            probe.observe(pool, attention.heads, index, rows, &s.q, &attention.storage[0]);
+        }
         s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
         multiply(pool, level, &s.inputs, [(&weights.o, &mut s.out)]);
         add(pool, &mut s.x, &s.out);
@@ -215,21 +222,22 @@ impl Forward<'_> {
         debug_assert_eq!(s.q.len(), rows * wide);
     }
 
-    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, s: &mut Scratch) {
+    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut [Storage], s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
         let width = self.parameters.kv_heads * head_dim;
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
-            let table = self.tables.get(row.slot.0 as usize, CLASS);
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
-            // Checked before the step began.
-            let Some(page) = table.get(index as usize).copied().flatten() else { continue };
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
+                let class = self.heads.class(layer, kv_head);
+                let table = self.tables.get(row.slot.0 as usize, class);
+                // Checked before the step began.
+                let Some(page) = table.get(index as usize).copied().flatten() else { continue };
                 self.level.run(Round(k, key));
                 self.level.run(Round(v, value));
-                storage.write(page, Unit { layer, kv_head }, offset as usize, key, value);
+                storage[class].write(page, Unit { layer, kv_head }, offset as usize, key, value);
             }
         }
     }

@@ -46,25 +46,32 @@ fn a_fingerprint_follows_the_content() {
 #[test]
 fn options_are_checked() {
     let file = written(&Tiny::new(Shape::of("llama", TensorKind::F16)));
-    let good = Options { context: None, vocab: None, slots: 1, pages: PageBudget::Pages(1), threads: 1 };
+    let good = Options {
+        context: None,
+        vocab: None,
+        slots: 1,
+        pages: PageBudget::Pages(1),
+        threads: 1,
+        heads: None,
+    };
     for (options, name) in [
-        (Options { context: Some(0), ..good }, "context"),
-        (Options { context: Some(CONTEXT + 1), ..good }, "context"),
-        (Options { vocab: Some(0), ..good }, "vocab"),
-        (Options { vocab: Some(u32::MAX), ..good }, "vocab"),
-        (Options { slots: 0, ..good }, "slots"),
-        (Options { slots: u32::MAX, ..good }, "slots"),
-        (Options { pages: PageBudget::Pages(0), ..good }, "pages"),
-        (Options { pages: PageBudget::Bytes(100), ..good }, "pages"),
-        (Options { threads: 0, ..good }, "threads"),
-        (Options { threads: usize::MAX, ..good }, "threads"),
+        (Options { context: Some(0), ..good.clone() }, "context"),
+        (Options { context: Some(CONTEXT + 1), ..good.clone() }, "context"),
+        (Options { vocab: Some(0), ..good.clone() }, "vocab"),
+        (Options { vocab: Some(u32::MAX), ..good.clone() }, "vocab"),
+        (Options { slots: 0, ..good.clone() }, "slots"),
+        (Options { slots: u32::MAX, ..good.clone() }, "slots"),
+        (Options { pages: PageBudget::Pages(0), ..good.clone() }, "pages"),
+        (Options { pages: PageBudget::Bytes(100), ..good.clone() }, "pages"),
+        (Options { threads: 0, ..good.clone() }, "threads"),
+        (Options { threads: usize::MAX, ..good.clone() }, "threads"),
     ] {
         let error = CpuModel::load(file.path(), &options).unwrap_err();
         assert!(matches!(error, LoadError::BadOption { option, .. } if option == name), "{name}: {error}");
     }
     // Two layers of two KV heads, 16 positions of 16 half floats, keys and values.
     let two_pages = PageBudget::Bytes(2 * (2 * 2 * 16 * 16 * 2 * 2) + 1);
-    let model = CpuModel::load(file.path(), &Options { pages: two_pages, ..good }).unwrap();
+    let model = CpuModel::load(file.path(), &Options { pages: two_pages, ..good.clone() }).unwrap();
     assert_eq!(engine::Model::spec(&model).classes, [(kvcache::HeadClass::Full, 2)]);
 }
 
@@ -95,8 +102,14 @@ fn padding_of_the_output_layer_is_never_drawn() {
     const KNOWN: u32 = 5;
     let tiny = Tiny::new(Shape::of("llama", TensorKind::F32));
     let file = written(&tiny);
-    let options =
-        Options { context: None, vocab: Some(KNOWN), slots: 4, pages: PageBudget::Pages(64), threads: 1 };
+    let options = Options {
+        context: None,
+        vocab: Some(KNOWN),
+        slots: 4,
+        pages: PageBudget::Pages(64),
+        threads: 1,
+        heads: None,
+    };
     let mut narrow = CpuModel::load(file.path(), &options).unwrap();
     let mut wide = tiny.load(1).unwrap();
     assert_eq!(engine::Model::spec(&narrow).vocab_size, KNOWN);
@@ -119,7 +132,7 @@ fn a_shortlist_gives_the_same_logits_for_fewer_tokens() {
     let tiny = Tiny::new(Shape::of("llama", TensorKind::Q8_0));
     let file = written(&tiny);
     let options =
-        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads: 2 };
+        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads: 2, heads: None };
     let load = |ids: Vec<u32>| {
         CpuModel::load_as(
             file.path(),
@@ -156,7 +169,7 @@ fn a_shortlist_gives_the_same_logits_for_fewer_tokens() {
 
 #[test]
 fn cores_are_checked_before_anything_is_read() {
-    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(64), threads: 1 };
+    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(64), threads: 1, heads: None };
     let cores = CpuOptions { cores: vec![999_999], ..CpuOptions::default() };
     let error = CpuModel::load_as(std::path::Path::new("nowhere"), &options, &cores).unwrap_err().to_string();
     assert!(error.contains("cores") && error.contains("999999"), "{error}");
