@@ -23,6 +23,7 @@ mod lane;
 mod model;
 mod open;
 mod outcome;
+mod pacing;
 mod paged_tokens;
 mod replay;
 mod steering;

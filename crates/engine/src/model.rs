@@ -43,6 +43,11 @@ pub struct Picks(pub Vec<Pick>);
 pub trait Model {
     fn spec(&self) -> &ModelSpec;
 
+    /// Rows that a step computes in the time of one: what is planned beside decodes fills the last so many.
+    fn tile(&self) -> u32 {
+        1
+    }
+
     /// Starts the layers of a step. Refuses variants it does not execute before it changes anything.
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError>;
 
@@ -54,6 +59,10 @@ pub trait Model {
 impl<M: Model + ?Sized> Model for Box<M> {
     fn spec(&self) -> &ModelSpec {
         (**self).spec()
+    }
+
+    fn tile(&self) -> u32 {
+        (**self).tile()
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {

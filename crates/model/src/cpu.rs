@@ -169,6 +169,11 @@ struct RowLogits<'a> {
 }
 
 impl Model for CpuModel {
+    /// Of the widest kernels (`product`); the others have a divisor of it.
+    fn tile(&self) -> u32 {
+        8
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
