@@ -122,7 +122,9 @@ mod tests {
     fn one_disturbed_step_is_no_reason() {
         let mut pacing = Pacing::new(Some(ms(45.5)), 128, 8);
         for _ in 0..20 {
-            [2, 80].map(|rows| pacing.record(rows, step(rows, 1.0)));
+            for rows in [2, 80] {
+                pacing.record(rows, step(rows, 1.0));
+            }
         }
         pacing.record(80, ms(5000.0));
         assert!(pacing.budget(1) >= 64, "{}", pacing.budget(1));

@@ -12,6 +12,7 @@ use speculation::{Beside, Drops};
 use crate::draft_lane::DraftLane;
 use crate::drafting::Drafting;
 use crate::pacing::Pacing;
+use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, TargetLane};
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelSpec, Room};
@@ -65,6 +66,7 @@ pub enum Outcome {
 pub(crate) enum Lane {
     Target(Box<TargetLane>),
     Draft(Box<DraftLane>),
+    Prefill(Box<PrefillLane>),
 }
 
 /// One rank: sequences, pages and a model.
@@ -131,6 +133,8 @@ impl<M: Model> Engine<M> {
         match command {
             Command::Target(open) => self.open_target(now, *open),
             Command::Draft(open) => self.open_draft(*open),
+            Command::Prefill(open) => self.open_prefill(*open),
+            Command::Page(page) => self.page_in(*page),
             Command::Cancel(id) => self.remove(now, id),
             Command::Drafts(id, drafts) => {
                 if let (Some(Lane::Target(lane)), Some(known)) =
@@ -172,6 +176,9 @@ impl<M: Model> Engine<M> {
 
     /// Plans and executes one step.
     pub fn step(&mut self, now: Duration) -> Outcome {
+        for id in self.export() {
+            self.remove(now, id);
+        }
         let (held, until) = self.readiness(now);
         self.propose(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
@@ -179,7 +186,7 @@ impl<M: Model> Engine<M> {
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
             _ if held.contains(&id) => Ahead::Hold,
             Some(Lane::Target(lane)) => Ahead::Go(lane.proposed()),
-            Some(Lane::Draft(_)) => Ahead::Go(&[]),
+            Some(Lane::Draft(_) | Lane::Prefill(_)) => Ahead::Go(&[]),
             None => Ahead::Hold,
         });
         for admitted in &plan.admitted {
@@ -246,6 +253,13 @@ impl<M: Model> Engine<M> {
                     }
                     Room::Free => {}
                 },
+                Lane::Prefill(lane) => match lane.outlet.room() {
+                    Room::Gone => ended.push((*id, None)),
+                    Room::Full => {
+                        held.insert(*id);
+                    }
+                    Room::Free => {}
+                },
             }
         }
         for (id, finish) in ended {
@@ -293,7 +307,9 @@ impl<M: Model> Engine<M> {
                     }
                 },
                 Some(Lane::Draft(lane)) => draws.push(lane.draw()),
-                None => draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows)),
+                Some(Lane::Prefill(_)) | None => {
+                    draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows))
+                }
             }
         }
         (draws, unsteered)

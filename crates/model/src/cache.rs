@@ -12,6 +12,7 @@ pub(crate) use tables::{Tables, bound};
 
 use std::ops::Range;
 
+use engine::ModelError;
 use half::f16;
 use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
 use memmap2::MmapMut;
@@ -92,6 +93,25 @@ impl Storage {
         for (to, value) in values.zip(value) {
             *to = *value;
         }
+    }
+
+    /// All heads of one layer in a page, as they lie: what is handed over to another rank.
+    pub(crate) fn layer(&self, page: PageId, layer: usize) -> Result<&[u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get(range).unwrap_or_default())
+    }
+
+    pub(crate) fn layer_mut(&mut self, page: PageId, layer: usize) -> Result<&mut [u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get_mut(range).unwrap_or_default())
+    }
+
+    fn layer_range(&self, page: PageId, layer: usize) -> Result<Range<usize>, ModelError> {
+        let layer_bytes = self.kv_heads * 2 * self.half();
+        bound("page", page.0 as usize, self.pages as usize)?;
+        bound("layer", layer, self.page / layer_bytes)?;
+        let start = self.start(page, Unit { layer, kv_head: 0 });
+        Ok(start..start + layer_bytes)
     }
 
     fn start(&self, page: PageId, unit: Unit) -> usize {

@@ -15,6 +15,7 @@ pub use bandwidth::memory_bandwidth;
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use kvcache::{ClassId, PageId};
 use sampling::Draw;
 use scheduler::Step;
 
@@ -117,6 +118,11 @@ impl CpuModel {
         Ok(all)
     }
 
+    fn storage_of(&self, class: ClassId) -> Result<&Storage, ModelError> {
+        crate::cache::bound("head class", usize::from(class.0), self.spec.classes.len())?;
+        Ok(&self.storage)
+    }
+
     /// Checks a step and computes its layers.
     fn layers(&mut self, step: &Step) -> Result<(), ModelError> {
         if self.submitted.is_some() {
@@ -176,6 +182,26 @@ impl Model for CpuModel {
 
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    fn layers(&self) -> u32 {
+        self.parameters.layers as u32
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
+        into.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.storage_of(class)?;
+        let to = self.storage.layer_mut(page, layer as usize)?;
+        if to.len() != bytes.len() {
+            return Err(ModelError::PageSize { expected: to.len(), found: bytes.len() });
+        }
+        to.copy_from_slice(bytes);
+        Ok(())
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {

@@ -13,6 +13,8 @@
 //!   never stalls them, then prompts partly computed, then new ones;
 //! * `preempt`: who gets pages for these rows, and who gives way when there are none.
 //!
+//! Pages that another rank computed come in by `handed`.
+//!
 //! Not here: tensors (`model`), whether drafts are right (`speculation`), clocks. Start at
 //! [`Scheduler::plan`] and [`Scheduler::commit`].
 #![forbid(unsafe_code)]
@@ -21,6 +23,7 @@ mod admit;
 mod budget;
 mod config;
 mod facts;
+mod handed;
 mod plan;
 mod policy;
 mod preempt;

@@ -5,6 +5,7 @@ use kvcache::{ClassId, PagePool};
 use request::TokenId;
 
 use crate::budget::{Ready, Rows, Share, share_out};
+use crate::handed::Handed;
 use crate::sequence::{Order, Sequence};
 use crate::{
     Ahead, Config, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Refused, Row, RowToken,
@@ -28,6 +29,8 @@ pub struct Scheduler {
     /// Who gave way since the last plan.
     pub(crate) preempted: Vec<SequenceId>,
     pub(crate) counters: Counters,
+    /// Pages held for sequences that are still to come.
+    pub(crate) handed: BTreeMap<SequenceId, Handed>,
     arrivals: u64,
     /// At most the configured one.
     budget: u32,
@@ -44,6 +47,7 @@ impl Scheduler {
             deltas: Vec::new(),
             preempted: Vec::new(),
             counters: Counters::default(),
+            handed: BTreeMap::new(),
             arrivals: 0,
             budget: config.token_budget,
             config,
@@ -211,6 +215,7 @@ impl Scheduler {
     /// Ends a sequence and gives back its slot and pages. What it computed and settled stays in the
     /// prefix cache.
     pub fn remove(&mut self, id: SequenceId) {
+        self.release_handed(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
         self.waiting.remove(&sequence.order);
         self.running.remove(&sequence.order);
@@ -223,6 +228,9 @@ impl Scheduler {
     /// nobody knows what they hold.
     pub fn clear_tables(&mut self) {
         debug_assert!(self.sequences.is_empty(), "sequences go first");
+        for id in self.handed.keys().copied().collect::<Vec<_>>() {
+            self.release_handed(id);
+        }
         self.deltas.clear();
         self.pools.iter_mut().for_each(PagePool::forget);
         for slot in (0..self.config.slots).map(Slot) {
