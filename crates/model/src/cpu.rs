@@ -18,7 +18,7 @@ pub use probe::Asked;
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use kvcache::HeadMap;
+use kvcache::{ClassId, HeadMap, PageId};
 use sampling::Draw;
 use scheduler::Step;
 
@@ -147,6 +147,11 @@ impl CpuModel {
         Ok(all)
     }
 
+    fn storage_of(&self, class: ClassId) -> Result<&Storage, ModelError> {
+        crate::cache::bound("head class", usize::from(class.0), self.spec.classes.len())?;
+        Ok(&self.storage[usize::from(class.0)])
+    }
+
     /// Checks a step and computes its layers.
     fn layers(&mut self, step: &Step) -> Result<(), ModelError> {
         if self.submitted.is_some() {
@@ -201,8 +206,33 @@ struct RowLogits<'a> {
 }
 
 impl Model for CpuModel {
+    /// Of the widest kernels (`product`); the others have a divisor of it.
+    fn tile(&self) -> u32 {
+        8
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    fn layers(&self) -> u32 {
+        self.parameters.layers as u32
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
+        into.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.storage_of(class)?;
+        let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
+        if to.len() != bytes.len() {
+            return Err(ModelError::PageSize { expected: to.len(), found: bytes.len() });
+        }
+        to.copy_from_slice(bytes);
+        Ok(())
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
