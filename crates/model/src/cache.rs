@@ -8,7 +8,7 @@ mod tables;
 
 #[cfg(feature = "cuda")]
 pub(crate) use tables::Changed;
-pub(crate) use tables::{Tables, bound};
+pub(crate) use tables::{Kept, Table, Tables, bound};
 
 use std::ops::Range;
 
@@ -52,12 +52,13 @@ impl Storage {
         p.layers * p.kv_heads * p.head_dim * 2 * POSITIONS * size_of::<f16>()
     }
 
-    /// Zeroed storage; the kernel hands out memory when a page is first written.
-    pub(crate) fn new(class: HeadClass, p: &Parameters, pages: u32) -> Result<Self, LoadError> {
+    /// Zeroed storage; the kernel hands out memory when a page is first written. `beyond`: pages after those of the
+    /// tables, for the back end's own use.
+    pub(crate) fn new(class: HeadClass, p: &Parameters, pages: u32, beyond: u32) -> Result<Self, LoadError> {
         let page = Self::page_bytes(p);
         let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let bytes = page
-            .checked_mul(pages as usize)
+            .checked_mul(pages as usize + beyond as usize)
             .filter(|b| isize::try_from(*b).is_ok())
             .ok_or_else(|| LoadError::Memory { bytes: usize::MAX, source: too_large() })?;
         let map = MmapMut::map_anon(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
@@ -91,6 +92,20 @@ impl Storage {
         let values = values.as_chunks_mut().0.iter_mut().skip(offset * self.head_dim);
         for (to, value) in values.zip(value) {
             *to = *value;
+        }
+    }
+
+    /// Every (layer, KV head).
+    pub(crate) fn units(&self) -> impl Iterator<Item = Unit> + use<> {
+        let (all, kv_heads) = (self.page / (2 * self.half()).max(1), self.kv_heads);
+        (0..all).map(move |at| Unit { layer: at / kv_heads, kv_head: at % kv_heads })
+    }
+
+    /// Keys and values of one unit of a page, as another page has them.
+    pub(crate) fn copy(&mut self, from: PageId, to: PageId, unit: Unit) {
+        let (from, to, size) = (self.start(from, unit), self.start(to, unit), 2 * self.half());
+        if from + size <= self.bytes.len() && to + size <= self.bytes.len() {
+            self.bytes.copy_within(from..from + size, to);
         }
     }
 

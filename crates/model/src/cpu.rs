@@ -2,6 +2,7 @@
 
 mod attention;
 mod bandwidth;
+mod branches;
 mod elementwise;
 mod exp;
 mod forward;
@@ -23,7 +24,8 @@ use crate::cache::{Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
-use forward::{Forward, Picking, Scratch};
+use branches::Branches;
+use forward::{CLASS, Forward, Picking, Scratch};
 use packed::Packed;
 use pool::Pool;
 
@@ -38,6 +40,7 @@ pub struct CpuModel {
     packed: Packed,
     storage: Storage,
     tables: Tables,
+    branches: Branches,
     level: Level,
     pool: Pool,
     scratch: Scratch,
@@ -61,7 +64,7 @@ impl CpuModel {
         let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
-        let storage = Storage::new(parameters.class(), &parameters, pages)?;
+        let storage = Storage::new(parameters.class(), &parameters, pages, branches::PAGES)?;
         let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
         let packed = Packed::new(&decoder, &mut pool)?;
         let level = Level::best();
@@ -75,11 +78,13 @@ impl CpuModel {
                 context,
                 classes: vec![(storage.class, storage.pages)],
                 slots: options.slots,
+                tree_rows: branches::TREE_ROWS,
             },
             decoder,
             packed,
             tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
             storage,
+            branches: Branches::default(),
             level,
             pool,
             scratch: Scratch::new(&parameters),
@@ -127,7 +132,9 @@ impl CpuModel {
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
         }
+        self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
+        self.branches.set(&rows, &self.tables, CLASS, &self.storage);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,
@@ -135,6 +142,7 @@ impl CpuModel {
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
@@ -154,6 +162,7 @@ impl CpuModel {
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         forward.head(&mut self.pool, &self.picking, &mut self.scratch, &mut each)

@@ -1,8 +1,7 @@
 //! The token budget of a step (SARATHI, arXiv 2403.02310): decodes first, then prompts.
 
-use request::TokenId;
-
 use crate::SequenceId;
+use crate::drafts::Drafts;
 use crate::sequence::Order;
 
 /// A running sequence that could move in this step.
@@ -14,8 +13,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) behind: u32,
     /// It had rows since it got its slot.
     pub(crate) started: bool,
-    pub(crate) drafts: &'a [TokenId],
-    /// Most drafts that its limit allows.
+    pub(crate) drafts: Drafts<'a>,
+    /// Most positions behind its next one that its limit allows.
     pub(crate) room: u32,
 }
 
@@ -26,11 +25,11 @@ pub(crate) struct Share<'a> {
     pub(crate) order: Order,
     /// Rows of known tokens, at least one.
     pub(crate) known: u32,
-    pub(crate) drafts: &'a [TokenId],
+    pub(crate) drafts: Drafts<'a>,
 }
 
-/// Shares the budget. `ready` is in order.
-pub(crate) fn share_out<'a>(mut budget: u32, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
+/// Shares the budget. `ready` is in order; `trees`: most rows of trees.
+pub(crate) fn share_out<'a>(mut budget: u32, mut trees: u32, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
     let (decodes, mut prompts): (Vec<&Ready<'a>>, Vec<&Ready<'a>>) =
         ready.iter().partition(|ready| ready.behind == 1);
     // Decodes first; their own rows are never refused (running is bounded by the slots).
@@ -40,11 +39,14 @@ pub(crate) fn share_out<'a>(mut budget: u32, ready: &[Ready<'a>]) -> Vec<Share<'
     let mut drafting = decodes.iter().filter(|ready| !ready.drafts.is_empty()).count() as u32;
     let mut shares = Vec::with_capacity(ready.len());
     for ready in decodes {
-        let mut drafts: &[TokenId] = &[];
+        let mut drafts = Drafts::default();
         if !ready.drafts.is_empty() {
-            let take = (ready.drafts.len() as u32).min(ready.room).min(for_drafts.div_ceil(drafting));
+            let most = for_drafts.div_ceil(drafting);
+            let tree = ready.drafts.parents.is_some();
+            drafts = ready.drafts.within(ready.room).first(if tree { most.min(trees) } else { most });
+            let take = drafts.len();
+            trees -= if tree { take } else { 0 };
             (for_drafts, budget, drafting) = (for_drafts - take, budget - take, drafting - 1);
-            drafts = &ready.drafts[..take as usize];
         }
         shares.push(Share { id: ready.id, order: ready.order, known: 1, drafts });
     }
@@ -55,7 +57,7 @@ pub(crate) fn share_out<'a>(mut budget: u32, ready: &[Ready<'a>]) -> Vec<Share<'
     for ready in prompts {
         let known = ready.behind.min(budget);
         if known > 0 {
-            shares.push(Share { id: ready.id, order: ready.order, known, drafts: &[] });
+            shares.push(Share { id: ready.id, order: ready.order, known, drafts: Drafts::default() });
             budget -= known;
         }
     }

@@ -20,6 +20,7 @@
 mod admit;
 mod budget;
 mod config;
+mod drafts;
 mod facts;
 mod plan;
 mod preempt;

@@ -2,10 +2,11 @@
 
 use engine::ModelError;
 use half::f16;
-use kvcache::PAGE_POSITIONS;
+use kvcache::{PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
+use super::branches::Branches;
 use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
@@ -22,7 +23,7 @@ const PIECE: usize = 256;
 /// Rows whose logits exist at the same time.
 const HEAD_PIECE: usize = 16;
 /// The one head class built so far.
-const CLASS: usize = 0;
+pub(super) const CLASS: usize = 0;
 
 /// Everything a pass reads.
 pub(super) struct Forward<'a> {
@@ -32,6 +33,8 @@ pub(super) struct Forward<'a> {
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
     pub(super) tables: &'a Tables,
+    /// Of the tree rows.
+    pub(super) branches: &'a Branches,
     pub(super) level: Level,
 }
 
@@ -167,10 +170,8 @@ impl Forward<'_> {
             heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
             layer: index,
             storage,
-            tables: self.tables,
-            class: CLASS,
         };
-        let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
+        let of_row = |i: usize| (self.table(&rows[i]), rows[i].position);
         let width = p.heads * p.head_dim;
         attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
         s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
@@ -200,13 +201,27 @@ impl Forward<'_> {
         debug_assert_eq!(s.q.len(), rows * wide);
     }
 
+    /// The page table that a row reads and writes.
+    fn table(&self, row: &CheckedRow) -> &[Option<PageId>] {
+        match row.branch {
+            Some(branch) => self.branches.table(branch),
+            None => self.tables.get(row.slot.0 as usize, CLASS),
+        }
+    }
+
     fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
         let width = self.parameters.kv_heads * head_dim;
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
-            let table = self.tables.get(row.slot.0 as usize, CLASS);
+            if let Some(branch) = row.branch {
+                let slot = self.tables.get(row.slot.0 as usize, CLASS);
+                for kv_head in 0..self.parameters.kv_heads {
+                    self.branches.inherit(branch, slot, storage, Unit { layer, kv_head });
+                }
+            }
+            let table = self.table(row);
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
             // Checked before the step began.
             let Some(page) = table.get(index as usize).copied().flatten() else { continue };

@@ -11,3 +11,4 @@ mod real;
 mod reference;
 mod steps;
 mod tiny;
+mod trees;
