@@ -71,7 +71,8 @@ pub(crate) fn rows(step: &Step, spec: &ModelSpec) -> Result<Vec<CheckedRow>, Mod
                     if row.position != parent_row.position + 1 || row.position - base >= DEEPEST {
                         return refuse("tree rows that are not right behind their parents, or too far");
                     }
-                    branch = Some(Branch { index: branches, parent: parent_row.branch.map(|b| b.index), base });
+                    branch =
+                        Some(Branch { index: branches, parent: parent_row.branch.map(|b| b.index), base });
                     branches += 1;
                 } else if last.branch.is_some() || row.position != last.position + 1 {
                     return refuse("rows of a slot that are not consecutive positions");
@@ -86,7 +87,14 @@ pub(crate) fn rows(step: &Step, spec: &ModelSpec) -> Result<Vec<CheckedRow>, Mod
                 }
             }
         }
-        rows.push(CheckedRow { row: index as u32, slot: row.slot, token, position: row.position, pick, branch });
+        rows.push(CheckedRow {
+            row: index as u32,
+            slot: row.slot,
+            token,
+            position: row.position,
+            pick,
+            branch,
+        });
     }
     Ok(rows)
 }
@@ -97,7 +105,9 @@ fn above(rows: &[CheckedRow], parent: u32, slot: Slot) -> Result<CheckedRow, Mod
     let above = rows[parent as usize];
     let last = rows.iter().rev().find(|row| row.branch.is_none()).map(|row| row.row);
     if above.slot != slot || (above.branch.is_none() && last != Some(parent)) {
-        return Err(ModelError::Unsupported { what: "tree rows behind another sequence or an earlier position" });
+        return Err(ModelError::Unsupported {
+            what: "tree rows behind another sequence or an earlier position",
+        });
     }
     Ok(above)
 }

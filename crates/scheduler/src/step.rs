@@ -97,10 +97,7 @@ pub enum TableChange {
     Hole,
     /// Of the positions from `from` on, the keys and values that tree row `row` of the step before saw, its own
     /// included, are the slot's now: the path to it stood.
-    Keep {
-        row: u32,
-        from: u32,
-    },
+    Keep { row: u32, from: u32 },
     /// Entries from this page index on are gone (rollback).
     Truncate(u32),
     /// This entry is gone, its neighbours stay (a window moved on).

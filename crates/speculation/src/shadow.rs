@@ -104,7 +104,10 @@ mod tests {
         }
         assert_eq!(beliefs, expected);
         (0..100).for_each(|_| shadows.cast(Source::Drafter, &Proposal::chain(ids(&[4; 40]), 0)));
-        assert!(shadows.0[0].len() == Shadows::LONGEST && shadows.0[0][5].proposal.drafts.len() == Shadows::LONGEST);
+        assert!(
+            shadows.0[0].len() == Shadows::LONGEST
+                && shadows.0[0][5].proposal.drafts.len() == Shadows::LONGEST
+        );
     }
 
     /// Of a tree every sibling is judged, and the walk goes on behind the one that came.

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cluster::Role;
@@ -12,7 +13,7 @@ use request::{Request, Sampling, Source, Speculation, Strategy, TokenId};
 use serde_json::{Value, json};
 
 use super::exactness::{Cluster, DRAWS, MODEL, speculation, texts};
-use super::link::{self, Dice, Faults, STRATEGIES, Setup, drive};
+use super::link::{self, Dice, Faults, STRATEGIES, Setup, Watched, drive};
 use super::model::{Corrupted, Weights};
 use crate::support::{Link, Proxy, model_file, start_drafter};
 
@@ -99,7 +100,8 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
     let Some(file) = model_file(MODEL) else { return };
     let weights = Weights::open(MODEL, &file);
     let tokenizer = text::Tokenizer::open(&file).unwrap();
-    let engine = || Engine::new(weights.make()(), Settings::default());
+    let later = Arc::default();
+    let engine = || Engine::new(Watched::new(weights.make()(), &later), Settings::default());
     let requests: Vec<Request> = (0..8)
         .map(|i| {
             let prompt: Vec<u32> =
@@ -110,13 +112,9 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
             request
         })
         .collect();
-    let setup = |drafter: Option<Engine<Corrupted>>, faults, kill_after, switch| Setup::<CpuModel, Corrupted> {
-        target: engine(),
-        drafter,
-        faults,
-        kill_after,
-        switch,
-        constraint: None,
+    type Pair = Setup<Watched<CpuModel>, Corrupted>;
+    let setup = |drafter: Option<Engine<Corrupted>>, faults, kill_after, switch| -> Pair {
+        Setup { target: engine(), drafter, faults, kill_after, switch, constraint: None }
     };
     let plain: Vec<Request> = requests
         .iter()
@@ -126,6 +124,9 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
         })
         .collect();
     let reference = drive(&plain, setup(None, Faults::default(), None, 0), &mut Dice(0)).answers;
+    let output = |answers: &[link::Answer]| -> Vec<Vec<TokenId>> {
+        answers.iter().map(|a| a.output.clone()).collect()
+    };
     let mut sources: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for (name, faults, kill_after) in [
         ("late", Faults { delay: 40, reorder: 20, ..Faults::default() }, None),
@@ -137,9 +138,6 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
             Settings::default(),
         );
         let ran = drive(&requests, setup(Some(drafter), faults, kill_after, 60), &mut Dice(5));
-        let output = |answers: &[link::Answer]| -> Vec<Vec<TokenId>> {
-            answers.iter().map(|a| a.output.clone()).collect()
-        };
         assert_eq!(output(&ran.answers), output(&reference), "a drafter that is {name}");
         for source in Source::ALL {
             let (right, wrong) = sources.entry(source.name()).or_default();
@@ -153,4 +151,22 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
         let (right, wrong) = sources[source.name()];
         assert!(right > 0 && wrong > 0, "{}: {right} right, {wrong} wrong", source.name());
     }
+
+    // Trees, from what is recycled and from what followed before, in answers long enough to repeat.
+    let long = |strategy: Option<Strategy>| -> Vec<Request> {
+        let long = requests.iter().enumerate().map(|(i, request)| {
+            let mut long = request.clone();
+            long.limits.max_tokens = 64;
+            long.speculation.strategy =
+                strategy.unwrap_or(if i % 4 == 0 { Strategy::Suffix } else { Strategy::Recycle });
+            long
+        });
+        long.collect()
+    };
+    let reference = drive(&long(Some(Strategy::None)), setup(None, Faults::default(), None, 0), &mut Dice(0));
+    let before = later.load(Ordering::Relaxed);
+    let ran = drive(&long(None), setup(None, Faults::default(), None, 0), &mut Dice(0));
+    assert_eq!(output(&ran.answers), output(&reference.answers), "trees");
+    let later = later.load(Ordering::Relaxed) - before;
+    assert!(later > 5, "drafts that stood and were not the first of their siblings: {later}");
 }

@@ -98,7 +98,8 @@ async fn pass(
     let write = async move {
         while let Some((due, piece)) = arriving.recv().await {
             tokio::time::sleep_until(due).await;
-            if follow.wait_for(|link| *link != Link::Paused).await.is_err() || to.write_all(&piece).await.is_err()
+            if follow.wait_for(|link| *link != Link::Paused).await.is_err()
+                || to.write_all(&piece).await.is_err()
             {
                 return;
             }

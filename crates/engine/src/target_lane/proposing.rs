@@ -97,7 +97,8 @@ impl TargetLane {
             let chance = |source, sureness, depth| beliefs.rate_within(rank, source, sureness, depth);
             // What a constraint forbids is found out along a chain.
             let forks = trees && self.request.constraint.is_none();
-            let asked = Asked { most: most.max(Shadows::LONGEST), forks: if forks { Some(&chance) } else { None } };
+            let asked =
+                Asked { most: most.max(Shadows::LONGEST), forks: if forks { Some(&chance) } else { None } };
             found
                 .extend(guesses.iter().map(|source| (*source, propose(*source, own, library, known, asked))));
         }

@@ -80,7 +80,8 @@ impl Tables {
                 TableChange::Keep { row, from } => {
                     // Every page that the slot has from there on; how far the row reaches the back end knows.
                     let pages = (0..).zip(table.iter()).skip((from / PAGE_POSITIONS) as usize);
-                    let kept = pages.filter_map(|(index, page)| Some(Kept { row, from, index, page: (*page)? }));
+                    let kept =
+                        pages.filter_map(|(index, page)| Some(Kept { row, from, index, page: (*page)? }));
                     changed.kept.extend(kept);
                 }
             }

@@ -268,7 +268,15 @@ fn config(budget: u32, slots: u32, pages: u32, windowed: bool, prefix_cache: boo
     if windowed {
         classes.push((HeadClass::Window { sink: 4, recent: 20 }, pages));
     }
-    Config { token_budget: budget, max_waiting: 6, context: 4096, slots, tree_rows: 64, classes, prefix_cache }
+    Config {
+        token_budget: budget,
+        max_waiting: 6,
+        context: 4096,
+        slots,
+        tree_rows: 64,
+        classes,
+        prefix_cache,
+    }
 }
 
 proptest! {
