@@ -13,7 +13,7 @@ use crate::draft_lane::DraftLane;
 use crate::drafting::Drafting;
 use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
-use crate::target_lane::{Readiness, TargetLane};
+use crate::target_lane::{Readiness, Server, TargetLane};
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelSpec, Room};
 
@@ -98,6 +98,7 @@ impl<M: Model> Engine<M> {
             max_waiting: settings.max_waiting,
             context: spec.context,
             slots: spec.slots,
+            tree_rows: spec.tree_rows,
             classes: spec.classes.clone(),
             prefix_cache: settings.prefix_cache,
         });
@@ -185,7 +186,7 @@ impl<M: Model> Engine<M> {
         let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
             _ if held.contains(&id) => Ahead::Hold,
-            Some(Lane::Target(lane)) => Ahead::Go(lane.proposed()),
+            Some(Lane::Target(lane)) => lane.proposed(),
             Some(Lane::Draft(_) | Lane::Prefill(_)) => Ahead::Go(&[]),
             None => Ahead::Hold,
         });
@@ -282,11 +283,12 @@ impl<M: Model> Engine<M> {
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
         let others = self.decodes(held).saturating_sub(1);
         let beside = Beside { rows: others, tokens: others };
+        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
             match self.scheduler.tokens(*id) {
                 Some(known) if !held.contains(id) && self.scheduler.decoding(*id) => {
-                    lane.propose(known, self.settings.max_draft, beside, &mut self.drafting);
+                    lane.propose(known, server, beside, &mut self.drafting);
                 }
                 _ => lane.propose_nothing(),
             }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bandwidth;
+mod branches;
 mod cores;
 mod elementwise;
 mod exp;
@@ -27,6 +28,7 @@ use crate::cache::{Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
+use branches::Branches;
 use cores::Cores;
 use forward::{Forward, Picking, Scratch};
 use packed::Packed;
@@ -56,6 +58,7 @@ pub struct CpuModel {
     /// By class.
     storage: Vec<Storage>,
     tables: Tables,
+    branches: Branches,
     level: Level,
     pool: Pool,
     scratch: Scratch,
@@ -92,7 +95,10 @@ impl CpuModel {
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class]));
+        // A tree's rows are built for heads of one class.
+        let (tree_rows, beyond) =
+            if classes.len() == 1 { (branches::TREE_ROWS, branches::PAGES) } else { (0, 0) };
+        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], beyond));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
@@ -104,12 +110,19 @@ impl CpuModel {
             threads = options.threads, %level, "model loaded"
         );
         Ok(Self {
-            spec: ModelSpec { vocab_size: drawn, context, classes: classes.clone(), slots: options.slots },
+            spec: ModelSpec {
+                vocab_size: drawn,
+                context,
+                classes: classes.clone(),
+                slots: options.slots,
+                tree_rows,
+            },
             decoder,
             packed,
             heads,
             tables: Tables::new(options.slots, classes, context),
             storage,
+            branches: Branches::default(),
             level,
             pool,
             scratch: Scratch::new(&parameters),
@@ -162,7 +175,9 @@ impl CpuModel {
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
         }
+        self.branches.keep(&changed.kept, &mut self.storage[branches::CLASS])?;
         self.tables.apply(changed);
+        self.branches.set(&rows, &self.tables, branches::CLASS, &self.storage[branches::CLASS]);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,
@@ -171,6 +186,7 @@ impl CpuModel {
             drawn: self.spec.vocab_size as usize,
             heads: &self.heads,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
@@ -191,6 +207,7 @@ impl CpuModel {
             drawn: self.spec.vocab_size as usize,
             heads: &self.heads,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         forward.head(&mut self.pool, &self.picking, &mut self.scratch, &mut each)

@@ -14,9 +14,10 @@
 //! decided from measurements: [`choose`], with [`StepCost`] and [`Beliefs`]; how far ahead a drafter runs by
 //! [`window`].
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Trees ([`Tree`]), early exits
-//! ([`Exits`]) and retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet: the back ends refuse
-//! tree rows and early exits, and requests for lossy drafts are refused by name (issue 5).
+//! What a source says may fork ([`Tree`]): a back end that takes trees verifies several guesses for one place in one step.
+//!
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Early exits ([`Exits`]) and
+//! retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet (issue 5).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 
@@ -42,7 +43,7 @@ pub use belief::{Beliefs, Sureness};
 pub use choose::{Beside, Offer, choose};
 pub use cost::StepCost;
 pub use del::{Exits, Round, Said};
-pub use guess::{Library, Proposal, propose};
+pub use guess::{Asked, Library, Proposal, propose};
 pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;

@@ -12,3 +12,4 @@ mod real;
 mod reference;
 mod steps;
 mod tiny;
+mod trees;
