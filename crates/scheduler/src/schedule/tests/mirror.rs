@@ -75,7 +75,9 @@ impl Mirror {
                 path.push(mix(path.last().copied().unwrap_or_else(|| content(base - 1)), tokens_of(row)));
                 self.branches.insert(index, (base, path));
                 // What stands is kept there.
-                (0..scheduler.pools.len()).for_each(|class| drop(self.page(slice.slot, class, row.position)));
+                for class in 0..scheduler.pools.len() {
+                    self.page(slice.slot, class, row.position);
+                }
             }
             for class in 0..scheduler.pools.len() {
                 for row in rows {
