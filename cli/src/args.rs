@@ -10,6 +10,7 @@ use crate::chat::ChatArgs;
 use crate::coordinator::CoordinatorArgs;
 use crate::demo::DemoArgs;
 use crate::generate::GenerateArgs;
+use crate::heads::HeadsArgs;
 use crate::models::{self, ModelsArgs, Progress, Store};
 use crate::rank::NodeArgs;
 use crate::status::StatusArgs;
@@ -47,6 +48,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Who is in the cluster and what they are doing.
     Status(StatusArgs),
+    /// Which heads need to see everything: find them, draw them, test them.
+    Heads(HeadsArgs),
     /// Fetch, list and describe models.
     Models(ModelsArgs),
 }
@@ -106,6 +109,10 @@ pub struct RankArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Cores of the model's threads, one each (Linux) [default: wherever the system puts them]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<Vec<usize>>,
     /// Most tokens of one sequence, prompt included [default: the model's context]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,6 +129,14 @@ pub struct RankArgs {
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub batch_invariant: bool,
+    /// A worker's folder with a DuoAttention pattern (paceline heads identify): answers are approximate
+    #[arg(long, value_name = "FOLDER", requires = "sparsity")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_map: Option<PathBuf>,
+    /// With --head-map: the share of all heads that see only a window
+    #[arg(long, value_name = "SHARE", requires = "head_map")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsity: Option<f64>,
     /// On a GPU, for measurements: weights made up in the shape of this config.json
     #[arg(long, value_name = "CONFIG")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -64,6 +64,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
         slots: 1,
         pages: PageBudget::Pages(kvcache::pages_for(longest) + 1),
         threads: args.rank.threads.unwrap_or(cores),
+        heads: crate::rank::heads(args.rank.head_map.as_deref(), args.rank.sparsity)?,
     };
     let mut engine = Engine::new(CpuModel::load(path, &options)?, Settings::default());
     let sampling = Sampling {

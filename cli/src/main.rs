@@ -37,6 +37,7 @@ async fn run(Cli { store, log, command }: Cli) -> anyhow::Result<()> {
         Command::Generate(args) => cli::generate::run(args, &store).await,
         Command::Bench(args) => cli::bench::run(args, &store).await,
         Command::Status(args) => cli::status::run(args).await,
+        Command::Heads(args) => cli::heads::run(args, &store).await,
         Command::Models(args) => cli::models::run(args, || store.open()).await,
     }
 }

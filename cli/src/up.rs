@@ -122,7 +122,12 @@ impl Cluster {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let drafters = if drafting { args.drafters } else { 0 };
         let (target_threads, drafter_threads) = threads(cores, args.workers, drafters);
-        let target_flags = rank_flags(&args.rank, target_threads);
+        let mut target_flags = rank_flags(&args.rank, target_threads);
+        if let (Some(folder), Some(sparsity)) = (&args.rank.head_map, args.rank.sparsity) {
+            let folder = folder.to_str().context("--head-map: the path is not UTF-8")?;
+            target_flags
+                .extend(["--head-map", folder, "--sparsity", &sparsity.to_string()].map(str::to_owned));
+        }
         let drafter_flags = rank_flags(&args.rank, drafter_threads);
         let nodes = std::iter::repeat_n(("worker", Some(&target), &target_flags), args.workers.into())
             .chain(std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_flags), drafters.into()));

@@ -20,6 +20,8 @@ pub enum Reason {
     InvalidField,
     /// The field asks for something that is planned and not there yet.
     NotBuilt,
+    /// The worker's texts are approximate and the request wants the model's own.
+    ApproximateOnly,
     /// Nobody serves that model.
     ModelNotFound,
     /// Prompt (and output) do not fit the model's context.
@@ -52,9 +54,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason, in the order of the table.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidField,
         Self::NotBuilt,
+        Self::ApproximateOnly,
         Self::ModelNotFound,
         Self::ContextLengthExceeded,
         Self::TooLarge,
@@ -80,6 +83,8 @@ impl Reason {
         match self {
             Self::InvalidField => ("INVALID_FIELD", Code::InvalidArgument, 400, REQUEST, "invalid_value"),
             Self::NotBuilt => ("NOT_BUILT", Code::InvalidArgument, 400, REQUEST, "unsupported_parameter"),
+            Self::ApproximateOnly =>
+                ("APPROXIMATE_ONLY", Code::FailedPrecondition, 400, REQUEST, "approximate_only"),
             Self::ModelNotFound => ("MODEL_NOT_FOUND", Code::NotFound, 404, REQUEST, "model_not_found"),
             Self::ContextLengthExceeded =>
                 ("CONTEXT_LENGTH_EXCEEDED", Code::InvalidArgument, 400, REQUEST, "context_length_exceeded"),

@@ -69,7 +69,7 @@ where
     E: Send + 'static,
 {
     let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
-    let incarnation = identity.incarnation;
+    let (incarnation, quality) = (identity.incarnation, identity.quality);
     let (rank, server) =
         Rank::start(&config.rank, identity, config.engine.settings(&config.rank.device), make).await?;
     let sessions = TaskTracker::new();
@@ -93,6 +93,7 @@ where
     let answers = TaskTracker::new();
     let service = Service {
         record: rank.record.clone(),
+        quality,
         inbox: rank.inbox.clone(),
         links: Arc::new(links),
         load: rank.load.clone(),

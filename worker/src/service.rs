@@ -37,6 +37,8 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Service {
     pub(crate) record: NodeRecord,
+    /// Of the texts it gives.
+    pub(crate) quality: Quality,
     pub(crate) inbox: Inbox,
     pub(crate) links: Arc<Links>,
     pub(crate) load: watch::Receiver<Load>,
@@ -87,9 +89,10 @@ impl Service {
             let why = format!("this worker serves {}, not {model}", self.record.model);
             return Err(status(Reason::ModelNotFound, &why, Some("model"), None));
         }
-        if request.quality == Quality::Approximate {
-            let why = "no approximate mode is built yet; ask for exact";
-            return Err(status(Reason::NotBuilt, why, Some("quality"), None));
+        if (self.quality, request.quality) == (Quality::Approximate, Quality::Exact) {
+            let why = "this worker's heads see less than the model's own (rank.head_map): its texts are \
+                       approximate; ask with quality approximate, or serve the model without a head map";
+            return Err(status(Reason::ApproximateOnly, why, Some("quality"), None));
         }
         let constraint = match &request.constraint {
             Some(constraint) => {

@@ -149,6 +149,7 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         slots: most + 1,
         pages: PageBudget::Pages(pages),
         threads,
+        heads: None,
     };
     let mut model = CpuModel::load(path, &options)?;
     let context = model.spec().context;

@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kvcache::{PAGE_POSITIONS, pages_for};
-use model::{
-    Ceilings, CudaModel, CudaOptions, Dtype, HeadMap, Mode, Options, PageBudget, Shape, Timing, Weights,
-};
+use model::{Ceilings, CudaModel, CudaOptions, Dtype, Mode, Options, PageBudget, Shape, Timing, Weights};
 use serde::Serialize;
 use tabled::builder::Builder;
 
@@ -220,6 +218,7 @@ fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
         slots: 1,
         pages: PageBudget::Pages(u32::try_from(pages).context("--hand-off: too many pages")?),
         threads: 1,
+        heads: None,
     };
     let make = |gpu: usize| {
         let cuda = CudaOptions { ordinals: vec![gpu], rows: 256, ..CudaOptions::default() };
@@ -256,6 +255,7 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
         slots: most,
         pages: PageBudget::Pages(u32::try_from(pages).context("--decode and --context: too many pages")?),
         threads: 1,
+        heads,
     };
     let cuda = CudaOptions {
         ordinals: gpus(args),
@@ -264,7 +264,6 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
         weights: args.weights.into(),
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,
-        heads,
         graphs: !args.no_graphs,
     };
     let model = CudaModel::dummy(config, 1, &options, &cuda)?;

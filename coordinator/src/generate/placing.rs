@@ -105,7 +105,11 @@ impl Choice {
                 Ok(()) => return Ok(()),
                 Err(failure) => failure,
             };
-            let passing = matches!(failure.reason, Reason::NoWorker | Reason::Overloaded | Reason::Draining);
+            // An exact worker that is gone may come back where an approximate one is all that is left.
+            let passing = matches!(
+                failure.reason,
+                Reason::NoWorker | Reason::Overloaded | Reason::Draining | Reason::ApproximateOnly
+            );
             if !passing || Instant::now() + pause >= until {
                 return Err(failure);
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ::cluster::{NodeRecord, Role, VocabHash};
 use proto::reason::Reason;
+use request::Quality;
 use reqwest::header::HeaderValue;
 use serde_json::{Value, json};
 
@@ -93,6 +94,29 @@ async fn a_refusal_goes_to_the_next_worker() {
         assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!(TEXT)), "{reason}");
         // Two choices at random: it may have been lucky, but nobody is asked twice.
         assert!([&a, &b, &c].iter().all(|w| w.seen().len() <= 1));
+    }
+}
+
+#[tokio::test]
+async fn an_approximate_worker_leaves_exact_requests_to_others() {
+    let front = front(|_| {}).await;
+    let _a = front
+        .worker("w-a", [Act::Refuse(Reason::ApproximateOnly), Act::Refuse(Reason::ApproximateOnly)])
+        .await;
+    let (status, body) = front.post(&ask(json!({}))).await;
+    assert_eq!((status, error(&body).0), (400, "approximate_only"));
+    let _b = front.worker("w-b", []).await;
+    let (status, body) = front.post(&ask(json!({"max_tokens": 100}))).await;
+    assert_eq!((status, &body["choices"][0]["message"]["content"]), (200, &json!(TEXT)));
+}
+
+#[tokio::test]
+async fn what_is_accepted_is_told_to_the_worker() {
+    let front = front(|_| {}).await;
+    let worker = front.worker("w-a", []).await;
+    for (quality, told) in [("exact", Quality::Exact), ("approximate", Quality::Approximate)] {
+        front.post(&ask(json!({"quality": quality}))).await;
+        assert_eq!(worker.seen().last().unwrap().request.quality, told);
     }
 }
 

@@ -12,6 +12,7 @@
 //! its own [`PagePool`], and a sequence has one [`PageTable`] per class. Owned and shared pages are
 //! values that cannot be copied, so using one after it was given back, or writing one that is
 //! sealed, does not compile. A sealed page is named by a [`PageHash`] over everything before it.
+//! A [`HeadMap`] says which head is of which class.
 //!
 //! Not here: tensors (`model::cache`), bytes in flight (`transport`), which sequence has to give way
 //! (`scheduler`). Start at [`PageTable`].
@@ -19,6 +20,7 @@
 
 mod class;
 mod hit;
+mod map;
 mod page;
 mod pool;
 mod prefix;
@@ -26,6 +28,7 @@ mod table;
 
 pub use class::{ClassId, HeadClass};
 pub use hit::{hit_pages, longest_hit};
+pub use map::{BadHeadMap, HeadMap};
 pub use page::{PAGE_POSITIONS, PageId, pages_for};
 pub use pool::{OwnedPage, PagePool, SharedPage};
 pub use prefix::{PageHash, PrefixChain, PrefixRoot, Scope};

@@ -21,6 +21,7 @@ fn main() -> anyhow::Result<()> {
         slots: 1,
         pages: PageBudget::Pages(1024),
         threads: threads as usize,
+        heads: None,
     };
     let mut model = CpuModel::load(path.as_ref(), &options)?;
     let only = arguments.next();

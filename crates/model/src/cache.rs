@@ -12,8 +12,9 @@ pub(crate) use tables::{Kept, Table, Tables, bound};
 
 use std::ops::Range;
 
+use engine::ModelError;
 use half::f16;
-use kvcache::{HeadClass, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 use memmap2::MmapMut;
 
 use crate::LoadError;
@@ -33,7 +34,8 @@ pub(crate) struct Storage {
     pub(crate) class: HeadClass,
     pub(crate) pages: u32,
     head_dim: usize,
-    kv_heads: usize,
+    /// `[layer][KV head]`: which unit of the class it is; others have none.
+    places: Vec<Vec<Option<u32>>>,
     /// Bytes of one page.
     page: usize,
     bytes: MmapMut,
@@ -47,22 +49,32 @@ pub(crate) struct Unit {
 }
 
 impl Storage {
-    /// Bytes that one page takes.
-    pub(crate) fn page_bytes(p: &Parameters) -> usize {
-        p.layers * p.kv_heads * p.head_dim * 2 * POSITIONS * size_of::<f16>()
+    /// Bytes that one page of a class takes.
+    pub(crate) fn page_bytes(map: &HeadMap, class: usize, p: &Parameters) -> usize {
+        map.units(class) * p.head_dim * 2 * POSITIONS * size_of::<f16>()
     }
 
     /// Zeroed storage; the kernel hands out memory when a page is first written. `beyond`: pages after those of the
     /// tables, for the back end's own use.
-    pub(crate) fn new(class: HeadClass, p: &Parameters, pages: u32, beyond: u32) -> Result<Self, LoadError> {
-        let page = Self::page_bytes(p);
+    pub(crate) fn new(
+        map: &HeadMap,
+        index: usize,
+        p: &Parameters,
+        pages: u32,
+        beyond: u32,
+    ) -> Result<Self, LoadError> {
+        let page = Self::page_bytes(map, index, p);
+        let mut units = 0..;
+        let mut place = |class: &u8| units.by_ref().take(usize::from(usize::from(*class) == index)).next();
+        let places = map.class_of.iter().map(|heads| heads.iter().map(&mut place).collect()).collect();
         let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let bytes = page
             .checked_mul(pages as usize + beyond as usize)
             .filter(|b| isize::try_from(*b).is_ok())
             .ok_or_else(|| LoadError::Memory { bytes: usize::MAX, source: too_large() })?;
-        let map = MmapMut::map_anon(bytes).map_err(|source| LoadError::Memory { bytes, source })?;
-        Ok(Self { class, pages, head_dim: p.head_dim, kv_heads: p.kv_heads, page, bytes: map })
+        // A class may have no heads on a rank; a map has at least a byte.
+        let memory = MmapMut::map_anon(bytes.max(1)).map_err(|source| LoadError::Memory { bytes, source })?;
+        Ok(Self { class: map.classes[index], pages, head_dim: p.head_dim, places, page, bytes: memory })
     }
 
     /// Keys of one unit in a page: `head_dim` times that element of all 16.
@@ -95,10 +107,13 @@ impl Storage {
         }
     }
 
-    /// Every (layer, KV head).
-    pub(crate) fn units(&self) -> impl Iterator<Item = Unit> + use<> {
-        let (all, kv_heads) = (self.page / (2 * self.half()).max(1), self.kv_heads);
-        (0..all).map(move |at| Unit { layer: at / kv_heads, kv_head: at % kv_heads })
+    /// Every (layer, KV head) of the class.
+    pub(crate) fn units(&self) -> Vec<Unit> {
+        let of = |(layer, heads): (usize, &Vec<Option<u32>>)| {
+            let there = (0..heads.len()).filter(|kv_head| heads[*kv_head].is_some());
+            there.map(|kv_head| Unit { layer, kv_head }).collect::<Vec<_>>()
+        };
+        self.places.iter().enumerate().flat_map(of).collect()
     }
 
     /// Keys and values of one unit of a page, as another page has them.
@@ -109,8 +124,33 @@ impl Storage {
         }
     }
 
+    /// All heads of the class in one layer of a page, as they lie: what is handed over to another rank.
+    pub(crate) fn layer(&self, page: PageId, layer: usize) -> Result<&[u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get(range).unwrap_or_default())
+    }
+
+    pub(crate) fn layer_mut(&mut self, page: PageId, layer: usize) -> Result<&mut [u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get_mut(range).unwrap_or_default())
+    }
+
+    fn layer_range(&self, page: PageId, layer: usize) -> Result<Range<usize>, ModelError> {
+        bound("page", page.0 as usize, self.pages as usize)?;
+        bound("layer", layer, self.places.len())?;
+        // Units of a class are counted layer by layer: those of one lie next to each other, if it has any.
+        let mut places = self.places[layer].iter().flatten();
+        let first = places.next().map_or(0, |first| *first as usize);
+        let units = self.places[layer].iter().flatten().count();
+        let start = page.0 as usize * self.page + first * 2 * self.half();
+        Ok(start..start + units * 2 * self.half())
+    }
+
+    /// Where a unit begins in a page; past the end for one of another class.
     fn start(&self, page: PageId, unit: Unit) -> usize {
-        page.0 as usize * self.page + (unit.layer * self.kv_heads + unit.kv_head) * 2 * self.half()
+        let place = self.places.get(unit.layer).and_then(|heads| *heads.get(unit.kv_head)?);
+        let Some(place) = place else { return self.bytes.len() };
+        page.0 as usize * self.page + place as usize * 2 * self.half()
     }
 
     /// Bytes of a page's keys (or values) of one unit.

@@ -3,19 +3,23 @@
 mod attention;
 mod bandwidth;
 mod branches;
+mod cores;
 mod elementwise;
 mod exp;
 mod forward;
 mod inputs;
 mod packed;
 mod pool;
+mod probe;
 mod product;
 
 pub use bandwidth::memory_bandwidth;
+pub use probe::Asked;
 
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use kvcache::{ClassId, HeadMap, PageId};
 use sampling::Draw;
 use scheduler::Step;
 
@@ -25,9 +29,20 @@ use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
 use branches::Branches;
-use forward::{CLASS, Forward, Picking, Scratch};
+use cores::Cores;
+use forward::{Forward, Picking, Scratch};
 use packed::Packed;
 use pool::Pool;
+
+/// How a model is loaded on a CPU, besides [`Options`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// A core for each thread, the first for the one that submits steps; empty leaves them to the operating system.
+    pub cores: Vec<usize>,
+    /// Tokens, in rising order, that alone are drawn: for a drafter, whose head is much of its work (FR-Spec, arXiv
+    /// 2502.14856). `None`: all.
+    pub shortlist: Option<Vec<u32>>,
+}
 
 /// A model on the CPU.
 ///
@@ -38,7 +53,10 @@ pub struct CpuModel {
     parameters: Parameters,
     decoder: Decoder,
     packed: Packed,
-    storage: Storage,
+    /// Which class each head is of.
+    heads: HeadMap,
+    /// By class.
+    storage: Vec<Storage>,
     tables: Tables,
     branches: Branches,
     level: Level,
@@ -55,34 +73,52 @@ impl CpuModel {
     /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
     /// touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
+        Self::load_as(path, options, &CpuOptions::default())
+    }
+
+    /// As [`Self::load`], with what only a CPU can be told.
+    pub fn load_as(path: &Path, options: &Options, cpu: &CpuOptions) -> Result<Self, LoadError> {
         options.validate()?;
+        let cores = Cores::new(&cpu.cores)?;
         let opened = Opened::open(path)?;
         let context = context(options.context, &opened.parameters)?;
         opened.weights.prefetch();
         let (architecture, parameters, decoder) = opened.decoder()?;
 
-        let pages = pages(options.pages, Storage::page_bytes(&parameters))?;
+        let heads = heads(options.heads.as_ref(), &parameters)?;
+        let classes = 0..heads.classes.len();
+        let sizes: Vec<u64> =
+            classes.clone().map(|class| Storage::page_bytes(&heads, class, &parameters) as u64).collect();
+        let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
-        let storage = Storage::new(parameters.class(), &parameters, pages, branches::PAGES)?;
-        let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
-        let packed = Packed::new(&decoder, &mut pool)?;
+        // Padding is not drawn, whoever lists it.
+        let shortlist =
+            cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
+        let storage =
+            classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], branches::PAGES));
+        let storage = storage.collect::<Result<Vec<_>, _>>()?;
+        let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
+        let mut pool =
+            Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
+        let packed = Packed::new(&decoder, shortlist, &mut pool)?;
         let level = Level::best();
         tracing::info!(
-            architecture = architecture.name, layers = parameters.layers, context, pages,
+            architecture = architecture.name, layers = parameters.layers, context, ?pages,
             threads = options.threads, %level, "model loaded"
         );
         Ok(Self {
             spec: ModelSpec {
                 vocab_size: drawn,
                 context,
-                classes: vec![(storage.class, storage.pages)],
+                classes: classes.clone(),
                 slots: options.slots,
                 tree_rows: branches::TREE_ROWS,
             },
             decoder,
             packed,
-            tables: Tables::new(options.slots, vec![(storage.class, pages)], context),
+            heads,
+            tables: Tables::new(options.slots, classes, context),
             storage,
             branches: Branches::default(),
             level,
@@ -122,6 +158,11 @@ impl CpuModel {
         Ok(all)
     }
 
+    fn storage_of(&self, class: ClassId) -> Result<&Storage, ModelError> {
+        crate::cache::bound("head class", usize::from(class.0), self.spec.classes.len())?;
+        Ok(&self.storage[usize::from(class.0)])
+    }
+
     /// Checks a step and computes its layers.
     fn layers(&mut self, step: &Step) -> Result<(), ModelError> {
         if self.submitted.is_some() {
@@ -134,13 +175,14 @@ impl CpuModel {
         }
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
-        self.branches.set(&rows, &self.tables, CLASS, &self.storage);
+        self.branches.set(&rows, &self.tables, &self.storage);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,
             decoder: &self.decoder,
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
+            heads: &self.heads,
             tables: &self.tables,
             branches: &self.branches,
             level: self.level,
@@ -161,6 +203,7 @@ impl CpuModel {
             decoder: &self.decoder,
             packed: &self.packed,
             drawn: self.spec.vocab_size as usize,
+            heads: &self.heads,
             tables: &self.tables,
             branches: &self.branches,
             level: self.level,
@@ -178,11 +221,37 @@ struct RowLogits<'a> {
 }
 
 impl Model for CpuModel {
+    /// Of the widest kernels (`product`); the others have a divisor of it.
+    fn tile(&self) -> u32 {
+        8
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
+    fn layers(&self) -> u32 {
+        self.parameters.layers as u32
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
+        into.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.storage_of(class)?;
+        let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
+        if to.len() != bytes.len() {
+            return Err(ModelError::PageSize { expected: to.len(), found: bytes.len() });
+        }
+        to.copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.pool.enter();
         self.layers(step)?;
         self.tickets += 1;
         self.submitted = Some(self.tickets);
@@ -265,15 +334,36 @@ pub(crate) fn context(asked: Option<u32>, p: &Parameters) -> Result<u32, LoadErr
     }
 }
 
-fn pages(budget: PageBudget, page_bytes: usize) -> Result<u32, LoadError> {
+/// The heads of a model: as its files say, or as it is asked.
+pub(crate) fn heads(asked: Option<&HeadMap>, p: &Parameters) -> Result<HeadMap, LoadError> {
+    let bad = |why| Err(LoadError::BadOption { option: "heads", why });
+    let Some(map) = asked else { return Ok(HeadMap::uniform(p.class(), p.layers, p.kv_heads)) };
+    if let Err(why) = map.check(p.layers, p.kv_heads) {
+        return bad(format!("the head map is not this model's: {why}"));
+    }
+    if p.window.is_some() {
+        let why = "the model's own window under a head map is not built yet; leave the head map out";
+        return bad(why.to_owned());
+    }
+    Ok(map.clone())
+}
+
+/// Pages of each class, of which one has `sizes` bytes.
+pub(crate) fn pages(
+    budget: PageBudget,
+    map: &HeadMap,
+    sizes: &[u64],
+    slots: u32,
+    context: u32,
+) -> Result<Vec<u32>, LoadError> {
     let bad = |why| LoadError::BadOption { option: "pages", why };
     match budget {
         PageBudget::Pages(0) => Err(bad("must be at least 1".to_owned())),
-        PageBudget::Pages(pages) => Ok(pages),
-        PageBudget::Bytes(bytes) => match bytes / page_bytes as u64 {
-            0 => Err(bad(format!("{bytes} bytes hold no page; this model's pages have {page_bytes} bytes"))),
-            pages => Ok(pages.min(u64::from(u32::MAX)) as u32),
-        },
+        PageBudget::Pages(pages) => Ok(vec![pages; sizes.len()]),
+        PageBudget::Bytes(bytes) => map.share_out(bytes, sizes, slots, context).ok_or_else(|| {
+            let page: u64 = sizes.iter().sum();
+            bad(format!("{bytes} bytes hold no page; this model's pages have {page} bytes"))
+        }),
         PageBudget::Free(_) => {
             Err(bad("what is free of the machine's memory is not the KV cache's to take; \
                                         name a number of bytes"

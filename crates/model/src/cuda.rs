@@ -46,7 +46,6 @@ pub use dtype::Dtype;
 pub use error::CudaError;
 pub use exchange::exchange_timings;
 pub use handoff::{HandOff, Moved, PageMove, TransferRate, transfer_rates};
-pub use kv::HeadMap;
 pub use linear::Mode;
 pub use matrix::Weights;
 pub use model::{CudaModel, CudaOptions};

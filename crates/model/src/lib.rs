@@ -22,21 +22,25 @@ mod description;
 mod error;
 mod files;
 mod fingerprint;
+mod pattern;
 mod quant;
 mod simd;
 mod weights;
 
 pub use arch::refuse_split;
-pub use cpu::{CpuModel, memory_bandwidth};
+pub use cpu::{Asked, CpuModel, CpuOptions, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
-    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, HeadMap, Mode, Moved, PageMove, Shape,
-    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, Mode, Moved, PageMove, Shape, Timing,
+    TransferRate, Weights, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;
 pub use fingerprint::{Fingerprint, fingerprint};
+pub use pattern::{Pattern, PatternError};
 pub use simd::Level;
+
+use kvcache::HeadMap;
 
 /// Part of the numerics fingerprint: changes whenever the same weights and tokens could give other
 /// logits.
@@ -56,6 +60,8 @@ pub struct Options {
     pub pages: PageBudget,
     /// Threads that compute; the result does not depend on it.
     pub threads: usize,
+    /// Which heads look back how far; `None`: as the model's files say. Anything else is approximate.
+    pub heads: Option<HeadMap>,
 }
 
 /// Room for keys and values of all sequences.

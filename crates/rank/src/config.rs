@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Device, Dtype, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Name of the node, unique in the cluster; drawn when it is left out.
@@ -20,6 +20,10 @@ pub struct Config {
     pub served_as: Option<String>,
     /// CPU threads of the model; all cores when it is left out.
     pub threads: Option<usize>,
+    /// On a CPU under Linux: a core for each thread, the first for the one that steps.
+    pub cores: Option<Vec<usize>>,
+    /// On the CPU of a drafter: so many tokens, the most common ones and those that are no text, are all it draws.
+    pub shortlist: Option<u32>,
     /// Most tokens of one sequence; the model's own context when it is left out.
     pub context: Option<u32>,
     /// Sequences (worker) or sessions (drafter) that run at once.
@@ -37,6 +41,11 @@ pub struct Config {
     /// A `config.json`: weights of that shape are made up, and the model's files give the tokenizer alone. On a GPU,
     /// for measurements.
     pub dummy_weights: Option<PathBuf>,
+    /// A worker's folder with a DuoAttention pattern: which heads need to see everything. Its answers are
+    /// approximate; requests must say `quality: approximate`.
+    pub head_map: Option<PathBuf>,
+    /// With `head_map`: the share of all heads that see only a window.
+    pub sparsity: Option<f64>,
     /// Bind more than loopback although there is no TLS yet.
     pub insecure: bool,
     /// Address of the admin port; none when it is left out.
@@ -57,6 +66,8 @@ impl Default for Config {
             model: None,
             served_as: None,
             threads: None,
+            cores: None,
+            shortlist: None,
             context: None,
             slots: 8,
             kv_memory: None,
@@ -65,6 +76,8 @@ impl Default for Config {
             weights: Weights::Dequantised,
             batch_invariant: false,
             dummy_weights: None,
+            head_map: None,
+            sparsity: None,
             insecure: false,
             admin: None,
             advertise: None,
@@ -82,6 +95,22 @@ impl Check for Config {
         }
         if self.threads == Some(0) {
             return Err(Wrong::new("threads", "must be at least 1"));
+        }
+        if let Some(cores) = &self.cores {
+            if self.device != Device::Cpu {
+                return Err(Wrong::new("cores", "is for CPUs"));
+            }
+            if cores.is_empty() || self.threads.is_some_and(|threads| threads != cores.len()) {
+                return Err(Wrong::new("cores", "must be as many as threads"));
+            }
+        }
+        if let Some(tokens) = self.shortlist {
+            if self.device != Device::Cpu {
+                return Err(Wrong::new("shortlist", "is built for CPUs only"));
+            }
+            if tokens < 1024 {
+                return Err(Wrong::new("shortlist", "must be at least 1024"));
+            }
         }
         if self.context == Some(0) {
             return Err(Wrong::new("context", "must be at least 1"));
@@ -103,6 +132,16 @@ impl Check for Config {
         }
         if self.weights != Weights::Dequantised && self.batch_invariant {
             return Err(Wrong::new("weights", "must be dequantised with batch_invariant"));
+        }
+        if self.sparsity.is_some_and(|sparsity| !(0.0..=1.0).contains(&sparsity)) {
+            return Err(Wrong::new("sparsity", "must be 0 to 1"));
+        }
+        if self.head_map.is_some() && self.sparsity.is_none() {
+            let why = "must be said with head_map: the share of heads that see only a window, such as 0.5";
+            return Err(Wrong::new("sparsity", why));
+        }
+        if self.head_map.is_none() && self.sparsity.is_some() {
+            return Err(Wrong::new("sparsity", "is of a head_map, and none is named"));
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

@@ -6,7 +6,7 @@ use cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, 
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
 use engine::{EngineThread, Inbox, Model, ModelSpec, Settings};
-use request::InvalidField;
+use request::{InvalidField, Quality};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ pub struct Identity {
     /// Numerics fingerprint.
     pub fingerprint: String,
     pub vocab_hash: VocabHash,
+    /// Whether its texts are the model's own, or those of a model whose heads see less.
+    pub quality: Quality,
 }
 
 /// Why a rank did not start.
@@ -105,7 +107,7 @@ impl Rank {
             Ok(started) => started.map_err(StartError::Model)?,
             Err(_) => return Err(StartError::Engine),
         };
-        let Identity { role, id, incarnation, model, fingerprint, vocab_hash } = identity;
+        let Identity { role, id, incarnation, model, fingerprint, vocab_hash, quality: _ } = identity;
         let record = NodeRecord {
             id,
             incarnation,

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvcache::{ClassId, PagePool};
 use request::TokenId;
 
-use crate::budget::{Ready, Share, share_out};
+use crate::budget::{Ready, Rows, Share, share_out};
 use crate::drafts::Drafts;
+use crate::handed::Handed;
 use crate::sequence::{Order, Sequence};
 use crate::{
     Ahead, Config, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Refused, Row, RowToken,
@@ -29,7 +30,11 @@ pub struct Scheduler {
     /// Who gave way since the last plan.
     pub(crate) preempted: Vec<SequenceId>,
     pub(crate) counters: Counters,
+    /// Pages held for sequences that are still to come.
+    pub(crate) handed: BTreeMap<SequenceId, Handed>,
     arrivals: u64,
+    /// At most the configured one.
+    budget: u32,
 }
 
 impl Scheduler {
@@ -43,7 +48,9 @@ impl Scheduler {
             deltas: Vec::new(),
             preempted: Vec::new(),
             counters: Counters::default(),
+            handed: BTreeMap::new(),
             arrivals: 0,
+            budget: config.token_budget,
             config,
         }
     }
@@ -117,7 +124,8 @@ impl Scheduler {
         }
         // Window pages are left behind as tokens settle. Of a sequence that is rewritten nobody says
         // how far behind that is, so it must fit as if it kept them all.
-        let stride = if new.settled == u32::MAX { self.config.token_budget } else { longest };
+        let chunked = new.settled == u32::MAX && !self.config.policy.whole_prompts();
+        let stride = if chunked { self.config.token_budget } else { longest };
         for (class, capacity) in &self.config.classes {
             let needed = kvcache::PageTable::worst_case(*class, longest, stride);
             if needed > *capacity {
@@ -133,6 +141,11 @@ impl Scheduler {
         self.waiting.insert(sequence.order, id);
         self.sequences.insert(id, sequence);
         Ok(())
+    }
+
+    /// Rows of the steps from here on, at most the configured budget: a rank that has a pace to keep lowers it.
+    pub fn set_budget(&mut self, rows: u32) {
+        self.budget = rows.clamp(1, self.config.token_budget.max(1));
     }
 
     /// Plans the next step. A plan without rows means that nothing can move before the next call that
@@ -153,19 +166,25 @@ impl Scheduler {
         plan
     }
 
-    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, the first ones of a chain
-    /// or those on a tree's path that ends in draft `leaf`, and `tokens` are committed after the sequence's last
-    /// one. Gives back pages of rejected drafts and pages that a window left behind.
-    pub fn commit(&mut self, slice: &Slice, accepted: u32, leaf: Option<u32>, tokens: &[TokenId]) {
+    /// Of a slice whose drafts are a tree those on the path to draft `leaf` hold: the next step keeps what was computed
+    /// of them. To be called before [`Self::commit`].
+    pub fn keep_path(&mut self, slice: &Slice, leaf: u32) {
+        let running = self.sequences.get(&slice.sequence).and_then(|sequence| sequence.running.as_ref());
+        if let Some(running) = running.filter(|_| slice.tree) {
+            let (row, from) = (slice.first_row + slice.known + leaf, slice.position + slice.known);
+            let keep = TableChange::Keep { row, from };
+            let classes = 0..self.pools.len();
+            self.deltas.extend(classes.map(|class| change(running.slot, class, keep)));
+        }
+    }
+
+    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, and `tokens`
+    /// are committed after the sequence's last one. Gives back pages of rejected drafts and pages
+    /// that a window left behind.
+    pub fn commit(&mut self, slice: &Slice, accepted: u32, tokens: &[TokenId]) {
         let Some(sequence) = self.sequences.get_mut(&slice.sequence) else { return };
         sequence.tokens.extend_from_slice(tokens);
-        if let Some(running) = &sequence.running {
-            if let Some(leaf) = leaf.filter(|_| slice.tree && accepted > 0) {
-                let (row, from) = (slice.first_row + slice.known + leaf, slice.position + slice.known);
-                let keep = TableChange::Keep { row, from };
-                let classes = 0..self.pools.len();
-                self.deltas.extend(classes.map(|class| change(running.slot, class, keep)));
-            }
+        if sequence.running.is_some() {
             sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
             self.tidy(slice.sequence);
         }
@@ -209,6 +228,7 @@ impl Scheduler {
     /// Ends a sequence and gives back its slot and pages. What it computed and settled stays in the
     /// prefix cache.
     pub fn remove(&mut self, id: SequenceId) {
+        self.release_handed(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
         self.waiting.remove(&sequence.order);
         self.running.remove(&sequence.order);
@@ -221,6 +241,9 @@ impl Scheduler {
     /// nobody knows what they hold.
     pub fn clear_tables(&mut self) {
         debug_assert!(self.sequences.is_empty(), "sequences go first");
+        for id in self.handed.keys().copied().collect::<Vec<_>>() {
+            self.release_handed(id);
+        }
         self.deltas.clear();
         self.pools.iter_mut().for_each(PagePool::forget);
         for slot in (0..self.config.slots).map(Slot) {
@@ -249,7 +272,9 @@ impl Scheduler {
         };
         let ready: Vec<Ready<'a>> = self.running.iter().filter_map(ready).collect();
         let ids: BTreeSet<SequenceId> = ready.iter().map(|ready| ready.id).collect();
-        self.place(share_out(self.config.token_budget, self.config.tree_rows, &ready), &ids)
+        let Config { tile, policy, tree_rows, .. } = self.config;
+        let rows = Rows { budget: self.budget, trees: tree_rows, tile, policy };
+        self.place(share_out(rows, &ready), &ids)
     }
 
     /// Writes the rows of the step.

@@ -15,6 +15,7 @@ fn the_table_of_reasons() {
         [
             "INVALID_FIELD InvalidArgument 400 invalid_request_error invalid_value",
             "NOT_BUILT InvalidArgument 400 invalid_request_error unsupported_parameter",
+            "APPROXIMATE_ONLY FailedPrecondition 400 invalid_request_error approximate_only",
             "MODEL_NOT_FOUND NotFound 404 invalid_request_error model_not_found",
             "CONTEXT_LENGTH_EXCEEDED InvalidArgument 400 invalid_request_error context_length_exceeded",
             "TOO_LARGE InvalidArgument 413 invalid_request_error request_too_large",

@@ -9,7 +9,8 @@ use engine::{Model, ModelError, ModelSpec, Picks, Ticket, ToyModel};
 use proto::Candidate;
 use proto::worker::StatusRequest;
 use proto::worker::worker_client::WorkerClient;
-use rank::Constraints;
+use rank::{Constraints, Identity};
+use request::Quality;
 use sampling::Draw;
 use scheduler::Step;
 use tokio::time::timeout;
@@ -97,11 +98,21 @@ impl Target {
         Self::with(id, toy, worker::Config::default()).await
     }
 
-    pub(crate) async fn with(id: &str, toy: Toy, mut config: worker::Config) -> Self {
+    pub(crate) async fn with(id: &str, toy: Toy, config: worker::Config) -> Self {
+        let identity = identity(Role::Worker, id, MODEL, toy.vocab);
+        Self::named(identity, toy, config).await
+    }
+
+    /// One that says of its texts that they are of this quality.
+    pub(crate) async fn of_quality(id: &str, quality: Quality) -> Self {
+        let identity = Identity { quality, ..identity(Role::Worker, id, MODEL, Toy::TARGET.vocab) };
+        Self::named(identity, Toy::TARGET, worker::Config::default()).await
+    }
+
+    async fn named(identity: Identity, toy: Toy, mut config: worker::Config) -> Self {
         config.rank.slots = toy.slots;
         let step = StepTime::new(toy.step);
         let make = toy.make(step.clone());
-        let identity = identity(Role::Worker, id, MODEL, toy.vocab);
         let node = start_worker(config, identity, Constraints::new(None), None, make).await;
         let dialled = daemon::grpc::dial(&node.record.endpoint, HANG).unwrap();
         let client = WorkerClient::new(dialled.connect().await.unwrap());

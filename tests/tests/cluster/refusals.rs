@@ -66,7 +66,6 @@ const CASES: &[(&str, Spoil, Reason, &str)] = {
         ("a form without a grammar's compiler",
             |r| r.constraint = Some(Constraint::Regex("a+".into())), NotBuilt, "regex"),
         ("an empty form", |r| r.constraint = Some(Constraint::Regex(String::new())), InvalidField, "regex"),
-        ("a lossy answer", |r| r.quality = v1::Quality::Approximate.into(), NotBuilt, "quality"),
         ("a quality of the future", |r| r.quality = 99, InvalidField, "quality"),
         ("a strategy of the future", |r| speculation(r).strategy = 99, InvalidField, "speculation.strategy"),
         ("lockstep without its numbers",
@@ -107,6 +106,27 @@ async fn a_malformed_request_is_refused_by_reason_and_field() {
     worker.hurry();
     bystander.right().await;
     worker.is_well().await;
+}
+
+/// A lossy mode is never switched on silently; who accepts one is served by either.
+#[tokio::test]
+async fn a_worker_with_a_head_map_takes_only_who_accepts_it() {
+    let approximate = Target::of_quality("w-approximate", request::Quality::Approximate).await;
+    let exact = Target::start("w-exact", Toy::TARGET).await;
+    let mut request = Question::new(&[1, 2, 3], 20).wire();
+    for quality in [v1::Quality::Unspecified, v1::Quality::Exact] {
+        request.quality = quality.into();
+        let status = send(&approximate, request.clone()).await.map(|_| ()).unwrap_err();
+        let failure = parse(&status);
+        assert_eq!((failure.reason, failure.field.as_deref()), (Reason::ApproximateOnly, Some("quality")));
+        assert!(failure.message.contains("rank.head_map"), "{failure}");
+        send(&exact, request.clone()).await.unwrap();
+    }
+    request.quality = v1::Quality::Approximate.into();
+    send(&approximate, request.clone()).await.unwrap();
+    send(&exact, request).await.unwrap();
+    approximate.empty().await;
+    exact.is_well().await;
 }
 
 #[tokio::test]

@@ -66,6 +66,7 @@ impl Weights {
                 slots: size.slots,
                 pages: PageBudget::Pages(size.pages),
                 threads: 1,
+                heads: None,
             };
             CpuModel::load(&path, &options).unwrap()
         }

@@ -9,6 +9,7 @@ use daemon::config::Valid;
 use daemon::{Deadlines, Ended, Readiness, Shutdown, Tasks, join, registry};
 use engine::Model;
 use rank::{Constraints, Identity};
+use request::Quality;
 use tokio::task::JoinHandle;
 
 /// A worker or drafter whose parts run in this process.
@@ -45,6 +46,7 @@ impl Node {
 pub(crate) fn identity(role: Role, id: &str, model: &str, vocab: u8) -> Identity {
     static INCARNATION: AtomicU64 = AtomicU64::new(1);
     Identity {
+        quality: Quality::Exact,
         role,
         id: NodeId::new(id).unwrap(),
         incarnation: cluster::Incarnation(INCARNATION.fetch_add(1, Ordering::Relaxed)),

@@ -53,7 +53,7 @@ pub(super) fn record(recording: &Recording<'_>) -> Result<File> {
     let load = |path: &Path, slots: u32| {
         let pages = PageBudget::Pages(kvcache::pages_for(longest).saturating_mul(slots));
         let vocab = Some(tokenizer.vocab_len());
-        let options = Options { context: None, vocab, slots, pages, threads: recording.threads };
+        let options = Options { context: None, vocab, slots, pages, threads: recording.threads, heads: None };
         CpuModel::load(path, &options)
     };
     let settings = Settings { max_waiting: asked.len(), max_wait: Duration::MAX, ..Settings::default() };

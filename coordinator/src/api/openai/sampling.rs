@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::body::{shown, typed};
 use super::constraint::RawStructuredOutputs;
 use super::speculation::RawSpeculation;
-use crate::failure::{Failure, from_field, invalid, not_built};
+use crate::failure::{Failure, from_field, invalid};
 use crate::question::{Prediction, Question, Stop};
 
 /// The fields as they are spelled.
@@ -135,10 +135,10 @@ impl RawSampling {
         });
         question.priority = self.priority.unwrap_or(0);
         question.cache_salt = self.cache_salt.unwrap_or_default();
-        if let Some(RawQuality::Approximate) = self.quality {
-            return Err(not_built("quality", "quality: approximate is not built yet; exact is the default"));
-        }
-        question.quality = Quality::Exact;
+        question.quality = match self.quality {
+            Some(RawQuality::Approximate) => Quality::Approximate,
+            Some(RawQuality::Exact) | None => Quality::Exact,
+        };
         if let Some(speculation) = self.speculation {
             question.speculation = speculation.check(&question.params)?;
         }

@@ -13,7 +13,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use kvcache::{PAGE_POSITIONS, PageId};
+use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::exp::exp;
 use super::pool::Pool;
@@ -38,17 +38,20 @@ pub(super) struct Heads {
 pub(super) struct Attention<'a> {
     pub(super) heads: Heads,
     pub(super) layer: usize,
-    pub(super) storage: &'a Storage,
+    /// Which class each head is of.
+    pub(super) map: &'a HeadMap,
+    /// By class.
+    pub(super) storage: &'a [Storage],
 }
 
 impl Attention<'_> {
-    /// Attends with every head of every row; `row` gives its page table, whose pages are there, and its position. `q`
+    /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its position. `q`
     /// and `out` are rows of `heads * head_dim`.
     pub(super) fn attend<'t>(
         &self,
         pool: &mut Pool,
         level: Level,
-        row: impl Fn(usize) -> (&'t [Option<PageId>], u32) + Sync,
+        row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
         q: &[f32],
         out: &mut [f32],
     ) {
@@ -59,13 +62,15 @@ impl Attention<'_> {
         // The query heads that share a KV head lie next to each other: one task reads its keys once.
         let group = heads / kv_heads * head_dim;
         pool.pieces(out, group, |i, out| {
-            let (table, position) = row(i / kv_heads);
+            let unit = Unit { layer: self.layer, kv_head: i % kv_heads };
+            let class = self.map.class(unit.layer, unit.kv_head);
+            let (table, position) = row(i / kv_heads, class);
             SCRATCH.with_borrow_mut(|scratch| {
                 level.run(Attend {
                     table,
                     position,
-                    storage: self.storage,
-                    unit: Unit { layer: self.layer, kv_head: i % kv_heads },
+                    storage: &self.storage[class],
+                    unit,
                     head_dim,
                     q: &q[i * group..(i + 1) * group],
                     out,

@@ -2,7 +2,7 @@
 
 use engine::ModelError;
 use half::f16;
-use kvcache::{PAGE_POSITIONS, PageId};
+use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
@@ -11,6 +11,7 @@ use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
 use super::pool::{Parts, Pool};
+use super::probe::Probe;
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{Storage, Tables, Unit};
@@ -22,8 +23,6 @@ use crate::simd::{Kernel, LANES, Lanes, Level};
 const PIECE: usize = 256;
 /// Rows whose logits exist at the same time.
 const HEAD_PIECE: usize = 16;
-/// The one head class built so far.
-pub(super) const CLASS: usize = 0;
 
 /// Everything a pass reads.
 pub(super) struct Forward<'a> {
@@ -32,6 +31,8 @@ pub(super) struct Forward<'a> {
     pub(super) packed: &'a Packed,
     /// Logits beyond this are padding.
     pub(super) drawn: usize,
+    /// Which class each head is of.
+    pub(super) heads: &'a HeadMap,
     pub(super) tables: &'a Tables,
     /// Of the tree rows.
     pub(super) branches: &'a Branches,
@@ -51,8 +52,12 @@ pub(super) struct Scratch {
     out: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// Logits of all tokens, spread out from those of a shortlist; the others' never change.
+    wide: Vec<f32>,
     /// One key or value on its way into the cache.
     halves: Vec<[u8; 2]>,
+    /// Where attention goes, while somebody asks.
+    pub(super) probe: Option<Probe>,
 }
 
 /// The picking rows of a step between its layers and its head.
@@ -83,7 +88,9 @@ impl Scratch {
             out: Vec::new(),
             gate: Vec::new(),
             up: Vec::new(),
+            wide: Vec::new(),
             halves: Vec::new(),
+            probe: None,
         }
     }
 }
@@ -95,7 +102,7 @@ impl Forward<'_> {
         &self,
         pool: &mut Pool,
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         scratch: &mut Scratch,
         picking: &mut Picking,
     ) {
@@ -122,11 +129,23 @@ impl Forward<'_> {
         let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
         for (rows, x) in pieces {
             let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
-            s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [head]);
-            multiply(pool, self.level, &s.inputs, [(head, &mut s.out)]);
+            s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [&head.weight]);
+            multiply(pool, self.level, &s.inputs, [(&head.weight, &mut s.out)]);
+            let (all, width) = match &head.ids {
+                None => (&s.out, p.vocab),
+                Some(ids) => {
+                    s.wide.resize(s.wide.len().max(rows.len() * self.drawn), f32::NEG_INFINITY);
+                    pool.pieces(&mut s.wide[..rows.len() * self.drawn], self.drawn, |i, wide| {
+                        for (id, logit) in ids.iter().zip(&s.out[i * ids.len()..]) {
+                            wide[*id as usize] = *logit;
+                        }
+                    });
+                    (&s.wide, self.drawn)
+                }
+            };
             let logits: Vec<RowLogits<'_>> = rows
                 .iter()
-                .zip(s.out.chunks_exact(p.vocab))
+                .zip(all.chunks_exact(width))
                 .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
                 .collect();
             each(pool, &logits)?;
@@ -135,7 +154,7 @@ impl Forward<'_> {
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut Storage, scratch: &mut Scratch) {
+    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut [Storage], scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
         scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
@@ -154,7 +173,7 @@ impl Forward<'_> {
         index: usize,
         (layer, weights): (&Layer, &LayerWeights),
         rows: &[CheckedRow],
-        storage: &mut Storage,
+        storage: &mut [Storage],
         s: &mut Scratch,
     ) {
         let (p, level) = (self.parameters, self.level);
@@ -169,11 +188,15 @@ impl Forward<'_> {
         let attention = Attention {
             heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
             layer: index,
+            map: self.heads,
             storage,
         };
-        let of_row = |i: usize| (self.table(&rows[i]), rows[i].position);
+        let of_row = |i: usize, class| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
         attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
+        if let Some(probe) = &mut s.probe {
+            probe.observe(pool, attention.heads, index, rows, &s.q, &attention.storage[0]);
+        }
         s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
         multiply(pool, level, &s.inputs, [(&weights.o, &mut s.out)]);
         add(pool, &mut s.x, &s.out);
@@ -201,35 +224,35 @@ impl Forward<'_> {
         debug_assert_eq!(s.q.len(), rows * wide);
     }
 
-    /// The page table that a row reads and writes.
-    fn table(&self, row: &CheckedRow) -> &[Option<PageId>] {
+    /// The page table that a row reads and writes for a class.
+    fn table(&self, row: &CheckedRow, class: usize) -> &[Option<PageId>] {
         match row.branch {
-            Some(branch) => self.branches.table(branch),
-            None => self.tables.get(row.slot.0 as usize, CLASS),
+            Some(branch) => self.branches.table(branch, class),
+            None => self.tables.get(row.slot.0 as usize, class),
         }
     }
 
-    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut Storage, s: &mut Scratch) {
+    fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut [Storage], s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
         let width = self.parameters.kv_heads * head_dim;
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
-            if let Some(branch) = row.branch {
-                let slot = self.tables.get(row.slot.0 as usize, CLASS);
-                for kv_head in 0..self.parameters.kv_heads {
-                    self.branches.inherit(branch, slot, storage, Unit { layer, kv_head });
-                }
-            }
-            let table = self.table(row);
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
-            // Checked before the step began.
-            let Some(page) = table.get(index as usize).copied().flatten() else { continue };
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
+                let class = self.heads.class(layer, kv_head);
+                let unit = Unit { layer, kv_head };
+                if let Some(branch) = row.branch {
+                    let slot = self.tables.get(row.slot.0 as usize, class);
+                    self.branches.inherit(branch, (class, slot), &mut storage[class], unit);
+                }
+                let table = self.table(row, class);
+                // Checked before the step began.
+                let Some(page) = table.get(index as usize).copied().flatten() else { continue };
                 self.level.run(Round(k, key));
                 self.level.run(Round(v, value));
-                storage.write(page, Unit { layer, kv_head }, offset as usize, key, value);
+                storage[class].write(page, unit, offset as usize, key, value);
             }
         }
     }

@@ -19,7 +19,7 @@ pub use self::rates::{TransferRate, transfer_rates};
 use super::error::Doing;
 use super::kv::Kv;
 use super::pages::{PagePool, Pages, Unit, Way};
-use super::{Buffer, CudaError, CudaModel, Device, Dtype, HeadMap};
+use super::{Buffer, CudaError, CudaModel, Device, Dtype};
 
 /// What two models must have in common.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,69 +1,12 @@
 //! Keys and values of all sequences on the device, in pages, and the page tables that kernels read.
 
 use engine::ModelError;
-use kvcache::{HeadClass, PAGE_POSITIONS, pages_for};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, pages_for};
 use scheduler::TableDelta;
 
 use super::elementwise::{Elementwise, Pool};
 use super::{Buffer, CudaError, Device, Dtype};
 use crate::cache::{Changed, Tables};
-
-/// Which head class each (layer, KV head) belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeadMap {
-    /// At most two: kernels take a launch for each.
-    pub classes: Vec<HeadClass>,
-    /// `[layer][KV head]`: index of the class.
-    pub class_of: Vec<Vec<u8>>,
-}
-
-impl HeadMap {
-    /// All heads in one class.
-    pub fn uniform(class: HeadClass, layers: usize, kv_heads: usize) -> Self {
-        Self { classes: vec![class], class_of: vec![vec![0; kv_heads]; layers] }
-    }
-
-    /// Of every layer, the first heads are Full and the others have a window: for measurements, where it does not
-    /// matter which.
-    pub fn half_windows(layers: usize, kv_heads: usize, sink: u32, recent: u32) -> Self {
-        let heads = (0..kv_heads).map(|head| u8::from(head >= kv_heads / 2)).collect();
-        Self {
-            classes: vec![HeadClass::Full, HeadClass::Window { sink, recent }],
-            class_of: vec![heads; layers],
-        }
-    }
-
-    /// Heads of `class` in `layer`.
-    pub(crate) fn heads(&self, layer: usize, class: usize) -> impl Iterator<Item = usize> {
-        let heads = self.class_of.get(layer).map_or(&[][..], Vec::as_slice);
-        heads.iter().enumerate().filter(move |(_, of)| usize::from(**of) == class).map(|(head, _)| head)
-    }
-
-    /// KV heads of the largest class in a layer.
-    pub(crate) fn most_heads(&self) -> u32 {
-        let counts = (0..self.class_of.len())
-            .flat_map(|layer| (0..self.classes.len()).map(move |class| self.heads(layer, class).count()));
-        counts.max().unwrap_or(0) as u32
-    }
-
-    /// Bytes that a page of `class` takes over all layers.
-    pub(crate) fn page_bytes(&self, class: usize, head_dim: usize, dtype: Dtype) -> usize {
-        let units: usize = (0..self.class_of.len()).map(|layer| self.heads(layer, class).count()).sum();
-        units * 2 * PAGE_POSITIONS as usize * head_dim * dtype.bytes()
-    }
-
-    pub(crate) fn check(&self, layers: usize, kv_heads: usize) -> Result<(), CudaError> {
-        let classes = self.classes.len();
-        let fits =
-            |heads: &Vec<u8>| heads.len() == kv_heads && heads.iter().all(|c| usize::from(*c) < classes);
-        if !(1..=2).contains(&classes) || self.class_of.len() != layers || !self.class_of.iter().all(fits) {
-            return Err(CudaError::NotBuilt {
-                what: "a head map of more than two classes, or of another model",
-            });
-        }
-        Ok(())
-    }
-}
 
 /// One class: its pages, layer after layer, and the page tables of all slots.
 pub(crate) struct ClassKv {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use kvcache::{HeadMap, PAGE_POSITIONS};
 use sampling::{Draw, Drawn};
 use scheduler::Step;
 
@@ -12,7 +13,7 @@ use super::elementwise::Elementwise;
 use super::exchange::{self, Exchange};
 use super::forward::{Forward, Sizes};
 use super::handoff::Layout;
-use super::kv::{HeadMap, Kv};
+use super::kv::Kv;
 use super::matrix::Weights;
 use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
@@ -35,8 +36,6 @@ pub struct CudaOptions {
     pub mode: Mode,
     /// Most rows computed together; a longer step goes through the layers in pieces of this many.
     pub rows: u32,
-    /// Which heads look back how far; `None`: as the model's files say. Anything else is approximate.
-    pub heads: Option<HeadMap>,
     /// Replay steps of few rows as CUDA graphs.
     pub graphs: bool,
 }
@@ -50,7 +49,6 @@ impl Default for CudaOptions {
             weights: Weights::Dequantised,
             mode: Mode::Fast,
             rows: 2048,
-            heads: None,
             graphs: true,
         }
     }
@@ -125,8 +123,7 @@ impl CudaModel {
         cuda.weights.check(cuda.mode, cuda.ordinals.len())?;
         let context = crate::cpu::context(options.context, p)?;
         let drawn = crate::cpu::drawn(options.vocab, p.vocab as u32)?;
-        let map = cuda.heads.clone().unwrap_or_else(|| HeadMap::uniform(p.class(), p.layers, p.kv_heads));
-        map.check(p.layers, p.kv_heads)?;
+        let map = crate::cpu::heads(options.heads.as_ref(), p)?;
         let shards = Shard::all(p, cuda.ordinals.len())?;
         let opened = cuda.ordinals.iter().map(|&ordinal| Device::open(ordinal).map(Rc::new));
         let devices = opened.collect::<Result<Vec<_>, _>>()?;
@@ -172,7 +169,7 @@ impl CudaModel {
         let mut fewest: Option<Vec<u32>> = None;
         for (device, (_, own)) in devices.iter().zip(&halves) {
             device.bind()?;
-            let pages = pages(device, options.pages, own, p.head_dim, cuda.dtype)?;
+            let pages = pages(device, options, context, own, p.head_dim * cuda.dtype.bytes())?;
             fewest = Some(match fewest {
                 None => pages,
                 Some(others) => others.into_iter().zip(pages).map(|(a, b)| a.min(b)).collect(),
@@ -358,34 +355,24 @@ pub(crate) fn shape_of(config: &Path) -> Result<(&'static Architecture, Paramete
 }
 
 /// Pages of each class within the budget. A class with a window needs few: it gets what its slots can hold at once.
+/// Pages of each class; a key or value takes `bytes` bytes.
 fn pages(
     device: &Device,
-    budget: PageBudget,
+    options: &Options,
+    context: u32,
     map: &HeadMap,
-    head_dim: usize,
-    dtype: Dtype,
+    value: usize,
 ) -> Result<Vec<u32>, LoadError> {
-    let sizes: Vec<u64> =
-        (0..map.classes.len()).map(|class| map.page_bytes(class, head_dim, dtype) as u64).collect();
-    let bytes = match budget {
-        PageBudget::Pages(0) => {
-            return Err(LoadError::BadOption { option: "pages", why: "must be at least 1".to_owned() });
-        }
-        PageBudget::Pages(pages) => return Ok(vec![pages; sizes.len()]),
-        PageBudget::Bytes(bytes) => bytes,
+    let bytes = match options.pages {
         PageBudget::Free(percent) => {
             let (free, _) = device.memory()?;
-            free.saturating_sub(RESERVE) / 100 * u64::from(percent.min(100))
+            PageBudget::Bytes(free.saturating_sub(RESERVE) / 100 * u64::from(percent.min(100)))
         }
+        named => named,
     };
-    let together: u64 = sizes.iter().sum();
-    match bytes / together.max(1) {
-        0 => {
-            let why = format!("{bytes} bytes hold no page; this model's pages have {together} bytes");
-            Err(LoadError::BadOption { option: "pages", why })
-        }
-        pages => Ok(vec![pages.min(1 << 30) as u32; sizes.len()]),
-    }
+    let page = |class| (map.units(class) * 2 * PAGE_POSITIONS as usize * value) as u64;
+    let sizes: Vec<u64> = (0..map.classes.len()).map(page).collect();
+    crate::cpu::pages(bytes, map, &sizes, options.slots, context)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 
 use std::ops::Range;
 
-use super::HeadMap;
+use kvcache::HeadMap;
+
 use crate::LoadError;
 use crate::arch::Parameters;
 

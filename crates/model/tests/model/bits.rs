@@ -1,10 +1,11 @@
 //! The contract: logits do not depend on batch, chunks, threads or processor, to the bit.
 
+use engine::Model as _;
 use gguf::TensorKind;
 use model::{CpuModel, Level};
 
 use crate::real;
-use crate::steps::{Sequences, logits};
+use crate::steps::{Sequences, in_class, logits};
 use crate::tiny::{Shape, Tiny, tokens};
 
 const KINDS: [TensorKind; 11] = [
@@ -39,7 +40,9 @@ pub(crate) fn assert_equal(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str
 pub(crate) fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], what: &str) {
     let n = tokens.len();
     let alone = logits(model, tokens, 1).unwrap();
-    let mut sequences = Sequences::new(4, 64);
+    let mut sequences = Sequences::new(4, 64).of(model);
+    let classes = model.spec().classes.len() as u8;
+    let clear = |slot| (0..classes).map(move |class| in_class(crate::steps::clear(slot), class));
     // Slot 0's table was filled by the run alone.
     let mut first = sequences.step(&[
         (0, 0, &tokens[..n - 1]),
@@ -47,7 +50,7 @@ pub(crate) fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], wh
         (2, 0, &tokens[..1]),
         (3, 0, &tokens[..n / 2]),
     ]);
-    first.deltas.insert(0, crate::steps::clear(0));
+    first.deltas.splice(0..0, clear(0));
     model.logits(&first).unwrap();
     let step = sequences.step(&[
         (3, n as u32 / 2, &tokens[n / 2..]),
@@ -59,7 +62,7 @@ pub(crate) fn assert_batch_equals_alone(model: &mut CpuModel, tokens: &[u32], wh
     let expected = [&alone[n / 2..], &alone[n - 1..], &alone[1..4], &alone[n - 5..]].concat();
     assert_equal(&found, &expected, what);
     for slot in 0..4 {
-        let step = scheduler::Step { deltas: vec![crate::steps::clear(slot)], rows: vec![] };
+        let step = scheduler::Step { deltas: clear(slot).collect(), rows: vec![] };
         model.logits(&step).unwrap();
     }
 }
@@ -135,7 +138,6 @@ fn smollm2_keeps_its_bits() {
 /// Pages that no query sees may be gone, or never have been there.
 #[test]
 fn a_window_needs_only_the_pages_it_sees() {
-    use engine::Model;
     use kvcache::PageId;
     use scheduler::{Step, TableChange, TableDelta};
 

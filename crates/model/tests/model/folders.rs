@@ -11,6 +11,7 @@ use model::{CpuModel, LoadError, Options, PageBudget};
 
 /// Loads a folder: 4 slots of 1,024 positions.
 fn load(folder: &Path, threads: usize, context: Option<u32>) -> Result<CpuModel, LoadError> {
-    let options = Options { context, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads };
+    let options =
+        Options { context, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads, heads: None };
     CpuModel::load(folder, &options)
 }

@@ -26,8 +26,14 @@ pub(crate) fn find(file: &str) -> Option<PathBuf> {
     None
 }
 
-pub(crate) const OPTIONS: Options =
-    Options { context: Some(2048), vocab: None, slots: 4, pages: PageBudget::Pages(256), threads: 2 };
+pub(crate) const OPTIONS: Options = Options {
+    context: Some(2048),
+    vocab: None,
+    slots: 4,
+    pages: PageBudget::Pages(256),
+    threads: 2,
+    heads: None,
+};
 
 /// Token ids by greedy longest match: not the tokenizer, but text the model knows.
 pub(crate) fn tokens(metadata: &Metadata, text: &str) -> Vec<u32> {

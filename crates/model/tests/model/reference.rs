@@ -1,7 +1,7 @@
 //! Logits against independent forward passes: a naive one on small models, candle on SmolLM2.
 
 mod candle;
-mod naive;
+pub(crate) mod naive;
 
 use gguf::TensorKind;
 
@@ -53,7 +53,7 @@ fn f32_weights_give_the_logits_of_a_naive_pass() {
         let tiny = window.map_or(tiny.clone(), |window| tiny.windowed(window));
         let tokens = tokens(length);
         let found = logits(&mut tiny.load(2).unwrap(), &tokens, 200).unwrap();
-        let expected = naive::logits(&tiny, &tokens);
+        let expected = naive::logits(&tiny, &tokens, None);
         let distances: Vec<f64> = found.iter().zip(&expected).map(|(f, e)| distance(f, e)).collect();
         let worst = distances.iter().copied().fold(0.0, f64::max);
         let median = median(distances);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use gguf::write::Writer;
 use gguf::{TensorKind, Value};
 use half::{bf16, f16};
+use kvcache::HeadMap;
 use model::{CpuModel, LoadError, Options, PageBudget};
 use tempfile::NamedTempFile;
 
@@ -149,6 +150,11 @@ impl Tiny {
         load(&self.bytes(), threads)
     }
 
+    /// With heads of several classes.
+    pub(crate) fn load_heads(&self, threads: usize, heads: HeadMap) -> Result<CpuModel, LoadError> {
+        load_with(&self.bytes(), threads, Some(heads))
+    }
+
     /// With a window of so many positions (llama only).
     pub(crate) fn windowed(mut self, window: u32) -> Self {
         self.key("llama.attention.sliding_window", Value::U32(window));
@@ -158,9 +164,14 @@ impl Tiny {
 
 /// Loads a file with these bytes: 4 slots of 1,024 positions.
 pub(crate) fn load(bytes: &[u8], threads: usize) -> Result<CpuModel, LoadError> {
+    load_with(bytes, threads, None)
+}
+
+fn load_with(bytes: &[u8], threads: usize, heads: Option<HeadMap>) -> Result<CpuModel, LoadError> {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads };
+    let options =
+        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads, heads };
     CpuModel::load(file.path(), &options)
 }
 

@@ -1,7 +1,7 @@
 //! Which rank of one model sends what to which rank of another: pure, whatever the two are cut into.
 
-use super::super::HeadMap;
 use super::super::shard::Shard;
+use kvcache::HeadMap;
 
 /// Neighbouring KV heads of one class in one layer that go from one rank to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, 
 
 use super::*;
 use crate::cuda::testing::{self, Random};
-use crate::cuda::{CudaOptions, HeadMap, Mode};
+use crate::cuda::{CudaOptions, Mode};
 use crate::{Options, PageBudget};
 use engine::Model;
 
@@ -22,9 +22,15 @@ fn model(ordinals: Vec<usize>, heads: Option<HeadMap>) -> CudaModel {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
-    let options =
-        Options { context: Some(1024), vocab: None, slots: 4, pages: PageBudget::Pages(64), threads: 1 };
-    let cuda = CudaOptions { ordinals, mode: Mode::Invariant, heads, ..CudaOptions::default() };
+    let options = Options {
+        context: Some(1024),
+        vocab: None,
+        slots: 4,
+        pages: PageBudget::Pages(64),
+        threads: 1,
+        heads,
+    };
+    let cuda = CudaOptions { ordinals, mode: Mode::Invariant, ..CudaOptions::default() };
     CudaModel::dummy(&path, 11, &options, &cuda).unwrap()
 }
 

@@ -2,14 +2,24 @@
 //! it shares with the model's numerics: keys and values are rounded to half floats.
 
 use half::f16;
+use kvcache::{HeadClass, HeadMap};
 
 use crate::tiny::{EPSILON, LAYERS, ROPE_BASE, Tiny, VOCAB};
 
 /// A row a position.
 type Rows = Vec<Vec<f64>>;
 
-/// Logits of every position.
-pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
+/// Logits of every position; `heads` says what each head looks back on, if it is not everything.
+pub(crate) fn logits(tiny: &Tiny, tokens: &[u32], map: Option<&HeadMap>) -> Rows {
+    pass(tiny, tokens, map).0
+}
+
+/// `[query][layer][query head][key]`: what share of its attention goes there.
+pub(crate) fn shares(tiny: &Tiny, tokens: &[u32]) -> Vec<Vec<Rows>> {
+    pass(tiny, tokens, None).1
+}
+
+fn pass(tiny: &Tiny, tokens: &[u32], map: Option<&HeadMap>) -> (Rows, Vec<Vec<Rows>>) {
     let shape = &tiny.shape;
     let (heads, head_dim) = (shape.heads, shape.head_dim);
     let window = match tiny.keys.get("llama.attention.sliding_window") {
@@ -17,10 +27,11 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
         _ => usize::MAX,
     };
     let mut cache: [(Rows, Rows); LAYERS] = Default::default();
-    let mut all = Vec::new();
+    let (mut all, mut shares) = (Vec::new(), Vec::new());
     for (position, token) in tokens.iter().enumerate() {
         let embedding = values(tiny, "token_embd.weight");
         let mut x = embedding[*token as usize * shape.hidden..][..shape.hidden].to_vec();
+        let mut of_layers = Vec::new();
         for (i, (keys, values_)) in cache.iter_mut().enumerate() {
             let name = |part: &str| format!("blk.{i}.{part}");
             let normed = norm(&x, &values(tiny, &name("attn_norm.weight")));
@@ -48,25 +59,42 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
             keys.push(round(k));
             values_.push(round(v));
             let mut attended = vec![0.0; heads * head_dim];
+            let mut of_heads = Vec::new();
             for h in 0..heads {
                 let own = h * head_dim..(h + 1) * head_dim;
                 let kv = h * shape.kv_heads / heads * head_dim;
                 let shared = kv..kv + head_dim;
-                let hidden = position.saturating_sub(window - 1);
+                let sees = |key: usize| match map {
+                    None => position - key < window,
+                    Some(map) => {
+                        let class = map.class_of[i][h * shape.kv_heads / heads];
+                        match map.classes[usize::from(class)] {
+                            HeadClass::Full => true,
+                            HeadClass::Window { sink, recent } => {
+                                key < sink as usize || position - key < recent as usize
+                            }
+                        }
+                    }
+                };
                 let scores: Vec<f64> = keys
                     .iter()
-                    .skip(hidden)
-                    .map(|k| dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt())
+                    .enumerate()
+                    .map(|(key, k)| match sees(key) {
+                        true => dot(&q[own.clone()], &k[shared.clone()]) / (head_dim as f64).sqrt(),
+                        false => f64::NEG_INFINITY,
+                    })
                     .collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
                 let total: f64 = weights.iter().sum();
-                for (w, v) in weights.iter().zip(&values_[hidden..]) {
+                of_heads.push(weights.iter().map(|w| w / total).collect());
+                for (w, v) in weights.iter().zip(&*values_) {
                     for (a, v) in attended[own.clone()].iter_mut().zip(&v[shared.clone()]) {
                         *a += w / total * v;
                     }
                 }
             }
+            of_layers.push(of_heads);
             add(&mut x, &times(tiny, &name("attn_output.weight"), &attended));
             let normed = norm(&x, &values(tiny, &name("ffn_norm.weight")));
             let gate = times(tiny, &name("ffn_gate.weight"), &normed);
@@ -79,8 +107,9 @@ pub(super) fn logits(tiny: &Tiny, tokens: &[u32]) -> Rows {
         let row = times(tiny, head, &normed);
         assert_eq!(row.len(), VOCAB);
         all.push(row);
+        shares.push(of_layers);
     }
-    all
+    (all, shares)
 }
 
 /// An F32 tensor.

@@ -400,7 +400,7 @@ fn bad_values_name_their_field() {
             InvalidField,
             "include_usage",
         ),
-        (json!({"quality": "approximate"}), "quality", NotBuilt, "exact"),
+        (json!({"quality": "rough"}), "quality", InvalidField, "approximate"),
         (json!({"speculation": {"strategy": "magic"}}), "speculation.strategy", InvalidField, "lockstep"),
         (json!({"speculation": {"strategy": "lockstep"}}), "speculation.k", InvalidField, "lockstep"),
         (json!({"speculation": {"k": 4}}), "speculation.k", InvalidField, "lockstep"),
