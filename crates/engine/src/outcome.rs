@@ -146,9 +146,10 @@ impl<M: Model> Engine<M> {
             return;
         }
         let reaction = lane.commit(known, frame);
-        let (limit, committed) = (lane.session.limit(), lane.session.committed());
+        let own = |place| lane.session.own(place);
+        let (limit, committed) = (own(lane.session.limit()), own(lane.session.committed()));
         match reaction {
-            Reaction::Rewrite { at, ids } => self.scheduler.rewrite(id, at, &ids),
+            Reaction::Rewrite { at, ids } => self.scheduler.rewrite(id, own(at), &ids),
             Reaction::Agreed => {}
             Reaction::Diverged => return self.remove(now, id),
             Reaction::Resync { .. } | Reaction::Known => return,

@@ -4,7 +4,7 @@ use std::time::Duration;
 use engine::Command;
 use proto::Candidate;
 use proto::frame::{ClosedReason, Open};
-use request::{Request, Strategy};
+use request::Request;
 use scheduler::SequenceId;
 use telemetry::Label;
 use tokio_util::sync::CancellationToken;
@@ -95,10 +95,7 @@ async fn keep(links: &Links, attendance: &Attendance) {
 
 /// Lockstep drafts exactly what a step verifies.
 fn fixed_window(request: &Request) -> Option<u32> {
-    match request.speculation.strategy {
-        Strategy::Lockstep { k, .. } => Some(k),
-        _ => None,
-    }
+    request.speculation.strategy.waits().map(|(k, _)| k)
 }
 
 /// What a drafter must know; the link fills in session and window.
@@ -115,6 +112,7 @@ fn open(request: &Request, traceparent: &str) -> Open {
         stop_ids: request.limits.stop_ids.clone(),
         min_tokens: request.limits.min_tokens,
         cache_salt: request.cache_salt.clone(),
+        retrieval: request.speculation.strategy.rapid().map(|rapid| rapid.retrieval),
         traceparent: traceparent.to_owned(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use request::{Finish, Strategy};
+use request::Finish;
 
 use super::TargetLane;
 use crate::Room;
@@ -37,7 +37,7 @@ impl TargetLane {
             }
             Room::Free => self.blocked = None,
         }
-        let Strategy::Lockstep { k, deadline } = self.request.speculation.strategy else {
+        let Some((k, deadline)) = self.request.speculation.strategy.waits() else {
             return Readiness::Plan;
         };
         let output = self.usage.completion_tokens;

@@ -8,5 +8,6 @@ mod lanes;
 mod law;
 mod link;
 mod matrix;
+mod rapid;
 mod replay;
 mod steered;
