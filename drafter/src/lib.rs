@@ -14,8 +14,8 @@ mod slot;
 mod stream;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use cluster::NodeRecord;
 use daemon::{Readiness, Tasks};
@@ -92,6 +92,7 @@ where
         step_time: rank.step_time.clone(),
         lease: config.sessions.lease,
         constraints,
+        documents: Mutex::default(),
         shutdown: tasks.shutdown().clone(),
         stop,
         streams,

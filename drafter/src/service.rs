@@ -1,7 +1,7 @@
 //! `paceline.draft.v1`: pairing with a worker.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cluster::Incarnation;
@@ -12,6 +12,7 @@ use proto::draft::{DrafterFrame, WorkerFrame};
 use proto::frame::{Addressed, FromDrafter, FromWorker, Hello};
 use proto::reason::{Reason, status};
 use rank::{Constraints, Pace};
+use speculation::Documents;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) step_time: Arc<Pace>,
     pub(crate) lease: Duration,
     pub(crate) constraints: Constraints,
+    /// Long prompts that were cut into chunks.
+    pub(crate) documents: Mutex<Documents>,
     pub(crate) shutdown: Shutdown,
     pub(crate) stop: CancellationToken,
     pub(crate) streams: TaskTracker,

@@ -1,8 +1,8 @@
 //! The sessions of one worker.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cluster::{Incarnation, NodeId};
@@ -181,7 +181,7 @@ impl Stream {
         }
         // Before the rest of its tokens is waited for.
         let known = opening.known_len();
-        if known >= self.shared.context as usize {
+        if opening.reads_all() && known >= self.shared.context as usize {
             let why = format!("{known} tokens and the drafter's context holds {}", self.shared.context);
             return self.refuse(session, RefusedReason::TooLong, why);
         }
@@ -209,11 +209,18 @@ impl Stream {
         let sequence = SequenceId(self.shared.next_sequence.fetch_add(1, Ordering::Relaxed));
         let gone = self.shared.stop.child_token();
         let queue = self.queue.clone();
+        // A lock that is held while one prompt is cut: a few milliseconds for the longest.
+        let retrieved = open.retrieval.map(|wanted| {
+            let mut documents = self.shared.documents.lock().unwrap_or_else(PoisonError::into_inner);
+            documents.retrieve(&open.cache_salt, &open.prompt, &wanted)
+        });
+        let skipped = retrieved.as_ref().map_or(0, |read| open.prompt.len() - read.len()) as u32;
         let mut opened = Box::new(DraftOpen {
             sequence,
             prompt: open.prompt,
+            retrieved,
             committed: open.committed,
-            longest: open.longest.min(self.shared.context),
+            longest: open.longest.min(self.shared.context.saturating_add(skipped)),
             sampling: open.sampling,
             adjust: open.adjust,
             constraint: None,

@@ -8,4 +8,5 @@ mod link;
 mod load;
 mod matrix;
 mod model;
+mod rapid;
 mod strategies;

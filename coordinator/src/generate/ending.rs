@@ -157,14 +157,15 @@ fn strategy(asked: &Speculation, did: &SpeculationStats) -> &'static str {
     match asked.strategy {
         _ if did.drafts == 0 => "none",
         Strategy::Lockstep { .. } => "lockstep",
+        Strategy::Rapid(_) => "rapid",
         _ => did.main_source().map_or("draft", Source::name),
     }
 }
 
 fn most_drafts(speculation: &Speculation) -> u32 {
-    match speculation.strategy {
-        Strategy::None => 0,
-        Strategy::Lockstep { k, .. } => speculation.max_draft.map_or(k, |m| m.min(k)),
+    match (speculation.strategy, speculation.strategy.waits()) {
+        (Strategy::None, _) => 0,
+        (_, Some((k, _))) => speculation.max_draft.map_or(k, |m| m.min(k)),
         _ => speculation.max_draft.unwrap_or(Speculation::MAX_DRAFT),
     }
 }

@@ -49,6 +49,8 @@ pub struct TargetOpen {
 pub struct DraftOpen {
     pub sequence: SequenceId,
     pub prompt: Vec<TokenId>,
+    /// What it reads instead of the prompt (retrieval). It then gives the law of its drafts under every rule.
+    pub retrieved: Option<Vec<TokenId>>,
     /// Output so far.
     pub committed: Vec<TokenId>,
     /// Most tokens the target sequence will ever have.

@@ -47,6 +47,8 @@ pub(crate) struct DraftLane {
     /// The target's.
     pub(crate) sampling: Sampling,
     pub(crate) rule: Rule,
+    /// The target is pulled towards it, so it gives the law of its drafts under every rule.
+    pub(crate) told: bool,
     /// Follows committed output and tail.
     pub(crate) steering: Steering,
     /// What the last tokens of the tail were drawn from, in order (rejection rule).
@@ -56,9 +58,9 @@ pub(crate) struct DraftLane {
 impl DraftLane {
     /// Whether its tail ends in a token after which the target would stop.
     pub(crate) fn stopped(&self, known: &[TokenId]) -> bool {
-        known
-            .last()
-            .is_some_and(|t| known.len() as u32 > self.session.committed() && self.stop_ids.contains(t))
+        known.last().is_some_and(|t| {
+            known.len() as u32 > self.session.own(self.session.committed()) && self.stop_ids.contains(t)
+        })
     }
 
     /// How its next token is drawn.
@@ -76,7 +78,15 @@ impl DraftLane {
             Rule::Strict | Rule::Greedy => (SamplingParams::GREEDY, How::Pick),
             Rule::Rejection => (self.sampling.params, How::Top),
         };
-        Draw { sampling: Sampling { params, ..self.sampling }, edit, how, logprobs: None }
+        let greedy = self.sampling.params.is_greedy();
+        let how = match how {
+            // At temperature 0 target and drafter are compared as they are at 1.
+            _ if self.told && greedy => How::Told { law: SamplingParams::at(1.0) },
+            How::Pick if self.told => How::Told { law: self.sampling.params },
+            how => how,
+        };
+        let ahead = self.session.skipped();
+        Draw { sampling: Sampling { params, ..self.sampling }, edit, how, ahead, logprobs: None }
     }
 
     pub(crate) fn drafted(&mut self, known: &[TokenId], drawn: Drawn) {
@@ -99,12 +109,13 @@ impl DraftLane {
             Reaction::Resync { have } => self.outlet.deliver(DraftEvent::Resync { have: *have }),
             Reaction::Diverged => self.outlet.deliver(DraftEvent::Closed(DraftClosed::Diverged)),
             Reaction::Agreed => {
-                let tail = known.len().saturating_sub(self.session.committed() as usize);
+                let committed = self.session.own(self.session.committed());
+                let tail = known.len().saturating_sub(committed as usize);
                 self.laws.drain(..self.laws.len().saturating_sub(tail));
             }
             Reaction::Rewrite { at, ids } => {
                 self.laws.clear();
-                self.steering.pop(&known[*at as usize..]);
+                self.steering.pop(&known[self.session.own(*at) as usize..]);
                 // The target committed what this constraint does not allow: it is not the target's.
                 if self.steering.push(ids).is_err() {
                     self.steering.unconstrain();

@@ -110,8 +110,13 @@ impl<M: Model> Engine<M> {
     pub(crate) fn open_draft(&mut self, open: DraftOpen) {
         let DraftOpen { sequence, prompt, committed, longest, sampling, adjust, constraint, rule, .. } = open;
         let known = [prompt.as_slice(), committed.as_slice()].concat();
-        let session = Session::new(&known, open.window);
-        let checked = if self.may_draft() {
+        let read = open.retrieved.as_ref().unwrap_or(&prompt);
+        let skipped = prompt.len().saturating_sub(read.len()) as u32;
+        let session = Session::retrieved(&known, skipped, open.window);
+        let known = [read.as_slice(), committed.as_slice()].concat();
+        let checked = if read.len() > prompt.len() || (read.is_empty() && committed.is_empty()) {
+            Err(InvalidField::new("retrieved", "is longer than the prompt, or empty"))
+        } else if self.may_draft() {
             in_vocabulary("prompt", &known, self.spec().vocab_size)
         } else {
             Err(InvalidField::not_built("model", "drafting with window head classes is not built yet"))
@@ -125,8 +130,8 @@ impl<M: Model> Engine<M> {
         let added = steering.map_err(Refusal::from).and_then(|steering| {
             let new = NewSequence {
                 id: sequence,
-                limit: session.limit(),
-                longest,
+                limit: session.own(session.limit()),
+                longest: session.own(longest),
                 priority: 0,
                 root: PrefixRoot::salted(&open.cache_salt),
                 settled: known.len() as u32,
@@ -144,6 +149,7 @@ impl<M: Model> Engine<M> {
                     longest,
                     sampling,
                     rule,
+                    told: open.retrieved.is_some(),
                     steering,
                     laws: Default::default(),
                 };

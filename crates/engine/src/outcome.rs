@@ -19,12 +19,12 @@ impl<M: Model> Engine<M> {
             facts.known_rows += slice.known;
             facts.draft_rows += slice.drafts;
             if !slice.picks {
-                self.scheduler.commit(slice, 0, None, &[]);
+                self.scheduler.commit(slice, 0, &[]);
                 continue;
             }
             if let Some(Lane::Prefill(_)) = self.lanes.get(&slice.sequence) {
                 // What it picked is the other rank's business.
-                self.scheduler.commit(slice, 0, None, &[]);
+                self.scheduler.commit(slice, 0, &[]);
                 continue;
             }
             facts.decodes += 1;
@@ -48,14 +48,17 @@ impl<M: Model> Engine<M> {
                     }
                     let judged = lane.judge(known, slice.drafts as usize, drawn, &mut self.drafting);
                     facts.accepted += judged.accepted;
-                    self.scheduler.commit(slice, judged.accepted, judged.leaf, &judged.tokens);
+                    if let Some(leaf) = judged.leaf {
+                        self.scheduler.keep_path(slice, leaf);
+                    }
+                    self.scheduler.commit(slice, judged.accepted, &judged.tokens);
                     if let Some(finish) = judged.finish {
                         self.end(now, slice.sequence, finish);
                     }
                 }
                 Some(Lane::Draft(lane)) => {
                     let Some(drawn) = drawn.pop() else { continue };
-                    self.scheduler.commit(slice, 0, None, &[drawn.token]);
+                    self.scheduler.commit(slice, 0, &[drawn.token]);
                     if let Some(known) = self.scheduler.tokens(slice.sequence) {
                         lane.drafted(known, drawn);
                     }
@@ -143,9 +146,10 @@ impl<M: Model> Engine<M> {
             return;
         }
         let reaction = lane.commit(known, frame);
-        let (limit, committed) = (lane.session.limit(), lane.session.committed());
+        let own = |place| lane.session.own(place);
+        let (limit, committed) = (own(lane.session.limit()), own(lane.session.committed()));
         match reaction {
-            Reaction::Rewrite { at, ids } => self.scheduler.rewrite(id, at, &ids),
+            Reaction::Rewrite { at, ids } => self.scheduler.rewrite(id, own(at), &ids),
             Reaction::Agreed => {}
             Reaction::Diverged => return self.remove(now, id),
             Reaction::Resync { .. } | Reaction::Known => return,

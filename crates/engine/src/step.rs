@@ -172,7 +172,7 @@ impl<M: Model> Engine<M> {
             Command::Window { sequence, window } => {
                 if let Some(Lane::Draft(lane)) = self.lanes.get_mut(&sequence) {
                     lane.session.set_window(window);
-                    self.scheduler.set_limit(sequence, lane.session.limit());
+                    self.scheduler.set_limit(sequence, lane.session.own(lane.session.limit()));
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use request::{
     Finish, InvalidField, Request, Rule, Source, SpeculationStats, Strategy, TokenId, TokenLogprobs, Usage,
 };
-use sampling::{Draw, Drawn, How};
+use sampling::{Draw, Drawn, How, Rapid};
 use scheduler::Ahead;
 use speculation::{Beliefs, Drafts, Dropped, History, Prediction, Shadows, Tail, Tree};
 
@@ -74,6 +74,8 @@ pub(crate) struct TargetLane {
     /// The drafts to verify in the step being planned, and where they came from.
     proposed: Tree,
     source: Source,
+    /// Of the draws for them, those from a pulled law.
+    pulled: Vec<bool>,
     usage: Usage,
     /// Since when it waits for drafts.
     parked: Option<Duration>,
@@ -139,6 +141,7 @@ impl TargetLane {
             prediction: (!guess.is_empty()).then(|| Prediction::new(guess, &request.committed)),
             proposed: Tree::default(),
             source: Source::Drafter,
+            pulled: Vec::new(),
             usage: Usage {
                 prompt_tokens: request.prompt.len() as u32,
                 completion_tokens: request.committed.len() as u32,
@@ -206,23 +209,28 @@ impl TargetLane {
         // The pending draft behind those verified is judged as well: one that was left out for what it is (the
         // constraint cuts it) was drawn with the noise that a pick would use, and would bend its law.
         let pending = self.tail.pending();
-        let how = |depth: usize| match (self.request.speculation.rule, self.source, pending.get(depth)) {
-            (Rule::Rejection, Source::Drafter, Some(draft)) => match self.tail.law(depth) {
-                Some(q) => How::Judge { draft: *draft, q: q.clone() },
+        let (rejects, rapid) =
+            (self.request.speculation.rule == Rule::Rejection, self.request.speculation.strategy.rapid());
+        let how = |depth: usize| match (self.source, pending.get(depth), self.tail.law(depth)) {
+            (Source::Drafter, Some(draft), Some(q)) => match rapid {
+                Some(rapid) => How::Pulled {
+                    q: q.clone(),
+                    rapid: Rapid { eta: rapid.eta.into(), plausible: rapid.plausible.into() },
+                    draft: rejects.then_some(*draft),
+                },
+                None if rejects => How::Judge { draft: *draft, q: q.clone() },
                 None => How::Pick,
             },
             _ => How::Pick,
         };
-        Ok(edits
-            .into_iter()
-            .enumerate()
-            .map(|(depth, edit)| Draw {
-                sampling: self.request.sampling,
-                edit,
-                how: how(depth),
-                logprobs: self.request.logprobs,
-            })
-            .collect())
+        let (sampling, logprobs) = (self.request.sampling, self.request.logprobs);
+        let draw = |(depth, edit)| Draw { sampling, edit, how: how(depth), ahead: 0, logprobs };
+        let draws: Vec<Draw> = edits.into_iter().enumerate().map(draw).collect();
+        self.pulled.clear();
+        // Without a pull the law is the target's own.
+        self.pulled
+            .extend(draws.iter().map(|d| matches!(&d.how, How::Pulled { rapid, .. } if rapid.eta > 0.0)));
+        Ok(draws)
     }
 
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {
@@ -277,6 +285,8 @@ impl TargetLane {
             failed = self.steering.edits(&[]).is_err();
         }
         self.count(drafts, accepted);
+        let pulled = path.iter().take(tokens.len()).filter(|row| self.pulled.get(**row) == Some(&true));
+        self.stats.augmented_tokens += pulled.count() as u64;
         self.learn(known.last().copied(), drafts, &picks, &tokens, drafting);
         self.usage.completion_tokens += tokens.len() as u32;
         let finish = match stop {

@@ -107,6 +107,23 @@ impl Storage {
         }
     }
 
+    /// Every (layer, KV head) of the class.
+    pub(crate) fn units(&self) -> Vec<Unit> {
+        let of = |(layer, heads): (usize, &Vec<Option<u32>>)| {
+            let there = (0..heads.len()).filter(|kv_head| heads[*kv_head].is_some());
+            there.map(|kv_head| Unit { layer, kv_head }).collect::<Vec<_>>()
+        };
+        self.places.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Keys and values of one unit of a page, as another page has them.
+    pub(crate) fn copy(&mut self, from: PageId, to: PageId, unit: Unit) {
+        let (from, to, size) = (self.start(from, unit), self.start(to, unit), 2 * self.half());
+        if from + size <= self.bytes.len() && to + size <= self.bytes.len() {
+            self.bytes.copy_within(from..from + size, to);
+        }
+    }
+
     /// All heads of the class in one layer of a page, as they lie: what is handed over to another rank.
     pub(crate) fn layer(&self, page: PageId, layer: usize) -> Result<&[u8], ModelError> {
         let range = self.layer_range(page, layer)?;
@@ -127,24 +144,6 @@ impl Storage {
         let units = self.places[layer].iter().flatten().count();
         let start = page.0 as usize * self.page + first * 2 * self.half();
         Ok(start..start + units * 2 * self.half())
-    }
-
-    /// Every (layer, KV head) of the class.
-    pub(crate) fn units(&self) -> Vec<Unit> {
-        let layers = self.places.iter().enumerate();
-        let of = |(layer, heads): (usize, &Vec<Option<u32>>)| {
-            let own = heads.iter().enumerate().filter(|(_, place)| place.is_some());
-            own.map(|(kv_head, _)| Unit { layer, kv_head }).collect::<Vec<_>>()
-        };
-        layers.flat_map(of).collect()
-    }
-
-    /// Keys and values of one unit of a page, as another page has them.
-    pub(crate) fn copy(&mut self, from: PageId, to: PageId, unit: Unit) {
-        let (from, to, size) = (self.start(from, unit), self.start(to, unit), 2 * self.half());
-        if from + size <= self.bytes.len() && to + size <= self.bytes.len() {
-            self.bytes.copy_within(from..from + size, to);
-        }
     }
 
     /// Where a unit begins in a page; past the end for one of another class.

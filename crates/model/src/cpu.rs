@@ -95,10 +95,8 @@ impl CpuModel {
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        // A tree's rows are built for heads of one class.
-        let (tree_rows, beyond) =
-            if classes.len() == 1 { (branches::TREE_ROWS, branches::PAGES) } else { (0, 0) };
-        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], beyond));
+        let storage =
+            classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], branches::PAGES));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
@@ -115,7 +113,7 @@ impl CpuModel {
                 context,
                 classes: classes.clone(),
                 slots: options.slots,
-                tree_rows,
+                tree_rows: branches::TREE_ROWS,
             },
             decoder,
             packed,
@@ -175,9 +173,9 @@ impl CpuModel {
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
         }
-        self.branches.keep(&changed.kept, &mut self.storage[branches::CLASS])?;
+        self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
-        self.branches.set(&rows, &self.tables, branches::CLASS, &self.storage[branches::CLASS]);
+        self.branches.set(&rows, &self.tables, &self.storage);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,

@@ -22,7 +22,7 @@ pub use id::RequestId;
 pub use limits::Limits;
 pub use outcome::{Finish, SourceStats, SpeculationStats, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingParams};
-pub use speculation::{Quality, Rule, Source, Speculation, Strategy};
+pub use speculation::{Quality, Rapid, Retrieval, Rule, Source, Speculation, Strategy};
 pub use token::{TokenId, Tokens};
 
 /// One choice of one request, as the engine sees it: everything that decides its text.
@@ -114,6 +114,10 @@ impl Request {
         }
         self.limits.validate()?;
         self.speculation.validate(&self.sampling.params)?;
+        if self.quality == Quality::Exact && self.speculation.strategy.rapid().is_some() {
+            let why = "rapid changes what an answer says; it is taken only with quality approximate";
+            return Err(InvalidField::new("speculation.strategy", why));
+        }
         if self.logprobs.is_some_and(|n| n > Self::MOST_LOGPROBS) {
             return Err(InvalidField::new(
                 "top_logprobs",

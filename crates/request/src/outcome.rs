@@ -55,6 +55,8 @@ pub struct SpeculationStats {
     pub plain_steps: u64,
     /// Draft tokens that never reached a step (stale, gap, disagreement).
     pub dropped_tokens: u64,
+    /// Committed tokens that were drawn from a law pulled towards a drafter's (RAPID).
+    pub augmented_tokens: u64,
     /// Of each [`Source`], in the order of [`Source::ALL`]: the drafts, draft tokens and accepted tokens above.
     pub sources: [SourceStats; Source::ALL.len()],
 }
@@ -116,6 +118,7 @@ impl SpeculationStats {
         self.accepted_tokens += other.accepted_tokens;
         self.plain_steps += other.plain_steps;
         self.dropped_tokens += other.dropped_tokens;
+        self.augmented_tokens += other.augmented_tokens;
         if self.histogram.len() < other.histogram.len() {
             self.histogram.resize(other.histogram.len(), 0);
         }

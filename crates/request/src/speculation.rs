@@ -31,8 +31,84 @@ pub enum Rule {
     Rejection,
 }
 
+/// A target pulled towards a drafter that reads only what it retrieves of the prompt (RAPID, arXiv 2502.20330). It
+/// changes what an answer says: for [`Quality::Approximate`] only.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rapid {
+    /// Drafts that a step waits for, as in lockstep.
+    pub k: u32,
+    pub deadline: Duration,
+    /// How far the target is pulled, 0 to 100; 0: not at all, which is ordinary speculation. The paper has 5 to 50.
+    pub eta: f32,
+    /// Only tokens that the drafter finds this share as likely as its likeliest are pulled at, 0 to 1.
+    pub plausible: f32,
+    pub retrieval: Retrieval,
+}
+
+/// What a drafter reads of a long prompt: its beginning, the chunks that look most like its end, and its end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retrieval {
+    /// First tokens of the prompt that are always read: the template, instructions.
+    pub head: u32,
+    /// Last tokens of the prompt that are always read, and looked for in the rest: the question.
+    pub question: u32,
+    /// Tokens of a chunk.
+    pub chunk: u32,
+    /// Most tokens of chunks.
+    pub budget: u32,
+    /// Chunks that match less than this share of the best one's are left out, 0 to 1.
+    pub threshold: f32,
+}
+
+impl Default for Retrieval {
+    fn default() -> Self {
+        Self { head: 64, question: 64, chunk: 128, budget: 4096, threshold: 0.0 }
+    }
+}
+
+impl Default for Rapid {
+    fn default() -> Self {
+        Self {
+            k: 10,
+            deadline: Duration::from_secs(1),
+            eta: 10.0,
+            plausible: 0.1,
+            retrieval: Retrieval::default(),
+        }
+    }
+}
+
+impl Rapid {
+    /// Checks the values.
+    pub fn validate(&self) -> Result<(), InvalidField> {
+        let Retrieval { question, chunk, budget, threshold, head } = self.retrieval;
+        let within = |field, value: f32, most: f32| match (0.0..=most).contains(&value) {
+            true => Ok(()),
+            false => Err(InvalidField::new(field, format!("{value} is not between 0 and {most}"))),
+        };
+        within("speculation.rapid.eta", self.eta, 100.0)?;
+        within("speculation.rapid.plausible", self.plausible, 1.0)?;
+        within("speculation.rapid.threshold", threshold, 1.0)?;
+        for (field, value, least, most) in [
+            ("speculation.rapid.k", self.k, 1, Speculation::MAX_DRAFT),
+            ("speculation.rapid.chunk", chunk, 8, 4096),
+            ("speculation.rapid.budget", budget, 8, 1 << 20),
+            ("speculation.rapid.question", question, 1, 1 << 16),
+            ("speculation.rapid.head", head, 0, 1 << 16),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(InvalidField::new(field, format!("{value} is not between {least} and {most}")));
+            }
+        }
+        if self.deadline.is_zero() || self.deadline > Duration::from_secs(10) {
+            return Err(InvalidField::new("speculation.rapid.deadline", "must be above 0 and at most 10 s"));
+        }
+        Ok(())
+    }
+}
+
 /// Where drafts come from and how the target waits for them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Strategy {
     /// The server's choice.
     #[default]
@@ -49,12 +125,27 @@ pub enum Strategy {
     Suffix,
     /// No drafter; the tokens that were drawn last after each token, by whatever sequence.
     Recycle,
+    /// As lockstep, and the target is pulled towards a drafter that reads what it retrieves of the prompt: lossy.
+    Rapid(Rapid),
 }
 
 impl Strategy {
     /// Whether a drafter's drafts are of use to it.
     pub fn takes_drafter(self) -> bool {
-        matches!(self, Self::Auto | Self::Draft | Self::Lockstep { .. })
+        matches!(self, Self::Auto | Self::Draft | Self::Lockstep { .. } | Self::Rapid(_))
+    }
+
+    /// Whether each step waits for drafts: for how many, and how long at most.
+    pub fn waits(self) -> Option<(u32, Duration)> {
+        match self {
+            Self::Lockstep { k, deadline } | Self::Rapid(Rapid { k, deadline, .. }) => Some((k, deadline)),
+            _ => None,
+        }
+    }
+
+    /// Of a lossy one how the target is pulled.
+    pub fn rapid(self) -> Option<Rapid> {
+        if let Self::Rapid(rapid) = self { Some(rapid) } else { None }
     }
 
     /// The sources without a model that it may draw on.
@@ -64,7 +155,7 @@ impl Strategy {
             Self::Ngram => &[Source::Ngram],
             Self::Suffix => &[Source::Suffix],
             Self::Recycle => &[Source::Recycle],
-            Self::None | Self::Draft | Self::Lockstep { .. } => &[],
+            Self::None | Self::Draft | Self::Lockstep { .. } | Self::Rapid(_) => &[],
         }
     }
 }
@@ -97,7 +188,7 @@ impl Source {
 }
 
 /// How a request wants to be drafted for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Speculation {
     pub strategy: Strategy,
     pub rule: Rule,
@@ -133,6 +224,9 @@ impl Speculation {
                     "must be above 0 and at most 10 s",
                 ));
             }
+        }
+        if let Some(rapid) = self.strategy.rapid() {
+            rapid.validate()?;
         }
         if self.rule == Rule::Greedy && !params.is_greedy() {
             return Err(InvalidField::new(

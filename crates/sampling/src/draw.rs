@@ -1,9 +1,9 @@
 //! All that is asked of the logits of one row.
 
-use request::{Sampling, TokenId, TokenLogprobs};
+use request::{Sampling, SamplingParams, TokenId, TokenLogprobs};
 
 use crate::judge::judge;
-use crate::{Distribution, Edit, dist, pick};
+use crate::{Distribution, Edit, Rapid, dist, pick, rapid};
 
 /// What to do with the logits of one picking row.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +11,9 @@ pub struct Draw {
     pub sampling: Sampling,
     pub edit: Edit,
     pub how: How,
+    /// The noise is that of a place so many positions further on: a drafter that does not have all of the target's
+    /// prompt draws with the noise of the target's place.
+    pub ahead: u32,
     /// Report the token's log-probability and those of this many alternatives.
     pub logprobs: Option<u8>,
 }
@@ -26,6 +29,11 @@ pub enum How {
     Judge { draft: TokenId, q: Distribution },
     /// A drafter under the rejection rule: from its renormalised top, which is given back as q.
     Top,
+    /// A drafter whose target is pulled towards it: as `Pick`, and the top of its law with these parameters is given
+    /// back as q.
+    Told { law: SamplingParams },
+    /// A target pulled towards q (RAPID). With a draft by the paper's rule, without by the noise of the place.
+    Pulled { q: Distribution, rapid: Rapid, draft: Option<TokenId> },
 }
 
 /// What a row gave.
@@ -33,14 +41,14 @@ pub enum How {
 pub struct Drawn {
     pub token: TokenId,
     pub logprobs: Option<Box<TokenLogprobs>>,
-    /// The law that `token` was drawn from, under [`How::Top`].
+    /// The drafter's law, under [`How::Top`] and [`How::Told`].
     pub q: Option<Box<Distribution>>,
 }
 
 impl Draw {
     /// A plain pick.
     pub fn new(sampling: Sampling) -> Self {
-        Self { sampling, edit: Edit::default(), how: How::Pick, logprobs: None }
+        Self { sampling, edit: Edit::default(), how: How::Pick, ahead: 0, logprobs: None }
     }
 }
 
@@ -59,12 +67,20 @@ pub fn draw(logits: &[f32], draw: &Draw, position: u32) -> Option<Drawn> {
         draw.edit.apply(&mut edited);
         &edited
     };
+    let position = position.saturating_add(draw.ahead);
     let (token, q) = match &draw.how {
         How::Pick => (pick(shown, &draw.sampling, position)?, None),
         How::Judge { draft, q } => (judge(shown, &draw.sampling, position, *draft, q)?, None),
         How::Top => {
             let q = Distribution::top(shown, &draw.sampling.params)?;
             (q.draw(&draw.sampling, position)?, Some(Box::new(q)))
+        }
+        How::Told { law } => {
+            let token = pick(shown, &draw.sampling, position)?;
+            (token, Distribution::top(shown, law).map(Box::new))
+        }
+        How::Pulled { q, rapid, draft } => {
+            (rapid::draw(shown, &draw.sampling, position, q, *rapid, *draft)?, None)
         }
     };
     let logprobs = draw.logprobs.map(|top| Box::new(logprobs(logits, token, top)));

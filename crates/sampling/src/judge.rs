@@ -73,6 +73,18 @@ impl Distribution {
         race(self.entries.iter().map(|(token, w)| (*token, f64::from(*w))), |token| key.token(token))
     }
 
+    /// q of every token below `vocab`.
+    pub(crate) fn dense(&self, vocab: usize) -> Vec<f64> {
+        let total: f64 = self.entries.iter().map(|(_, w)| f64::from(*w)).sum();
+        let mut law = vec![0.0; vocab];
+        for (token, w) in &self.entries {
+            if let Some(q) = law.get_mut(token.0 as usize) {
+                *q = f64::from(*w) / total;
+            }
+        }
+        law
+    }
+
     /// q of a token.
     fn of(&self, token: TokenId) -> f64 {
         let total: f64 = self.entries.iter().map(|(_, w)| f64::from(*w)).sum();
@@ -114,12 +126,12 @@ pub(crate) fn judge(
     race(tokens(&p), |token| key.residual(token)).or((of_draft > 0.0).then_some(draft))
 }
 
-fn tokens(law: &[f64]) -> impl Iterator<Item = (TokenId, f64)> {
+pub(crate) fn tokens(law: &[f64]) -> impl Iterator<Item = (TokenId, f64)> {
     law.iter().enumerate().map(|(token, p)| (TokenId(token as u32), *p))
 }
 
 /// The token with the largest weight / E; ties fall to the first.
-fn race(law: impl Iterator<Item = (TokenId, f64)>, noise: impl Fn(u32) -> f64) -> Option<TokenId> {
+pub(crate) fn race(law: impl Iterator<Item = (TokenId, f64)>, noise: impl Fn(u32) -> f64) -> Option<TokenId> {
     let mut best: Option<(f64, TokenId)> = None;
     for (token, weight) in law.filter(|(_, weight)| *weight > 0.0) {
         let score = weight / noise(token.0);

@@ -6,7 +6,7 @@
 //! (arXiv 2408.07978) and what makes the text of a seed repeatable.
 //!
 //! [`draw`] is all that a step asks of a row: edits before the pick (bias, penalties, mask), the test of a
-//! draft under the rejection rule, log-probabilities.
+//! draft under the rejection rule, the pull towards a drafter (lossy, [`Rapid`]), log-probabilities.
 //!
 //! Not here: what a grammar allows (`grammar`), which drafts are judged (`speculation`). Start at
 //! [`pick`], then [`noise`](NoiseKey), then [`draw`].
@@ -19,6 +19,7 @@ mod judge;
 mod mask;
 mod noise;
 mod pick;
+mod rapid;
 mod warp;
 
 pub use dist::probabilities;
@@ -28,6 +29,7 @@ pub use judge::{Distribution, NotADistribution};
 pub use mask::Mask;
 pub use noise::{GROUP, GroupNoise, NoiseKey};
 pub use pick::{argmax, pick};
+pub use rapid::Rapid;
 pub use request::Sampling;
 
 /// Part of the numerics fingerprint: changes whenever the same logits could give another token.

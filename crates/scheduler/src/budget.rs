@@ -32,11 +32,11 @@ pub(crate) struct Share<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows {
     pub(crate) budget: u32,
+    /// Most rows of trees.
+    pub(crate) trees: u32,
     /// A step with prompts is filled up to a multiple of so many rows.
     pub(crate) tile: u32,
     pub(crate) policy: Policy,
-    /// Most rows of trees.
-    pub(crate) trees: u32,
 }
 
 /// Shares the budget. `ready` is in order.
@@ -47,13 +47,13 @@ pub(crate) fn share_out<'a>(rows: Rows, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
     prompts.sort_by_key(|ready| (ready.order.priority, !ready.started, ready.order.arrival));
     match rows.policy {
         Policy::Sarathi => {
-            let (mut shares, used) = decode(rows, &decodes, !prompts.is_empty());
+            let (mut shares, used) = decode((rows.budget, rows.trees), &decodes, !prompts.is_empty());
             shares.extend(chunks(room(rows, used), &prompts));
             shares
         }
         Policy::PrefillFirst if !prompts.is_empty() => whole(rows.budget, &prompts),
         Policy::DecodeFirst if decodes.is_empty() => whole(rows.budget, &prompts),
-        Policy::PrefillFirst | Policy::DecodeFirst => decode(rows, &decodes, false).0,
+        Policy::PrefillFirst | Policy::DecodeFirst => decode((rows.budget, rows.trees), &decodes, false).0,
     }
 }
 
@@ -68,11 +68,14 @@ fn room(rows: Rows, used: u32) -> u32 {
 }
 
 /// All decodes, and drafts as far as the budget goes; the rows that they take.
-fn decode<'a>(rows: Rows, decodes: &[&Ready<'a>], beside_prompts: bool) -> (Vec<Share<'a>>, u32) {
+fn decode<'a>(
+    (budget, mut trees): (u32, u32),
+    decodes: &[&Ready<'a>],
+    beside_prompts: bool,
+) -> (Vec<Share<'a>>, u32) {
     // Decodes first; their own rows are never refused (running is bounded by the slots).
     let mut used = decodes.len() as u32;
-    let left = rows.budget.saturating_sub(used);
-    let mut trees = rows.trees;
+    let left = budget.saturating_sub(used);
     // Then their drafts, in equal shares; while a prompt is behind, half of what is left is its.
     let mut for_drafts = if beside_prompts { left / 2 } else { left };
     let mut drafting = decodes.iter().filter(|ready| !ready.drafts.is_empty()).count() as u32;

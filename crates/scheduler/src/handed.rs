@@ -160,7 +160,7 @@ mod tests {
             let cached: Vec<u32> = plan.admitted.iter().map(|a| a.cached).collect();
             assert_eq!(cached, [if prefix_cache { 32 } else { 0 }, 32]);
             for slice in &plan.slices {
-                scheduler.commit(slice, 0, None, &[]);
+                scheduler.commit(slice, 0, &[]);
             }
             scheduler.remove(SequenceId(1));
             scheduler.remove(SequenceId(2));

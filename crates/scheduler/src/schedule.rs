@@ -166,19 +166,25 @@ impl Scheduler {
         plan
     }
 
-    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, the first ones of a chain
-    /// or those on a tree's path that ends in draft `leaf`, and `tokens` are committed after the sequence's last
-    /// one. Gives back pages of rejected drafts and pages that a window left behind.
-    pub fn commit(&mut self, slice: &Slice, accepted: u32, leaf: Option<u32>, tokens: &[TokenId]) {
+    /// Of a slice whose drafts are a tree those on the path to draft `leaf` hold: the next step keeps what was computed
+    /// of them. To be called before [`Self::commit`].
+    pub fn keep_path(&mut self, slice: &Slice, leaf: u32) {
+        let running = self.sequences.get(&slice.sequence).and_then(|sequence| sequence.running.as_ref());
+        if let Some(running) = running.filter(|_| slice.tree) {
+            let (row, from) = (slice.first_row + slice.known + leaf, slice.position + slice.known);
+            let keep = TableChange::Keep { row, from };
+            let classes = 0..self.pools.len();
+            self.deltas.extend(classes.map(|class| change(running.slot, class, keep)));
+        }
+    }
+
+    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, and `tokens`
+    /// are committed after the sequence's last one. Gives back pages of rejected drafts and pages
+    /// that a window left behind.
+    pub fn commit(&mut self, slice: &Slice, accepted: u32, tokens: &[TokenId]) {
         let Some(sequence) = self.sequences.get_mut(&slice.sequence) else { return };
         sequence.tokens.extend_from_slice(tokens);
-        if let Some(running) = &sequence.running {
-            if let Some(leaf) = leaf.filter(|_| slice.tree && accepted > 0) {
-                let (row, from) = (slice.first_row + slice.known + leaf, slice.position + slice.known);
-                let keep = TableChange::Keep { row, from };
-                let classes = 0..self.pools.len();
-                self.deltas.extend(classes.map(|class| change(running.slot, class, keep)));
-            }
+        if sequence.running.is_some() {
             sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
             self.tidy(slice.sequence);
         }
@@ -266,12 +272,8 @@ impl Scheduler {
         };
         let ready: Vec<Ready<'a>> = self.running.iter().filter_map(ready).collect();
         let ids: BTreeSet<SequenceId> = ready.iter().map(|ready| ready.id).collect();
-        let rows = Rows {
-            budget: self.budget,
-            tile: self.config.tile,
-            policy: self.config.policy,
-            trees: self.config.tree_rows,
-        };
+        let Config { tile, policy, tree_rows, .. } = self.config;
+        let rows = Rows { budget: self.budget, trees: tree_rows, tile, policy };
         self.place(share_out(rows, &ready), &ids)
     }
 

@@ -16,8 +16,10 @@
 //!
 //! What a source says may fork ([`Tree`]): a back end that takes trees verifies several guesses for one place in one step.
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Early exits ([`Exits`]) and
-//! retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet (issue 5).
+//! For answers that need not be exact a drafter may read only what [`Documents`] retrieves of a long prompt.
+//!
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Early exits ([`Exits`]) have
+//! their rules here; nobody plans them yet (issue 5).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 
@@ -32,8 +34,8 @@ mod history;
 mod pearl;
 mod prediction;
 mod prefix;
-mod rapid;
 mod recycle;
+mod retrieval;
 mod shadow;
 mod tail;
 mod tree;
@@ -50,8 +52,8 @@ pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;
 pub use prefix::PrefixHashes;
-pub use rapid::Rapid;
 pub use recycle::Recycle;
+pub use retrieval::{Chunks, Documents};
 pub use shadow::Shadows;
 pub use tail::{Drafts, Dropped, Drops, Tail};
 pub use tree::{NoTree, Path, Tree};

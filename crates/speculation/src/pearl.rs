@@ -13,6 +13,8 @@ pub struct Session {
     /// Of committed + tail.
     hashes: PrefixHashes,
     committed: u32,
+    /// Positions of the target's prompt that the drafter does not have: its own are so many fewer.
+    skipped: u32,
     window: u32,
     /// The first token of a sequence comes from the target (algorithms.md 1.8: a drafter that
     /// samples its own keeps a wrong token in its context for good).
@@ -36,7 +38,23 @@ pub enum Reaction {
 
 impl Session {
     pub fn new(known: &[TokenId], window: u32) -> Self {
-        Self { hashes: PrefixHashes::new(known), committed: known.len() as u32, window, opened: false }
+        Self::retrieved(known, 0, window)
+    }
+
+    /// Of a drafter that lacks `skipped` tokens of the target's prompt. All places here are the target's but for
+    /// [`Self::own`].
+    pub fn retrieved(known: &[TokenId], skipped: u32, window: u32) -> Self {
+        let committed = known.len() as u32;
+        Self { hashes: PrefixHashes::new(known), committed, skipped, window, opened: false }
+    }
+
+    /// The drafter's own place for one of the target's.
+    pub fn own(&self, place: u32) -> u32 {
+        place.saturating_sub(self.skipped)
+    }
+
+    pub fn skipped(&self) -> u32 {
+        self.skipped
     }
 
     /// Length up to which the drafter may run.
@@ -57,9 +75,13 @@ impl Session {
         self.hashes.push(id);
     }
 
-    /// The target committed `ids` at `at`, after tokens named by `prefix_hash`.
+    /// The target committed `ids` at `at`, after tokens named by `prefix_hash`. `known`: the drafter's own tokens.
     pub fn commit(&mut self, known: &[TokenId], at: u32, prefix_hash: u64, ids: &[TokenId]) -> Reaction {
-        debug_assert_eq!(known.len() as u32, self.hashes.len(), "the session follows the engine");
+        debug_assert_eq!(
+            known.len() as u32 + self.skipped,
+            self.hashes.len(),
+            "the session follows the engine"
+        );
         if at > self.committed {
             return Reaction::Resync { have: self.committed };
         }
@@ -67,7 +89,9 @@ impl Session {
             return Reaction::Diverged;
         }
         let old = ids.len().min((self.committed - at) as usize);
-        if known[at as usize..at as usize + old] != ids[..old] {
+        // Of the prompt's own tokens the drafter may have others; they were named by the hash.
+        let own = self.own(at) as usize;
+        if at < self.skipped || known[own..own + old] != ids[..old] {
             return Reaction::Diverged;
         }
         let fresh = &ids[old..];
@@ -75,7 +99,7 @@ impl Session {
             return Reaction::Known;
         }
         self.opened = true;
-        let tail = &known[self.committed as usize..];
+        let tail = &known[self.own(self.committed) as usize..];
         let same = tail.iter().zip(fresh).take_while(|(t, f)| t == f).count();
         let reaction = if same == fresh.len() {
             Reaction::Agreed
@@ -92,7 +116,7 @@ impl Session {
     /// The whole unconfirmed tail as one frame, so that a frame lost on the way is healed by the
     /// next; `None` while there is nothing to say.
     pub fn frame(&self, known: &[TokenId]) -> Option<Drafts> {
-        let ids = known.get(self.committed as usize..)?.to_vec();
+        let ids = known.get(self.own(self.committed) as usize..)?.to_vec();
         let prefix_hash = self.hashes.at(self.committed)?;
         (!ids.is_empty()).then_some(Drafts { at: self.committed, prefix_hash, ids, q: Vec::new() })
     }

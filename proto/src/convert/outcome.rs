@@ -123,6 +123,7 @@ impl From<SpeculationStats> for v1::SpeculationStats {
             histogram: stats.histogram,
             plain_steps: stats.plain_steps,
             dropped_tokens: stats.dropped_tokens,
+            augmented_tokens: stats.augmented_tokens,
         }
     }
 }
@@ -153,6 +154,7 @@ impl TryFrom<v1::SpeculationStats> for SpeculationStats {
             histogram: from.histogram,
             plain_steps: from.plain_steps,
             dropped_tokens: from.dropped_tokens,
+            augmented_tokens: from.augmented_tokens,
         })
     }
 }

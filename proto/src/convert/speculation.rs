@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use request::{Quality, Rule, Speculation, Strategy};
+use request::{Quality, Rapid, Retrieval, Rule, Speculation, Strategy};
 
 use super::micros;
 use crate::error::WireError;
@@ -49,6 +49,7 @@ pub fn rule(value: i32) -> Result<Rule, WireError> {
 
 impl From<Speculation> for v1::Speculation {
     fn from(speculation: Speculation) -> Self {
+        let rapid = speculation.strategy.rapid().map(v1::Rapid::from);
         let (strategy, lockstep) = match speculation.strategy {
             Strategy::Auto => (v1::Strategy::Auto, None),
             Strategy::None => (v1::Strategy::None, None),
@@ -56,6 +57,7 @@ impl From<Speculation> for v1::Speculation {
             Strategy::Ngram => (v1::Strategy::Ngram, None),
             Strategy::Suffix => (v1::Strategy::Suffix, None),
             Strategy::Recycle => (v1::Strategy::Recycle, None),
+            Strategy::Rapid(_) => (v1::Strategy::Rapid, None),
             Strategy::Lockstep { k, deadline } => {
                 (v1::Strategy::Lockstep, Some(v1::Lockstep { k, deadline_us: micros(deadline) }))
             }
@@ -65,6 +67,7 @@ impl From<Speculation> for v1::Speculation {
             rule: v1::Rule::from(speculation.rule).into(),
             max_draft: speculation.max_draft,
             lockstep,
+            rapid,
         }
     }
 }
@@ -77,6 +80,12 @@ impl TryFrom<v1::Speculation> for Speculation {
 
         let strategy = Wire::try_from(from.strategy)
             .map_err(|_| WireError::unknown("speculation.strategy", from.strategy))?;
+        if from.rapid.is_some() && strategy != Wire::Rapid {
+            return Err(WireError::invalid(
+                "speculation.rapid",
+                "is set, but strategy is not rapid; set both or neither",
+            ));
+        }
         let strategy = match (strategy, from.lockstep) {
             (Wire::Lockstep, None) => return Err(WireError::missing("speculation.lockstep")),
             (Wire::Lockstep, Some(l)) => {
@@ -94,8 +103,62 @@ impl TryFrom<v1::Speculation> for Speculation {
             (Wire::Ngram, None) => Strategy::Ngram,
             (Wire::Suffix, None) => Strategy::Suffix,
             (Wire::Recycle, None) => Strategy::Recycle,
+            (Wire::Rapid, None) => Strategy::Rapid(from.rapid.unwrap_or_default().into()),
         };
         let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };
         Ok(speculation)
+    }
+}
+
+impl From<Rapid> for v1::Rapid {
+    fn from(rapid: Rapid) -> Self {
+        Self {
+            k: Some(rapid.k),
+            deadline_us: Some(micros(rapid.deadline)),
+            eta: Some(rapid.eta),
+            plausible: Some(rapid.plausible),
+            retrieval: Some(rapid.retrieval.into()),
+        }
+    }
+}
+
+/// Whether the values are taken is [`Speculation::validate`]'s to say.
+impl From<v1::Rapid> for Rapid {
+    fn from(from: v1::Rapid) -> Self {
+        let usual = Self::default();
+        let deadline = |us: u32| Duration::from_micros(us.into());
+        Self {
+            k: from.k.unwrap_or(usual.k),
+            deadline: from.deadline_us.map_or(usual.deadline, deadline),
+            eta: from.eta.unwrap_or(usual.eta),
+            plausible: from.plausible.unwrap_or(usual.plausible),
+            retrieval: from.retrieval.unwrap_or_default().into(),
+        }
+    }
+}
+
+impl From<Retrieval> for v1::Retrieval {
+    fn from(retrieval: Retrieval) -> Self {
+        let Retrieval { head, question, chunk, budget, threshold } = retrieval;
+        Self {
+            head: Some(head),
+            question: Some(question),
+            chunk: Some(chunk),
+            budget: Some(budget),
+            threshold: Some(threshold),
+        }
+    }
+}
+
+impl From<v1::Retrieval> for Retrieval {
+    fn from(from: v1::Retrieval) -> Self {
+        let usual = Self::default();
+        Self {
+            head: from.head.unwrap_or(usual.head),
+            question: from.question.unwrap_or(usual.question),
+            chunk: from.chunk.unwrap_or(usual.chunk),
+            budget: from.budget.unwrap_or(usual.budget),
+            threshold: from.threshold.unwrap_or(usual.threshold),
+        }
     }
 }

@@ -70,7 +70,14 @@ fn speculation() -> impl Strategy<Value = Speculation> {
         Drafting::Suffix,
         Drafting::Recycle,
     ]);
-    let strategy = prop_oneof![4 => plain, 1 => lockstep];
+    let rapid =
+        (1u32..=64, 1u64..=10_000_000, 0f32..100.0, 0f32..1.0, (0u32..99, 1u32..99, 8u32..99, 8u32..99));
+    let rapid = rapid.prop_map(|(k, us, eta, plausible, (head, question, chunk, budget))| {
+        let retrieval = request::Retrieval { head, question, chunk, budget, threshold: plausible };
+        let deadline = Duration::from_micros(us);
+        Drafting::Rapid(request::Rapid { k, deadline, eta, plausible, retrieval })
+    });
+    let strategy = prop_oneof![4 => plain, 1 => lockstep, 1 => rapid];
     (strategy, prop::option::of(1u32..=64)).prop_map(|(strategy, max_draft)| Speculation {
         strategy,
         rule: Rule::Coupled,
@@ -98,23 +105,15 @@ fn placed() -> impl Strategy<Value = Placed> {
         (ids(50), any::<u32>(), ids(20)),
         sampling(),
         (any::<u32>(), any::<prop::sample::Index>(), ids(MAX_STOP_IDS)),
-        prop::sample::select(vec![Quality::Exact, Quality::Approximate]),
         speculation(),
         (adjust(), constraint(), prop::option::of(0u8..=20)),
         (ids(20), any::<i32>(), "[!-~]{0,20}"),
     )
         .prop_map(
-            |(
-                (id, attempt),
-                (mut prompt, first, committed),
-                sampling,
-                limits,
-                quality,
-                speculation,
-                shape,
-                place,
-            )| {
+            |((id, attempt), (mut prompt, first, committed), sampling, limits, speculation, shape, place)| {
                 prompt.push(TokenId(first));
+                let lossy = speculation.strategy.rapid().is_some();
+                let quality = if lossy { Quality::Approximate } else { Quality::Exact };
                 let max_tokens = limits.0.max(committed.len() as u32 + 1);
                 Request {
                     id: RequestId::new(&id).unwrap(),
@@ -166,9 +165,14 @@ fn answer() -> impl Strategy<Value = Answer> {
     });
     let source = prop_oneof![source, Just(SourceStats::default())];
     let sources = prop::array::uniform5(source);
-    let stats = (any::<[u64; 5]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1), sources).prop_map(
-        |([drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens], histogram, sources)| {
+    let stats = (any::<[u64; 6]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1), sources).prop_map(
+        |(
+            [drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens, augmented_tokens],
+            histogram,
+            sources,
+        )| {
             SpeculationStats {
+                augmented_tokens,
                 drafts,
                 draft_tokens,
                 accepted_tokens,

@@ -1,4 +1,4 @@
-use request::{Adjustments, Constraint, Rule, Sampling, TokenId, Tokens as _};
+use request::{Adjustments, Constraint, Rapid, Retrieval, Rule, Sampling, TokenId, Tokens as _};
 
 use super::FromWorker;
 use super::worker::window;
@@ -31,6 +31,8 @@ pub struct Open {
     /// Most tokens the sequence will ever have, prompt included.
     pub longest: u32,
     pub cache_salt: String,
+    /// What the drafter reads of the prompt; `None`: all of it.
+    pub retrieval: Option<Retrieval>,
     /// W3C trace context of the target's sequence; empty: none.
     pub traceparent: String,
 }
@@ -72,6 +74,11 @@ pub struct Opening {
 impl Opening {
     pub fn session(&self) -> u64 {
         self.open.session
+    }
+
+    /// Whether the drafter reads all of it.
+    pub fn reads_all(&self) -> bool {
+        self.open.retrieval.is_none()
     }
 
     /// Positions that the drafter must have room for before it drafts its first token.
@@ -131,6 +138,7 @@ impl From<Opening> for draft::Open {
             traceparent: open.traceparent,
             cache_salt: open.cache_salt,
             min_tokens: open.min_tokens,
+            retrieval: open.retrieval.map(Into::into),
             ..Self::default()
         };
         constraint::write_open(open.constraint, &mut wire);
@@ -167,6 +175,11 @@ impl TryFrom<draft::Open> for Opening {
         // A broken trace context is no context, never an error (W3C Trace Context).
         let traceparent =
             if from.traceparent.len() == MAX_TRACEPARENT_BYTES { from.traceparent } else { String::new() };
+        let retrieval = from.retrieval.take().map(Retrieval::from);
+        if let Some(retrieval) = retrieval {
+            let checked = Rapid { retrieval, ..Rapid::default() }.validate();
+            checked.map_err(|invalid| WireError::invalid("open.retrieval", invalid.to_string()))?;
+        }
         let open = Open {
             session: from.session,
             prompt: tokens("open.prompt", from.prompt, MAX_CHUNK_TOKENS)?,
@@ -180,6 +193,7 @@ impl TryFrom<draft::Open> for Opening {
             min_tokens: from.min_tokens,
             longest: from.longest,
             cache_salt: from.cache_salt,
+            retrieval,
             traceparent,
         };
         Ok(Self { open, prompt_len, committed_len })

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use request::{Adjustments, Rule, Sampling, TokenId};
+use request::{Adjustments, Retrieval, Rule, Sampling, TokenId};
 
 use super::*;
 use crate::bounds::{MAX_DISTRIBUTION, MAX_DRAFT_TOKENS, MAX_KNOWN_TOKENS};
@@ -43,6 +43,9 @@ fn open(longest: usize) -> impl Strategy<Value = Open> {
                 stop_ids,
                 min_tokens,
                 cache_salt,
+                retrieval: session
+                    .is_multiple_of(3)
+                    .then_some(Retrieval { chunk: 8 + window, ..Retrieval::default() }),
                 traceparent,
             }
         },
@@ -160,6 +163,7 @@ fn long(prompt: usize, committed: usize) -> Open {
         stop_ids: Vec::new(),
         min_tokens: 0,
         cache_salt: String::new(),
+        retrieval: None,
         traceparent: String::new(),
     }
 }
@@ -243,6 +247,7 @@ fn bad_worker_frames_name_the_field_and_the_session() {
         (|o| o.window = 65, "open.window", Reason::InvalidField),
         (|o| o.rule = 44, "speculation.rule", Reason::InvalidField),
         (|o| o.cache_salt = "x".repeat(257), "open.cache_salt", Reason::TooLarge),
+        (|o| o.retrieval.get_or_insert_default().budget = Some(0), "open.retrieval", Reason::InvalidField),
         (|o| o.stop_ids = vec![0; 65], "open.stop_ids", Reason::TooLarge),
         (|o| (o.grammar, o.regex) = ("a".into(), "a".into()), "open.grammar", Reason::InvalidField),
         (|o| o.sampling.get_or_insert_default().top_p = Some(f32::NAN), "top_p", Reason::InvalidField),

@@ -43,6 +43,7 @@ pub(crate) fn open(session: u64, tokens: &[u32]) -> Open {
         min_tokens: 0,
         longest: 64,
         cache_salt: String::new(),
+        retrieval: None,
         traceparent: String::new(),
     }
 }

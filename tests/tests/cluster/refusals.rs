@@ -66,6 +66,15 @@ const CASES: &[(&str, Spoil, Reason, &str)] = {
         ("a form without a grammar's compiler",
             |r| r.constraint = Some(Constraint::Regex("a+".into())), NotBuilt, "regex"),
         ("an empty form", |r| r.constraint = Some(Constraint::Regex(String::new())), InvalidField, "regex"),
+        ("a lossy strategy for an exact answer",
+            |r| speculation(r).strategy = v1::Strategy::Rapid.into(), InvalidField, "speculation.strategy"),
+        ("a pull out of range", |r| {
+            r.quality = v1::Quality::Approximate.into();
+            speculation(r).strategy = v1::Strategy::Rapid.into();
+            speculation(r).rapid = Some(v1::Rapid { eta: Some(f32::NAN), ..Default::default() });
+        }, InvalidField, "speculation.rapid.eta"),
+        ("a pull without its strategy",
+            |r| speculation(r).rapid = Some(v1::Rapid::default()), InvalidField, "speculation.rapid"),
         ("a quality of the future", |r| r.quality = 99, InvalidField, "quality"),
         ("a strategy of the future", |r| speculation(r).strategy = 99, InvalidField, "speculation.strategy"),
         ("lockstep without its numbers",

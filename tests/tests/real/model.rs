@@ -58,10 +58,19 @@ impl Weights {
 
     /// Builds the model with one thread, so that target and drafter do not wait for each other's.
     pub(crate) fn sized(&self, size: Size) -> impl FnOnce() -> CpuModel + Send + 'static {
+        self.with_context(size, 2048)
+    }
+
+    /// With a short context.
+    pub(crate) fn short(&self, context: u32) -> impl FnOnce() -> CpuModel + Send + 'static {
+        self.with_context(Size::LARGE, context)
+    }
+
+    fn with_context(&self, size: Size, context: u32) -> impl FnOnce() -> CpuModel + Send + 'static {
         let path = self.path.clone();
         move || {
             let options = Options {
-                context: Some(2048),
+                context: Some(context),
                 vocab: None,
                 slots: size.slots,
                 pages: PageBudget::Pages(size.pages),

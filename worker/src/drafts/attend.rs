@@ -101,9 +101,8 @@ async fn keep(links: &Links, attendance: &Attendance) {
 /// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
 fn fixed_window(request: &Request, share_cores: bool) -> Option<u32> {
     match request.speculation.strategy {
-        Strategy::Lockstep { k, .. } => Some(k),
         Strategy::Auto if share_cores => Some(1),
-        _ => None,
+        strategy => strategy.waits().map(|(k, _)| k),
     }
 }
 
@@ -121,6 +120,7 @@ fn open(request: &Request, traceparent: &str) -> Open {
         stop_ids: request.limits.stop_ids.clone(),
         min_tokens: request.limits.min_tokens,
         cache_salt: request.cache_salt.clone(),
+        retrieval: request.speculation.strategy.rapid().map(|rapid| rapid.retrieval),
         traceparent: traceparent.to_owned(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }

@@ -21,7 +21,7 @@ pub struct Drafting {
 }
 
 /// Names, and what the API calls them.
-const NAMES: [(&str, &str); 7] = [
+const NAMES: [(&str, &str); 8] = [
     ("none", "none"),
     ("ngram", "ngram"),
     ("suffix", "suffix"),
@@ -29,6 +29,8 @@ const NAMES: [(&str, &str); 7] = [
     ("draft", "draft"),
     ("pearl", "draft"),
     ("auto", "auto"),
+    // Lossy: its text is not plain decoding's.
+    ("rapid", "rapid"),
 ];
 
 impl Drafting {
@@ -36,7 +38,17 @@ impl Drafting {
 
     /// Auto takes a drafter where there is one.
     pub(super) fn needs_drafter(&self) -> bool {
-        ["draft", "pearl", "lockstep"].contains(&self.name)
+        ["draft", "pearl", "lockstep", "rapid"].contains(&self.name)
+    }
+
+    /// What the API calls how exact an answer must be.
+    fn quality(&self) -> &'static str {
+        if self.lossy() { "approximate" } else { "exact" }
+    }
+
+    /// Its text need not be plain decoding's.
+    pub(super) fn lossy(&self) -> bool {
+        self.name == "rapid"
     }
 
     fn field(&self) -> Value {
@@ -61,7 +73,7 @@ impl FromStr for Drafting {
                 .map(|k| Self { name: "lockstep", k: Some(k) })
                 .ok_or("lockstep-K: K must be 1 to 64".into());
         }
-        if ["del", "rapid"].contains(&word) {
+        if word == "del" {
             return Err(format!("{word} is not built yet"));
         }
         let names = NAMES.map(|(name, _)| name);
@@ -113,7 +125,7 @@ pub(super) async fn run(args: &CompareArgs, asked: &[Asked], url: &str) -> Resul
             let body = json!({
                 "model": model, "prompt": one.ids.iter().map(|id| id.0).collect::<Vec<_>>(),
                 "max_tokens": one.max_tokens, "temperature": args.temperature, "seed": args.seed,
-                "speculation": strategy.field(),
+                "speculation": strategy.field(), "quality": strategy.quality(),
                 // A tenant each: what one strategy was told must not be another one's library.
                 "cache_salt": format!("compare-{strategy}"),
             });

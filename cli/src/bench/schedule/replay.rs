@@ -112,7 +112,7 @@ fn commit(
     seen: &mut Seen,
 ) {
     for slice in &plan.slices {
-        scheduler.commit(slice, 0, None, if slice.picks { &[TokenId(0)] } else { &[] });
+        scheduler.commit(slice, 0, if slice.picks { &[TokenId(0)] } else { &[] });
         let Some(life) = lives.get_mut(&slice.sequence).filter(|_| slice.picks) else { continue };
         match life.latest.replace(now) {
             None => seen.first.push((now - life.asked.arrival) * 1e3),

@@ -53,11 +53,16 @@ const SAMPLING: &[(&str, &str)] = &[
     ("stream_options", "include_usage; only with stream"),
     ("priority", "a 32-bit integer, higher is served first (in vLLM lower); default 0"),
     ("cache_salt", "prefix pages are shared only among requests of one salt, at most 256 bytes (vLLM's)"),
-    ("quality", "exact (default), or approximate: a worker with a head map may answer (not OpenAI's)"),
+    (
+        "quality",
+        "exact (default), or approximate: a worker with a head map may answer, and speculation.strategy rapid is taken \
+         (not OpenAI's)",
+    ),
     (
         "speculation",
-        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix or recycle; rule coupled, greedy, strict or rejection; max_draft; k and \
-         deadline_ms with lockstep (not OpenAI's)",
+        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix, recycle or rapid; rule coupled, greedy, strict \
+         or rejection; max_draft; k and deadline_ms with lockstep and rapid; eta, plausible and retrieval (head, \
+         question, chunk, budget, threshold) with rapid (not OpenAI's)",
     ),
 ];
 

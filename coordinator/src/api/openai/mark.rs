@@ -93,12 +93,17 @@ pub(super) fn resumed(
              without the header",
         ));
     }
-    if speculation.rule == Rule::Rejection {
+    let undecided = match speculation {
+        _ if speculation.strategy.rapid().is_some() => Some("speculation.strategy rapid"),
+        _ if speculation.rule == Rule::Rejection => Some("speculation.rule rejection"),
+        _ => None,
+    };
+    if let Some(undecided) = undecided {
         return Err(not_built(
             FIELD,
             format!(
-                "{FIELD}: under speculation.rule rejection a seed does not decide the text, so the answer cannot be \
-                 resumed; start over without the header"
+                "{FIELD}: under {undecided} a seed does not decide the text, so the answer cannot be resumed; start \
+                 over without the header"
             ),
         ));
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use request::{Rule, SamplingParams, Speculation, Strategy};
+use request::{Rapid, Retrieval, Rule, SamplingParams, Speculation, Strategy};
 use serde::Deserialize;
 
 use crate::failure::{Failure, invalid};
@@ -18,6 +18,19 @@ pub(super) struct RawSpeculation {
     max_draft: Option<u32>,
     k: Option<u32>,
     deadline_ms: Option<u32>,
+    eta: Option<f32>,
+    plausible: Option<f32>,
+    retrieval: Option<RawRetrieval>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRetrieval {
+    head: Option<u32>,
+    question: Option<u32>,
+    chunk: Option<u32>,
+    budget: Option<u32>,
+    threshold: Option<f32>,
 }
 
 #[derive(Deserialize)]
@@ -32,6 +45,7 @@ enum RawStrategy {
     Ngram,
     Suffix,
     Recycle,
+    Rapid,
 }
 
 #[derive(Deserialize)]
@@ -44,8 +58,42 @@ enum RawRule {
 }
 
 impl RawSpeculation {
+    /// What is left out is as usual.
+    fn rapid(&self) -> Rapid {
+        let usual = Rapid::default();
+        let mut retrieval = Retrieval::default();
+        if let Some(raw) = self.retrieval {
+            retrieval = Retrieval {
+                head: raw.head.unwrap_or(retrieval.head),
+                question: raw.question.unwrap_or(retrieval.question),
+                chunk: raw.chunk.unwrap_or(retrieval.chunk),
+                budget: raw.budget.unwrap_or(retrieval.budget),
+                threshold: raw.threshold.unwrap_or(retrieval.threshold),
+            };
+        }
+        Rapid {
+            k: self.k.unwrap_or(usual.k),
+            deadline: self.deadline_ms.map_or(usual.deadline, |ms| Duration::from_millis(ms.into())),
+            eta: self.eta.unwrap_or(usual.eta),
+            plausible: self.plausible.unwrap_or(usual.plausible),
+            retrieval,
+        }
+    }
+
     pub(super) fn check(self, params: &SamplingParams) -> Result<Speculation, Failure> {
+        if !matches!(self.strategy, Some(RawStrategy::Rapid)) {
+            for (field, set) in [
+                ("speculation.eta", self.eta.is_some()),
+                ("speculation.plausible", self.plausible.is_some()),
+                ("speculation.retrieval", self.retrieval.is_some()),
+            ] {
+                if set {
+                    return Err(invalid(field, format!("{field}: only allowed with strategy rapid")));
+                }
+            }
+        }
         let strategy = match self.strategy {
+            Some(RawStrategy::Rapid) => Strategy::Rapid(self.rapid()),
             Some(RawStrategy::Lockstep) => {
                 let k = self.k.ok_or_else(|| {
                     invalid(
@@ -62,7 +110,10 @@ impl RawSpeculation {
                     [("speculation.k", self.k), ("speculation.deadline_ms", self.deadline_ms)]
                 {
                     if value.is_some() {
-                        return Err(invalid(field, format!("{field}: only allowed with strategy lockstep")));
+                        return Err(invalid(
+                            field,
+                            format!("{field}: only allowed with strategy lockstep or rapid"),
+                        ));
                     }
                 }
                 match other {
@@ -85,7 +136,15 @@ impl RawSpeculation {
         speculation.validate(params).map_err(|e| {
             let field = match e.field {
                 "speculation.lockstep.k" => "speculation.k",
-                "speculation.lockstep.deadline" => "speculation.deadline_ms",
+                "speculation.lockstep.deadline" | "speculation.rapid.deadline" => "speculation.deadline_ms",
+                "speculation.rapid.k" => "speculation.k",
+                "speculation.rapid.eta" => "speculation.eta",
+                "speculation.rapid.plausible" => "speculation.plausible",
+                "speculation.rapid.head" => "speculation.retrieval.head",
+                "speculation.rapid.question" => "speculation.retrieval.question",
+                "speculation.rapid.chunk" => "speculation.retrieval.chunk",
+                "speculation.rapid.budget" => "speculation.retrieval.budget",
+                "speculation.rapid.threshold" => "speculation.retrieval.threshold",
                 other => other,
             };
             invalid(field, format!("{field}: {}", e.why))

@@ -127,6 +127,7 @@ impl Sums {
                 num_draft_tokens: stats.draft_tokens,
                 acceptance_histogram: stats.histogram,
                 num_spec_tokens: self.most_drafts,
+                augmented_tokens: stats.augmented_tokens,
                 strategy: self.strategy,
                 sources,
             },
@@ -157,10 +158,18 @@ struct SpeculativeDecoding {
     num_draft_tokens: u64,
     /// Most drafts one step could verify.
     num_spec_tokens: u32,
+    /// Tokens of the text that were drawn from a law pulled towards a drafter's (strategy rapid).
+    #[serde(skip_serializing_if = "is_zero")]
+    augmented_tokens: u64,
     /// What served the request, or most of it: `none` when no draft was verified.
     strategy: &'static str,
     /// The same counts by where the drafts came from.
     sources: BTreeMap<&'static str, SourceFigures>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde calls it with")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 #[derive(Clone, Debug, Serialize)]

@@ -20,10 +20,10 @@ impl TargetLane {
     /// Most drafts that one step may verify; `server` is the server's own limit.
     pub(super) fn max_draft(&self, server: u32) -> usize {
         let asked = self.request.speculation.max_draft;
-        match self.request.speculation.strategy {
+        match self.request.speculation.strategy.waits() {
             _ if !self.drafts_wanted() => 0,
-            Strategy::Lockstep { k, .. } => asked.unwrap_or(k).min(k) as usize,
-            _ => asked.unwrap_or(server).min(server) as usize,
+            Some((k, _)) => asked.unwrap_or(k).min(k) as usize,
+            None => asked.unwrap_or(server).min(server) as usize,
         }
     }
 
@@ -49,7 +49,7 @@ impl TargetLane {
         if pending.is_empty() && !guessed.is_empty() {
             self.source = Source::Prediction;
             self.proposed = Tree::chain(guessed.to_vec());
-        } else if matches!(strategy, Strategy::Lockstep { .. }) {
+        } else if strategy.waits().is_some() {
             self.proposed = Tree::chain(pending[..pending.len().min(most)].to_vec());
         } else {
             let found = self.found(known, most, server.trees, drafting);

@@ -45,9 +45,11 @@ impl TargetLane {
             Room::Free => self.blocked = None,
         }
         let (k, deadline) = match self.request.speculation.strategy {
-            Strategy::Lockstep { k, deadline } => (k, deadline),
             Strategy::Auto if self.awaited > 0 => (self.awaited, self.patience(drafting)),
-            _ => return Readiness::Plan,
+            strategy => match strategy.waits() {
+                Some(waits) => waits,
+                None => return Readiness::Plan,
+            },
         };
         let output = self.usage.completion_tokens;
         let room = self.request.limits.max_tokens.saturating_sub(output + 1);

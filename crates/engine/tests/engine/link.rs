@@ -267,6 +267,11 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
                 Command::Draft(Box::new(DraftOpen {
                     sequence: id,
                     prompt: request.prompt.clone(),
+                    // Of a prompt that is read in part its first half is not.
+                    retrieved: request.speculation.strategy.rapid().map(|rapid| {
+                        let skipped = request.prompt.len() / 2;
+                        request.prompt[if rapid.retrieval.head == 0 { skipped } else { 0 }..].to_vec()
+                    }),
                     committed: request.committed.clone(),
                     longest: 256,
                     sampling: request.sampling,

@@ -8,6 +8,7 @@ mod lanes;
 mod law;
 mod link;
 mod matrix;
+mod rapid;
 mod replay;
 mod share_cores;
 mod steered;

@@ -33,6 +33,7 @@ pub(crate) struct Kept {
     pub(crate) row: u32,
     /// The first position that is kept.
     pub(crate) from: u32,
+    pub(crate) class: usize,
     /// Index of the page in the slot's table.
     pub(crate) index: u32,
     pub(crate) page: PageId,
@@ -80,8 +81,8 @@ impl Tables {
                 TableChange::Keep { row, from } => {
                     // Every page that the slot has from there on; how far the row reaches the back end knows.
                     let pages = (0..).zip(table.iter()).skip((from / PAGE_POSITIONS) as usize);
-                    let kept =
-                        pages.filter_map(|(index, page)| Some(Kept { row, from, index, page: (*page)? }));
+                    let kept = pages
+                        .filter_map(|(index, page)| Some(Kept { row, from, class, index, page: (*page)? }));
                     changed.kept.extend(kept);
                 }
             }

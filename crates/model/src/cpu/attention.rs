@@ -45,8 +45,7 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its
-    /// position. `q`
+    /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its position. `q`
     /// and `out` are rows of `heads * head_dim`.
     pub(super) fn attend<'t>(
         &self,

@@ -11,8 +11,6 @@ use kvcache::{PAGE_POSITIONS, PageId};
 use crate::cache::{Kept, Storage, Table, Tables, Unit};
 use crate::check::{Branch, CheckedRow, DEEPEST};
 
-/// The head class of a model that takes trees: it has no other.
-pub(super) const CLASS: usize = 0;
 /// Most tree rows of a step.
 pub(super) const TREE_ROWS: u32 = 128;
 /// Pages of a row: its tree begins anywhere in the first.
@@ -33,15 +31,17 @@ struct Of {
     row: u32,
     position: u32,
     branch: Branch,
-    table: Table,
+    /// By class.
+    tables: Vec<Table>,
 }
 
 impl Branches {
     /// Puts what is kept of the last step where the tables say.
-    pub(super) fn keep(&self, kept: &[Kept], storage: &mut Storage) -> Result<(), ModelError> {
-        for Kept { row, from, index, page } in kept {
+    pub(super) fn keep(&self, kept: &[Kept], storage: &mut [Storage]) -> Result<(), ModelError> {
+        for Kept { row, from, class, index, page } in kept {
             let unknown = ModelError::OutOfRange { what: "kept row", index: (*row).into(), bound: 0 };
             let of = self.rows.iter().find(|of| of.row == *row && of.branch.base == *from).ok_or(unknown)?;
+            let storage = &mut storage[*class];
             if *index <= of.position / PAGE_POSITIONS
                 && let Some(own) = of.branch.page(storage, *index)
             {
@@ -52,30 +52,40 @@ impl Branches {
     }
 
     /// Takes the tree rows of a step whose tables are in force.
-    pub(super) fn set(&mut self, rows: &[CheckedRow], tables: &Tables, class: usize, storage: &Storage) {
+    pub(super) fn set(&mut self, rows: &[CheckedRow], tables: &Tables, storage: &[Storage]) {
         self.rows.clear();
         for row in rows {
             let Some(branch) = row.branch else { continue };
-            let slot = tables.get(row.slot.0 as usize, class);
             let (first, last) = (branch.base / PAGE_POSITIONS, row.position / PAGE_POSITIONS);
-            let mut table = slot[..slot.len().min(first as usize)].to_vec();
-            table.extend((first..=last).map(|index| branch.page(storage, index)));
-            self.rows.push(Of { row: row.row, position: row.position, branch, table });
+            let table = |(class, storage): (usize, &Storage)| {
+                let slot = tables.get(row.slot.0 as usize, class);
+                let mut table = slot[..slot.len().min(first as usize)].to_vec();
+                table.extend((first..=last).map(|index| branch.page(storage, index)));
+                table
+            };
+            let tables = storage.iter().enumerate().map(table).collect();
+            self.rows.push(Of { row: row.row, position: row.position, branch, tables });
         }
     }
 
-    /// The page table that a row reads and writes.
-    pub(super) fn table(&self, branch: Branch) -> &[Option<PageId>] {
-        self.rows.get(branch.index as usize).map_or(&[], |of| &of.table)
+    /// The page table that a row reads and writes for a class.
+    pub(super) fn table(&self, branch: Branch, class: usize) -> &[Option<PageId>] {
+        self.rows.get(branch.index as usize).and_then(|of| of.tables.get(class)).map_or(&[], Vec::as_slice)
     }
 
-    /// Gives a row what its parent sees, of one unit of a layer. `slot`: the slot's own table.
-    pub(super) fn inherit(&self, branch: Branch, slot: &[Option<PageId>], storage: &mut Storage, unit: Unit) {
+    /// Gives a row what its parent sees, of one unit of a layer. `slot`: the slot's own table for the class.
+    pub(super) fn inherit(
+        &self,
+        branch: Branch,
+        (class, slot): (usize, &[Option<PageId>]),
+        storage: &mut Storage,
+        unit: Unit,
+    ) {
         let Some(of) = self.rows.get(branch.index as usize) else { return };
         let parent = branch.parent.and_then(|parent| self.rows.get(parent as usize));
         for index in branch.base / PAGE_POSITIONS..=of.position / PAGE_POSITIONS {
             let from = match parent {
-                Some(parent) => parent.table.get(index as usize).copied().flatten(),
+                Some(parent) => parent.tables[class].get(index as usize).copied().flatten(),
                 // A page that begins with the tree has nothing before it.
                 None if index * PAGE_POSITIONS == branch.base => None,
                 None => slot.get(index as usize).copied().flatten(),

@@ -6,7 +6,7 @@ use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
-use super::branches::{self, Branches};
+use super::branches::Branches;
 use super::elementwise::{self, Angles, add, add_to};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
@@ -191,7 +191,7 @@ impl Forward<'_> {
             map: self.heads,
             storage,
         };
-        let of_row = |i: usize, class: usize| (self.table(&rows[i], class), rows[i].position);
+        let of_row = |i: usize, class| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
         attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
         if let Some(probe) = &mut s.probe {
@@ -224,10 +224,10 @@ impl Forward<'_> {
         debug_assert_eq!(s.q.len(), rows * wide);
     }
 
-    /// The page table of one class that a row reads and writes.
+    /// The page table that a row reads and writes for a class.
     fn table(&self, row: &CheckedRow, class: usize) -> &[Option<PageId>] {
         match row.branch {
-            Some(branch) => self.branches.table(branch),
+            Some(branch) => self.branches.table(branch, class),
             None => self.tables.get(row.slot.0 as usize, class),
         }
     }
@@ -238,23 +238,21 @@ impl Forward<'_> {
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
-            if let Some(branch) = row.branch {
-                let slot = self.tables.get(row.slot.0 as usize, branches::CLASS);
-                for kv_head in 0..self.parameters.kv_heads {
-                    let unit = Unit { layer, kv_head };
-                    self.branches.inherit(branch, slot, &mut storage[branches::CLASS], unit);
-                }
-            }
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
                 let class = self.heads.class(layer, kv_head);
+                let unit = Unit { layer, kv_head };
+                if let Some(branch) = row.branch {
+                    let slot = self.tables.get(row.slot.0 as usize, class);
+                    self.branches.inherit(branch, (class, slot), &mut storage[class], unit);
+                }
                 let table = self.table(row, class);
                 // Checked before the step began.
                 let Some(page) = table.get(index as usize).copied().flatten() else { continue };
                 self.level.run(Round(k, key));
                 self.level.run(Round(v, value));
-                storage[class].write(page, Unit { layer, kv_head }, offset as usize, key, value);
+                storage[class].write(page, unit, offset as usize, key, value);
             }
         }
     }

@@ -118,7 +118,7 @@ fn scheduled(
         }
         all.extend(model.logits(&step).unwrap().into_iter().map(|(_, logits)| logits));
         for slice in &plan.slices {
-            scheduler.commit(slice, 0, None, if slice.picks { &[TokenId(1)] } else { &[] });
+            scheduler.commit(slice, 0, if slice.picks { &[TokenId(1)] } else { &[] });
             if slice.picks {
                 scheduler.remove(slice.sequence);
                 return (all, cached);
@@ -142,10 +142,10 @@ fn evicted_pages_and_prefix_hits_change_no_bit() {
             token_budget: 30,
             tile: 1,
             policy: scheduler::Policy::Sarathi,
-            tree_rows: 0,
             max_waiting: 4,
             context: 1024,
             slots: 2,
+            tree_rows: 0,
             classes: vec![(model.spec().classes[0].0, 60), (model.spec().classes[1].0, window_pages)],
             prefix_cache: true,
         });

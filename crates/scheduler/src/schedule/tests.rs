@@ -174,7 +174,7 @@ impl Script {
                 let at = slice.position + slice.known + accepted;
                 tokens.push(token(self.texts[&slice.sequence], at));
             }
-            scheduler.commit(slice, accepted, None, &tokens);
+            scheduler.commit(slice, accepted, &tokens);
             if slice.drafts > 0 {
                 self.drafts.remove(&slice.sequence);
             }

@@ -43,7 +43,7 @@ fn cost_of_planning_256_sequences() {
             let start = Instant::now();
             for slice in &plan.slices {
                 let picks = if slice.picks { &drafts[..1] } else { &[] };
-                scheduler.commit(slice, 0, None, picks);
+                scheduler.commit(slice, 0, picks);
             }
             committed += start.elapsed().as_secs_f64() * 1e6 / f64::from(n);
         }

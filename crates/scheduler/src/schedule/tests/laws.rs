@@ -203,7 +203,10 @@ impl World {
                 tokens.extend((at..at + accepted).map(|at| word(life.text, at)));
                 tokens.push(if wrong { token(96, at) } else { word(life.text, at + accepted) });
             }
-            self.scheduler.commit(slice, accepted, leaf, &tokens);
+            if let Some(leaf) = leaf {
+                self.scheduler.keep_path(slice, leaf);
+            }
+            self.scheduler.commit(slice, accepted, &tokens);
             mirror::audit(&self.scheduler);
             let sequence = &self.scheduler.sequences[&slice.sequence];
             assert!(sequence.len() <= sequence.limit);

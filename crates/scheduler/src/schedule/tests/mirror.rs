@@ -76,7 +76,7 @@ impl Mirror {
                 self.branches.insert(index, (base, path));
                 // What stands is kept there.
                 for class in 0..scheduler.pools.len() {
-                    let _ = self.page(slice.slot, class, row.position);
+                    self.page(slice.slot, class, row.position);
                 }
             }
             for class in 0..scheduler.pools.len() {
