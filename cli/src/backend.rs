@@ -32,7 +32,11 @@ impl Backend {
     pub fn of(config: &rank::Config, shortlist: Option<Vec<u32>>) -> Result<Self> {
         match &config.device {
             rank::Device::Cpu => {
-                Ok(Self::Cpu(CpuOptions { cores: config.cores.clone().unwrap_or_default(), shortlist }))
+                let kv = match config.kv_dtype {
+                    rank::KvDtype::F16 => model::KvDtype::F16,
+                    rank::KvDtype::Int8 => model::KvDtype::Int8,
+                };
+                Ok(Self::Cpu(CpuOptions { cores: config.cores.clone().unwrap_or_default(), shortlist, kv }))
             }
             rank::Device::Cuda(gpus) => Self::cuda(gpus, config),
         }
@@ -94,7 +98,10 @@ impl Backend {
     /// are not even its own in another batch.
     pub fn arithmetic(&self) -> String {
         match self {
-            Self::Cpu(_) => String::new(),
+            Self::Cpu(cpu) => match cpu.kv {
+                model::KvDtype::F16 => String::new(),
+                model::KvDtype::Int8 => "+kv-int8".to_owned(),
+            },
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy } => {
                 let mode = match cuda.mode {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use engine::{Command, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen};
-use model::{CpuModel, Options, PageBudget};
+use model::{CpuModel, CpuOptions, Options, PageBudget};
 use request::{Finish, Limits, Request, RequestId, Sampling, SamplingParams};
 use scheduler::SequenceId;
 use text::{ChatTemplate, Message, Tokenizer};
@@ -58,15 +58,19 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
     let max_tokens = args.sampling.max_tokens.unwrap_or(MAX_TOKENS);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let longest = u32::try_from(prompt.len())?.saturating_add(max_tokens);
+    if args.rank.shortlist.is_some() {
+        bail!("--shortlist is for drafters: a target must be able to say every token");
+    }
+    let cpu = CpuOptions { cores: args.rank.cores.clone().unwrap_or_default(), ..CpuOptions::default() };
     let options = Options {
         context: args.rank.context,
         vocab: Some(tokenizer.vocab_len()),
         slots: 1,
         pages: PageBudget::Pages(kvcache::pages_for(longest) + 1),
-        threads: args.rank.threads.unwrap_or(cores),
+        threads: args.rank.threads.or(args.rank.cores.as_ref().map(Vec::len)).unwrap_or(cores),
         heads: crate::rank::heads(args.rank.head_map.as_deref(), args.rank.sparsity)?,
     };
-    let mut engine = Engine::new(CpuModel::load(path, &options)?, Settings::default());
+    let mut engine = Engine::new(CpuModel::load_as(path, &options, &cpu)?, Settings::default());
     let sampling = Sampling {
         params: SamplingParams {
             temperature: args.sampling.temperature.unwrap_or(0.0),

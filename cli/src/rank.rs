@@ -203,7 +203,11 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
     let numerics = heads.as_ref().map_or_else(String::new, |map| format!("+heads-{}", map.digest()));
     let identity = rank::Identity {
         role,
-        quality: if heads.is_some() { Quality::Approximate } else { Quality::Exact },
+        quality: if heads.is_some() || config.kv_dtype != rank::KvDtype::F16 {
+            Quality::Approximate
+        } else {
+            Quality::Exact
+        },
         id: NodeId::new(&id)?,
         incarnation,
         model: served_as,

@@ -100,6 +100,11 @@ impl Cluster {
             true => Some(store.resolve(&args.drafter).await?),
             false => None,
         };
+        if args.rank.cores.is_some() {
+            bail!(
+                "--cores is for one model: leave it out, or start worker and drafter with a --cores of their own"
+            );
+        }
         let own = std::env::current_exe().context("where is this program?")?;
         let mut cluster = Self { parts: Vec::new() };
         let path = |path: &std::path::Path| path.to_string_lossy().into_owned();

@@ -24,7 +24,7 @@ use sampling::Draw;
 use scheduler::Step;
 
 use crate::arch::{Decoder, Parameters};
-use crate::cache::{Storage, Tables};
+use crate::cache::{KvDtype, Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
@@ -42,6 +42,8 @@ pub struct CpuOptions {
     /// Tokens, in rising order, that alone are drawn: for a drafter, whose head is much of its work (FR-Spec, arXiv
     /// 2502.14856). `None`: all.
     pub shortlist: Option<Vec<u32>>,
+    /// What keys and values are kept in.
+    pub kv: KvDtype,
 }
 
 /// A model on the CPU.
@@ -87,16 +89,18 @@ impl CpuModel {
 
         let heads = heads(options.heads.as_ref(), &parameters)?;
         let classes = 0..heads.classes.len();
-        let sizes: Vec<u64> =
-            classes.clone().map(|class| Storage::page_bytes(&heads, class, &parameters) as u64).collect();
+        let sizes: Vec<u64> = classes
+            .clone()
+            .map(|class| Storage::page_bytes(&heads, class, &parameters, cpu.kv) as u64)
+            .collect();
         let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        let storage =
-            classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], branches::PAGES));
+        let storage = classes
+            .map(|class| Storage::new(&heads, class, &parameters, cpu.kv, (pages[class], branches::PAGES)));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =

@@ -28,6 +28,7 @@ mod simd;
 mod weights;
 
 pub use arch::refuse_split;
+pub use cache::KvDtype;
 pub use cpu::{Asked, CpuModel, CpuOptions, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{

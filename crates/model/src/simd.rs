@@ -21,6 +21,9 @@ pub(crate) type Line = [u8; 4 * LANES];
 /// A half float of each lane, little-endian.
 pub(crate) type Halves = [u8; 2 * LANES];
 
+/// A signed byte of each lane.
+pub(crate) type Small = [u8; LANES];
+
 /// Bytes between a load from a stream of weights and what is fetched meanwhile into the second cache, and from there
 /// into the first. On streams of a gigabyte one hint
 /// alone, 2 KiB ahead, was 1 to 14 % slower.
@@ -156,6 +159,8 @@ pub(crate) trait Lanes: Copy {
     fn store(self, a: Self::Floats, to: &mut [f32; LANES]);
     /// Half floats, exactly.
     fn halves(self, from: &Halves) -> Self::Floats;
+    /// Signed bytes, exactly.
+    fn small(self, from: &Small) -> Self::Floats;
     /// bfloat16s, exactly.
     fn bfloats(self, from: &Halves) -> Self::Floats;
     /// To half floats, rounded to nearest even.

@@ -6,7 +6,7 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::{grpc, join};
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Dtype, Weights};
+use crate::{Device, Dtype, KvDtype, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub slots: u32,
     /// Memory of the KV cache; when it is left out, 1 GiB on a CPU and nearly all that is free on a GPU.
     pub kv_memory: Option<ByteSize>,
+    /// What a CPU keeps keys and values in: f16, or int8 (half the memory; a worker's text is then approximate).
+    pub kv_dtype: KvDtype,
     /// Where the model computes.
     pub device: Device,
     /// What a GPU keeps weights and KV in.
@@ -71,6 +73,7 @@ impl Default for Config {
             context: None,
             slots: 8,
             kv_memory: None,
+            kv_dtype: KvDtype::F16,
             device: Device::Cpu,
             dtype: Dtype::Bf16,
             weights: Weights::Dequantised,
@@ -103,6 +106,9 @@ impl Check for Config {
             if cores.is_empty() || self.threads.is_some_and(|threads| threads != cores.len()) {
                 return Err(Wrong::new("cores", "must be as many as threads"));
             }
+        }
+        if self.kv_dtype != KvDtype::F16 && self.device != Device::Cpu {
+            return Err(Wrong::new("kv_dtype", "is built for CPUs only"));
         }
         if let Some(tokens) = self.shortlist {
             if self.device != Device::Cpu {

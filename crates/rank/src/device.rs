@@ -25,6 +25,16 @@ pub enum Dtype {
     F32,
 }
 
+/// What a CPU keeps keys and values in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    #[default]
+    F16,
+    /// Half the memory, approximate text.
+    Int8,
+}
+
 /// What a GPU keeps the matrices of layers in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

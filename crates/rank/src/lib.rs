@@ -15,6 +15,6 @@ mod start;
 
 pub use config::Config;
 pub use constraints::{Constraints, NoConstraint};
-pub use device::{Device, Dtype, NoDevice, Weights};
+pub use device::{Device, Dtype, KvDtype, NoDevice, Weights};
 pub use pace::Pace;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

@@ -1,6 +1,7 @@
 //! Attention over pages.
 //!
-//! Contract: a query's keys are taken in absolute spans of 512 positions; keys that its class does not
+//! Contract (with bytes for keys and values, each score and each p_j is multiplied with the scale of its key or value
+//! before it is used; the rest is the same): a query's keys are taken in absolute spans of 512 positions; keys that its class does not
 //! see, and spans without one that it sees, take no part. Within a span the scores are
 //! `(fma over the elements of q and k in order, from 0) * (1 / sqrt(head_dim))`; with m the largest,
 //! `p_j = exp(score_j - m)`; the sum of the p_j in 16 accumulators by j mod 16 and the tree of `quant`; each
@@ -11,16 +12,17 @@
 //! Side by side lie 16 keys for the scores and 16 elements for the outputs: neither needs a sum across lanes.
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::exp::exp;
 use super::pool::Pool;
-use crate::cache::{Storage, Unit, visible};
+use crate::cache::{Cell, KvDtype, Storage, Unit, visible};
 use crate::quant::F16;
-use crate::quant::float::{SPLIT, halves, tree};
-use crate::simd::{Halves, Kernel, LANES, Lanes, Level};
+use crate::quant::float::{SPLIT, tree};
+use crate::simd::{Kernel, LANES, Lanes, Level};
 
 /// Keys whose softmax is taken together.
 const SPAN: usize = 512;
@@ -66,16 +68,13 @@ impl Attention<'_> {
             let class = self.map.class(unit.layer, unit.kv_head);
             let (table, position) = row(i / kv_heads, class);
             SCRATCH.with_borrow_mut(|scratch| {
-                level.run(Attend {
-                    table,
-                    position,
-                    storage: &self.storage[class],
-                    unit,
-                    head_dim,
-                    q: &q[i * group..(i + 1) * group],
-                    out,
-                    scratch,
-                });
+                let storage = &self.storage[class];
+                let q = &q[i * group..(i + 1) * group];
+                let row = Attend { table, position, storage, unit, head_dim, q, out, scratch };
+                match storage.dtype {
+                    KvDtype::F16 => level.run(Over::<F16>(row, PhantomData)),
+                    KvDtype::Int8 => level.run(Over::<u8>(row, PhantomData)),
+                }
             });
         });
     }
@@ -86,6 +85,8 @@ impl Attention<'_> {
 struct Scratch {
     /// Scores, then probabilities, of one span: `SPAN` per head.
     scores: Vec<f32>,
+    /// Of one page, per head, with the values' scales.
+    weights: Vec<f32>,
     /// Outputs of one span, all heads.
     span: Vec<f32>,
     /// Of that span, per head.
@@ -113,14 +114,27 @@ struct Attend<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Attend<'_> {
+/// The same over elements C.
+struct Over<'a, C>(Attend<'a>, PhantomData<C>);
+
+impl<C: Cell> Kernel for Over<'_, C> {
     type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(mut self, l: L) {
+    fn run<L: Lanes>(self, l: L) {
+        self.0.attend::<L, C>(l);
+    }
+}
+
+impl Attend<'_> {
+    #[inline(always)]
+    fn attend<L: Lanes, C: Cell>(mut self, l: L) {
         let heads = self.q.len() / self.head_dim;
         let visible = visible(self.storage.class, self.position);
         self.scratch.scores.resize(heads * SPAN, 0.0);
+        if C::SCALED {
+            self.scratch.weights.resize(heads * SPAN, 0.0);
+        }
         self.scratch.span.resize(heads * self.head_dim, 0.0);
         self.scratch.total.clear();
         for start in (0..=self.position as usize).step_by(SPAN) {
@@ -135,7 +149,7 @@ impl Kernel for Attend<'_> {
                 continue;
             }
             for seen in &seen {
-                self.scores(l, start, seen.clone());
+                self.scores::<L, C>(l, start, seen.clone());
             }
             self.scratch.part.clear();
             for scores in self.scratch.scores.as_chunks_mut::<SPAN>().0 {
@@ -143,7 +157,7 @@ impl Kernel for Attend<'_> {
             }
             self.scratch.span.fill(0.0);
             for seen in &seen {
-                self.values(l, start, seen.clone());
+                self.values::<L, C>(l, start, seen.clone());
             }
             if self.scratch.total.is_empty() {
                 self.out.copy_from_slice(&self.scratch.span);
@@ -169,7 +183,7 @@ impl Kernel for Attend<'_> {
 impl Attend<'_> {
     /// Scores of the keys `seen` (within the span at `start`), and of others in their pages.
     #[inline(always)]
-    fn scores<L: Lanes>(&mut self, l: L, start: usize, seen: Range<usize>) {
+    fn scores<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
         let mut page = seen.start / POSITIONS;
         let end = seen.end.div_ceil(POSITIONS);
         while page < end {
@@ -177,18 +191,30 @@ impl Attend<'_> {
             let second = (page + 1).min(end - 1);
             let keys = [page, second].map(|page| {
                 let id = self.table.get(start / POSITIONS + page).copied().flatten();
-                id.map_or(&[][..], |id| self.storage.keys(id, self.unit))
+                id.map_or(&[][..], |id| self.storage.keys::<C>(id, self.unit))
             });
             let to = [page * POSITIONS, second * POSITIONS];
             let (mut q, mut scores) = (self.q, &mut self.scratch.scores[..]);
             while !q.is_empty() {
                 let n = match q.len() / self.head_dim {
-                    4.. => score::<L, 4>(l, keys, q, self.head_dim, to, scores),
-                    2.. => score::<L, 2>(l, keys, q, self.head_dim, to, scores),
-                    _ => score::<L, 1>(l, keys, q, self.head_dim, to, scores),
+                    4.. => score::<L, C, 4>(l, keys, q, self.head_dim, to, scores),
+                    2.. => score::<L, C, 2>(l, keys, q, self.head_dim, to, scores),
+                    _ => score::<L, C, 1>(l, keys, q, self.head_dim, to, scores),
                 };
                 q = &q[n * self.head_dim..];
                 scores = &mut scores[n * SPAN..];
+            }
+            if C::SCALED {
+                for page in page..=second {
+                    let Some(id) = self.table.get(start / POSITIONS + page).copied().flatten() else {
+                        continue;
+                    };
+                    let scales = self.storage.scales(id, self.unit)[0];
+                    for scores in self.scratch.scores.chunks_mut(SPAN) {
+                        let of_page = scores[page * POSITIONS..].iter_mut().zip(&scales);
+                        of_page.for_each(|(score, scale)| *score *= scale);
+                    }
+                }
             }
             page += 2;
         }
@@ -196,22 +222,31 @@ impl Attend<'_> {
 
     /// Adds the values of the keys `seen`, weighted by what `scores` has become.
     #[inline(always)]
-    fn values<L: Lanes>(&mut self, l: L, start: usize, seen: Range<usize>) {
+    fn values<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
         let head_dim = self.head_dim;
         let mut j = seen.start;
         while j < seen.end {
             let offset = j % POSITIONS;
             let many = (seen.end - j).min(POSITIONS - offset);
             if let Some(Some(page)) = self.table.get((start + j) / POSITIONS) {
-                let values = self.storage.values(*page, self.unit);
+                let values = self.storage.values::<C>(*page, self.unit);
                 let values = &values[offset * head_dim..(offset + many) * head_dim];
-                let mut scores = &self.scratch.scores[j..];
+                if C::SCALED {
+                    let scales = self.storage.scales(*page, self.unit)[1];
+                    let heads = self.scratch.scores.chunks(SPAN).zip(self.scratch.weights.chunks_mut(SPAN));
+                    for (scores, weights) in heads {
+                        let to = weights[j..j + many].iter_mut().zip(&scores[j..]).zip(&scales[offset..]);
+                        to.for_each(|((to, score), scale)| *to = score * scale);
+                    }
+                }
+                let scores = if C::SCALED { &self.scratch.weights } else { &self.scratch.scores };
+                let mut scores = &scores[j..];
                 let mut span = &mut self.scratch.span[..];
                 while !span.is_empty() {
                     let n = match span.len() / head_dim {
-                        4.. => weigh::<L, 4>(l, values, scores, head_dim, span),
-                        2.. => weigh::<L, 2>(l, values, scores, head_dim, span),
-                        _ => weigh::<L, 1>(l, values, scores, head_dim, span),
+                        4.. => weigh::<L, C, 4>(l, values, scores, head_dim, span),
+                        2.. => weigh::<L, C, 2>(l, values, scores, head_dim, span),
+                        _ => weigh::<L, C, 1>(l, values, scores, head_dim, span),
                     };
                     span = &mut span[n * head_dim..];
                     scores = &scores[(n * SPAN).min(scores.len())..];
@@ -224,9 +259,9 @@ impl Attend<'_> {
 
 /// Scores of two pages' keys for H heads, to places `to` of each head's; H.
 #[inline(always)]
-fn score<L: Lanes, const H: usize>(
+fn score<L: Lanes, C: Cell, const H: usize>(
     l: L,
-    keys: [&[Halves]; 2],
+    keys: [&[C::Sixteen]; 2],
     q: &[f32],
     head_dim: usize,
     to: [usize; 2],
@@ -238,7 +273,7 @@ fn score<L: Lanes, const H: usize>(
     }
     let (mut first, mut second) = ([l.floats(0.0); H], [l.floats(0.0); H]);
     for (d, (a, b)) in keys[0].iter().zip(keys[1]).enumerate().take(head_dim) {
-        let (a, b) = (l.halves(a), l.halves(b));
+        let (a, b) = (C::sixteen(l, a), C::sixteen(l, b));
         for h in 0..H {
             let q = l.floats(heads[h][d]);
             first[h] = l.fma(q, a, first[h]);
@@ -258,9 +293,9 @@ fn score<L: Lanes, const H: usize>(
 
 /// `span = fma(p_j, v_j, span)` for H heads and the rows of `values`; `p_j` is at `h * SPAN + j`. H.
 #[inline(always)]
-fn weigh<L: Lanes, const H: usize>(
+fn weigh<L: Lanes, C: Cell, const H: usize>(
     l: L,
-    values: &[F16],
+    values: &[C],
     scores: &[f32],
     head_dim: usize,
     span: &mut [f32],
@@ -268,14 +303,14 @@ fn weigh<L: Lanes, const H: usize>(
     let mut d = 0;
     while d < head_dim {
         d += match head_dim - d {
-            64.. => lanes::<L, H, 4>(l, values, scores, head_dim, d, span),
-            16.. => lanes::<L, H, 1>(l, values, scores, head_dim, d, span),
+            64.. => lanes::<L, C, H, 4>(l, values, scores, head_dim, d, span),
+            16.. => lanes::<L, C, H, 1>(l, values, scores, head_dim, d, span),
             rest => {
                 for h in 0..H {
                     let out = &mut span[h * head_dim + d..(h + 1) * head_dim];
                     for (v, p) in values.chunks_exact(head_dim).zip(&scores[h * SPAN..]) {
                         for (out, v) in out.iter_mut().zip(&v[d..]) {
-                            *out = p.mul_add(crate::quant::half(*v), *out);
+                            *out = p.mul_add(v.one(), *out);
                         }
                     }
                 }
@@ -288,9 +323,9 @@ fn weigh<L: Lanes, const H: usize>(
 
 /// The same for elements `d` to `d + 16 D`; their number.
 #[inline(always)]
-fn lanes<L: Lanes, const H: usize, const D: usize>(
+fn lanes<L: Lanes, C: Cell, const H: usize, const D: usize>(
     l: L,
-    values: &[F16],
+    values: &[C],
     scores: &[f32],
     head_dim: usize,
     d: usize,
@@ -310,7 +345,7 @@ fn lanes<L: Lanes, const H: usize, const D: usize>(
         let v = v[d..].as_chunks::<LANES>().0;
         let mut row = [l.floats(0.0); D];
         for i in 0..D {
-            row[i] = l.halves(halves(&v[i]));
+            row[i] = C::lanes(l, &v[i]);
         }
         for h in 0..H {
             let p = l.floats(p[h][j]);

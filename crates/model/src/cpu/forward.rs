@@ -14,7 +14,7 @@ use super::pool::{Parts, Pool};
 use super::probe::Probe;
 use super::product::multiply;
 use crate::arch::{Decoder, Layer, Parameters};
-use crate::cache::{Storage, Tables, Unit};
+use crate::cache::{KvDtype, Storage, Tables, Unit};
 use crate::check::CheckedRow;
 use crate::simd::{Kernel, LANES, Lanes, Level};
 
@@ -250,9 +250,15 @@ impl Forward<'_> {
                 let table = self.table(row, class);
                 // Checked before the step began.
                 let Some(page) = table.get(index as usize).copied().flatten() else { continue };
-                self.level.run(Round(k, key));
-                self.level.run(Round(v, value));
-                storage[class].write(page, unit, offset as usize, key, value);
+                let storage = &mut storage[class];
+                match storage.dtype {
+                    KvDtype::F16 => {
+                        self.level.run(Round(k, key));
+                        self.level.run(Round(v, value));
+                        storage.write(page, unit, offset as usize, key, value);
+                    }
+                    KvDtype::Int8 => storage.write_bytes(page, unit, offset as usize, k, v),
+                }
             }
         }
     }

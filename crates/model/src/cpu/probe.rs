@@ -16,6 +16,7 @@ use super::attention::Heads;
 use super::pool::Pool;
 use crate::cache::{Storage, Unit};
 use crate::check::CheckedRow;
+use crate::quant::F16;
 
 const POSITIONS: usize = PAGE_POSITIONS as usize;
 
@@ -177,7 +178,7 @@ fn weights(
     let mut scores: Vec<Vec<f64>> = q.chunks_exact(head_dim).map(|_| Vec::with_capacity(keys)).collect();
     for page in &pages[..keys.div_ceil(POSITIONS)] {
         let mut sums = vec![[0.0f32; POSITIONS]; scores.len()];
-        for (d, line) in storage.keys(*page, unit).iter().enumerate() {
+        for (d, line) in storage.keys::<F16>(*page, unit).iter().enumerate() {
             let mut floats = [0.0; POSITIONS];
             for (float, half) in floats.iter_mut().zip(line.as_chunks().0) {
                 *float = f16::from_le_bytes(*half).to_f32();

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Halves, Kernel, LANES, Lanes, Line};
+use super::{AHEAD, Halves, Kernel, LANES, Lanes, Line, Small};
 
 /// # Safety
 /// The processor must have AVX2, FMA and F16C.
@@ -220,6 +220,13 @@ impl Lanes for Avx2 {
     fn halves(self, from: &Halves) -> [__m256; 2] {
         let at: *const __m128i = from.as_ptr().cast();
         by_token!([_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at.add(1)))])
+    }
+
+    #[inline(always)]
+    fn small(self, from: &Small) -> [__m256; 2] {
+        let bytes = by_token!(_mm_loadu_si128(from.as_ptr().cast()));
+        let both = by_token!([bytes, _mm_srli_si128::<8>(bytes)]);
+        each!(both, |b| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)))
     }
 
     #[inline(always)]

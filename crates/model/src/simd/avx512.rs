@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{AHEAD, Halves, Kernel, LANES, Lanes, Line};
+use super::{AHEAD, Halves, Kernel, LANES, Lanes, Line, Small};
 
 /// # Safety
 /// The processor must have AVX2, FMA, F16C and AVX-512 F, BW, VL and VNNI.
@@ -167,6 +167,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn halves(self, from: &Halves) -> __m512 {
         by_token!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn small(self, from: &Small) -> __m512 {
+        by_token!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))))
     }
 
     #[inline(always)]

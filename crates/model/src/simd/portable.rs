@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 
-use super::{Halves, LANES, Lanes, Line};
+use super::{Halves, LANES, Lanes, Line, Small};
 
 /// Plain Rust; the meaning that the other levels must equal.
 #[derive(Clone, Copy)]
@@ -161,6 +161,11 @@ impl Lanes for Portable {
             *out = f16::from_le_bytes(*from).to_f32();
         }
         out
+    }
+
+    #[inline(always)]
+    fn small(self, from: &Small) -> [f32; LANES] {
+        from.map(|byte| f32::from(byte as i8))
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use engine::Model as _;
 use gguf::TensorKind;
-use model::{CpuModel, Level};
+use model::{CpuModel, CpuOptions, KvDtype, Level};
 
 use crate::real;
 use crate::steps::{Sequences, in_class, logits};
@@ -174,4 +174,35 @@ fn a_window_needs_only_the_pages_it_sees() {
     step.deltas[3].change = TableChange::Hole;
     step.deltas.insert(0, change(TableChange::Clear));
     assert_eq!(model.submit(&step).unwrap_err(), engine::ModelError::NoPage { slot: 1, position: 48 });
+}
+
+/// Keys and values of bytes: other text than of half floats, but near it, in half the memory, and as independent of
+/// batch, chunks, threads and level.
+#[test]
+fn bytes_for_keys_and_values_keep_the_contract() {
+    let tokens = tokens(40);
+    let tiny = Tiny::new(Shape::of("qwen2", TensorKind::Q8_0));
+    let load = |threads, kv| tiny.load_as(threads, &CpuOptions { kv, ..CpuOptions::default() }).unwrap();
+    let mut model = load(1, KvDtype::Int8);
+    let expected = logits(&mut model, &tokens, 40).unwrap();
+    for level in Level::available() {
+        for (threads, chunk) in [(1, 1), (2, 7), (3, 40)] {
+            let mut model = load(threads, KvDtype::Int8);
+            model.set_level(level);
+            let what = format!("{level}, {threads} threads, chunks of {chunk}");
+            assert_equal(&logits(&mut model, &tokens, chunk).unwrap(), &expected, &what);
+        }
+        model.set_level(level);
+        assert_batch_equals_alone(&mut model, &tokens, &format!("{level}"));
+    }
+    let halves = logits(&mut load(1, KvDtype::F16), &tokens, 40).unwrap();
+    // The first row sees one key: its score does not matter, its value does.
+    let distance = |a: &[f32], b: &[f32]| -> f32 {
+        let (difference, size): (Vec<f32>, Vec<f32>) =
+            a.iter().zip(b).map(|(a, b)| ((a - b).powi(2), b * b)).unzip();
+        (difference.iter().sum::<f32>() / size.iter().sum::<f32>()).sqrt()
+    };
+    let distances: Vec<f32> = expected.iter().zip(&halves).map(|(a, b)| distance(a, b)).collect();
+    let worst = distances.iter().copied().fold(0.0, f32::max);
+    assert!(worst > 0.0 && worst < 0.1, "{distances:?}");
 }

@@ -6,7 +6,7 @@ use gguf::write::Writer;
 use gguf::{TensorKind, Value};
 use half::{bf16, f16};
 use kvcache::HeadMap;
-use model::{CpuModel, LoadError, Options, PageBudget};
+use model::{CpuModel, CpuOptions, LoadError, Options, PageBudget};
 use tempfile::NamedTempFile;
 
 /// What a small model looks like.
@@ -146,6 +146,12 @@ impl Tiny {
         all.finish()
     }
 
+    pub(crate) fn load_as(&self, threads: usize, cpu: &CpuOptions) -> Result<CpuModel, LoadError> {
+        let file = NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), self.bytes()).unwrap();
+        CpuModel::load_as(file.path(), &options(threads, None), cpu)
+    }
+
     pub(crate) fn load(&self, threads: usize) -> Result<CpuModel, LoadError> {
         load(&self.bytes(), threads)
     }
@@ -170,9 +176,11 @@ pub(crate) fn load(bytes: &[u8], threads: usize) -> Result<CpuModel, LoadError> 
 fn load_with(bytes: &[u8], threads: usize, heads: Option<HeadMap>) -> Result<CpuModel, LoadError> {
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
-    let options =
-        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads, heads };
-    CpuModel::load(file.path(), &options)
+    CpuModel::load(file.path(), &options(threads, heads))
+}
+
+fn options(threads: usize, heads: Option<HeadMap>) -> Options {
+    Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads, heads }
 }
 
 /// Any bits, but scales such that the weights are about `scale` large.
