@@ -52,6 +52,9 @@ pub struct NodeArgs {
     pub insecure: bool,
     #[command(flatten)]
     pub rank: RankArgs,
+    /// A worker: its drafters compute on the same cores
+    #[arg(long)]
+    pub drafters_share_cores: bool,
     /// Announce the addresses on standard output as JSON, and end when standard input does
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -83,7 +86,11 @@ impl NodeArgs {
         if self.insecure {
             set("insecure", json!(true));
         }
-        Ok(json!({ "rank": settings }))
+        let mut all = json!({ "rank": settings });
+        if self.drafters_share_cores {
+            all["engine"] = json!({ "drafters_share_cores": true });
+        }
+        Ok(all)
     }
 }
 

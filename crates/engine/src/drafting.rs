@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use speculation::{Beliefs, Library, StepCost};
+use speculation::{Beliefs, Library, StepCost, Wait};
 
 /// What steps cost, how right each source is, and what was said before.
 #[derive(Debug)]
 pub(crate) struct Drafting {
     pub(crate) cost: StepCost,
     pub(crate) beliefs: Beliefs,
+    /// For a drafter on the target's own cores.
+    pub(crate) wait: Wait,
     /// One for each cache salt, with the time of its last use.
     libraries: BTreeMap<String, (u64, Library)>,
     uses: u64,
@@ -21,7 +23,8 @@ const MOST_LIBRARIES: usize = 8;
 impl Drafting {
     pub(crate) fn new(vocab_size: u32) -> Self {
         let libraries = BTreeMap::new();
-        Self { cost: StepCost::default(), beliefs: Beliefs::default(), libraries, uses: 0, vocab_size }
+        let (cost, beliefs, wait) = (StepCost::default(), Beliefs::default(), Wait::default());
+        Self { cost, beliefs, wait, libraries, uses: 0, vocab_size }
     }
 
     /// What sequences of this salt left, and what the rank believes.

@@ -34,6 +34,8 @@ pub struct Settings {
     pub max_draft: u32,
     /// A reader that takes nothing for this long is dropped.
     pub slow_client_timeout: Duration,
+    /// Drafters compute on this rank's own cores: `auto` has them draft while it waits, not beside its steps.
+    pub drafters_share_cores: bool,
     /// Keep pages of finished work for sequences that start with the same tokens.
     pub prefix_cache: bool,
 }
@@ -48,6 +50,7 @@ impl Default for Settings {
             max_wait: Duration::from_secs(30),
             max_draft: 8,
             slow_client_timeout: Duration::from_secs(30),
+            drafters_share_cores: false,
             prefix_cache: true,
         }
     }
@@ -180,6 +183,7 @@ impl<M: Model> Engine<M> {
         for id in self.export() {
             self.remove(now, id);
         }
+        self.ask();
         let (held, until) = self.readiness(now);
         self.propose(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
@@ -235,7 +239,8 @@ impl<M: Model> Engine<M> {
             match lane {
                 Lane::Target(lane) => {
                     let decoding = self.scheduler.decoding(*id);
-                    match lane.readiness(now, decoding, self.settings.slow_client_timeout) {
+                    match lane.readiness(now, decoding, self.settings.slow_client_timeout, &mut self.drafting)
+                    {
                         Readiness::Plan => until = until.into_iter().chain(lane.deadline).min(),
                         Readiness::Hold { until: at } => {
                             held.insert(*id);
@@ -276,6 +281,23 @@ impl<M: Model> Engine<M> {
     fn decodes(&self, held: &BTreeSet<SequenceId>) -> u32 {
         let decoding = |id: &&SequenceId| !held.contains(id) && self.scheduler.decoding(**id);
         self.lanes.keys().filter(decoding).count() as u32
+    }
+
+    /// Decides for how many drafts of a drafter on the same cores the one sequence that runs waits. With several the
+    /// cores have enough to do.
+    fn ask(&mut self) {
+        if !self.settings.drafters_share_cores {
+            return;
+        }
+        let alone = self.scheduler.running() == 1;
+        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
+        for (id, lane) in &mut self.lanes {
+            if let (Lane::Target(lane), Some(known)) = (lane, self.scheduler.tokens(*id))
+                && self.scheduler.decoding(*id)
+            {
+                lane.ask(known, server, alone, &mut self.drafting);
+            }
+        }
     }
 
     /// Chooses the drafts of every sequence that decodes. Who waits or prefills verifies nothing, so its

@@ -39,6 +39,10 @@ pub enum TargetEvent {
         /// Who proposed those.
         source: Source,
     },
+    /// So many drafts past what is committed are wanted of the drafter, from now on.
+    Ask {
+        window: u32,
+    },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
     Ended(Ended),
@@ -73,8 +77,13 @@ pub(crate) struct TargetLane {
     /// Of the draws for them, those from a pulled law.
     pulled: Vec<bool>,
     usage: Usage,
-    /// Since when it waits for drafts (lockstep).
+    /// Since when it waits for drafts.
     parked: Option<Duration>,
+    /// Drafts that it waits for, of a drafter on the same cores; decided when so many tokens were known.
+    awaited: u32,
+    decided: usize,
+    /// What the drafter was asked for last.
+    window: u32,
     /// The drafter missed the deadline: no more waiting until it is heard of again.
     late: bool,
     /// A draft broke the model's arithmetic: no more drafts for this sequence.
@@ -97,6 +106,9 @@ pub(crate) struct Judged {
 }
 
 impl TargetLane {
+    /// What a drafter on the same cores is opened with.
+    const FIRST_WINDOW: u32 = 1;
+
     pub(crate) fn new(
         request: Request,
         constraint: Option<Box<dyn Constraint>>,
@@ -141,6 +153,9 @@ impl TargetLane {
             drafter: false,
             deadline,
             parked: None,
+            awaited: 0,
+            decided: 0,
+            window: Self::FIRST_WINDOW,
             late: false,
             distrusted: false,
             started: false,

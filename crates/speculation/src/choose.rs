@@ -26,13 +26,7 @@ const GAIN: f64 = 1.02;
 const RARE: f64 = 0.05;
 
 /// The offer to take and how many of its drafts; `None`: plain decoding is best. `own`: what the sequence
-/// believes.
-///
-/// For every offer and every number k it expects `tokens + 1 + sum of the chances` in the time of
-/// `rows + 1 + k` rows and takes the best (vLLM's dynamic length, algorithms.md 14.4, over several sources). The chance
-/// of a draft is that of its parent times what is believed of its sureness and depth, so trees are priced by rows as
-/// chains are.
-/// Drafts that are there cost nothing more: they came from elsewhere, or from a look into a table.
+/// believes. See [`expect`].
 pub fn choose(
     offers: &[Offer<'_>],
     most: usize,
@@ -41,6 +35,24 @@ pub fn choose(
     own: &Beliefs,
     beside: Beside,
 ) -> Option<(usize, usize)> {
+    expect(offers, most, cost, rank, own, beside).1
+}
+
+/// The tokens a second that can be expected, and the offer that they come from with how many of its drafts.
+///
+/// For every offer and every number k it expects `tokens + 1 + sum of the chances` in the time of
+/// `rows + 1 + k` rows and takes the best (vLLM's dynamic length, algorithms.md 14.4, over several sources). The chance
+/// of a draft is that of its parent times what is believed of its sureness and depth, so trees are priced by rows as
+/// chains are.
+/// Drafts that are there cost nothing more: they came from elsewhere, or from a look into a table.
+pub fn expect(
+    offers: &[Offer<'_>],
+    most: usize,
+    cost: &StepCost,
+    rank: &Beliefs,
+    own: &Beliefs,
+    beside: Beside,
+) -> (f64, Option<(usize, usize)>) {
     let rows = beside.rows.saturating_add(1);
     let mut tokens = f64::from(beside.tokens) + 1.0;
     let plain = tokens;
@@ -66,7 +78,7 @@ pub fn choose(
             }
         }
     }
-    best.1
+    best
 }
 
 #[cfg(test)]

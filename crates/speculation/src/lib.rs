@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod acceptance;
+mod ask;
 mod belief;
 mod choose;
 mod cost;
@@ -41,8 +42,9 @@ mod tree;
 mod verify;
 
 pub use acceptance::Acceptance;
+pub use ask::{Wait, ask};
 pub use belief::{Beliefs, Sureness};
-pub use choose::{Beside, Offer, choose};
+pub use choose::{Beside, Offer, choose, expect};
 pub use cost::StepCost;
 pub use del::{Exits, Round, Said};
 pub use guess::{Asked, Library, Proposal, propose};

@@ -4,7 +4,7 @@ use std::time::Duration;
 use engine::Command;
 use proto::Candidate;
 use proto::frame::{ClosedReason, Open};
-use request::Request;
+use request::{Request, Strategy};
 use scheduler::SequenceId;
 use telemetry::Label;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,12 @@ async fn keep(links: &Links, attendance: &Attendance) {
         for peer in &candidates {
             let asking = async {
                 let link = links.get(peer).await?;
-                link.open(*sequence, fixed_window(request), open(request, traceparent)).await
+                link.open(
+                    *sequence,
+                    fixed_window(request, links.me().share_cores),
+                    open(request, traceparent),
+                )
+                .await
             };
             let asked = asking.await;
             let answered = asked.as_ref().map_or_else(LinkError::answered, |_| "granted");
@@ -93,9 +98,11 @@ async fn keep(links: &Links, attendance: &Attendance) {
     }
 }
 
-/// Lockstep drafts exactly what a step verifies.
-fn fixed_window(request: &Request) -> Option<u32> {
-    request.speculation.strategy.waits().map(|(k, _)| k)
+/// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
+fn fixed_window(request: &Request, share_cores: bool) -> Option<u32> {
+    let strategy = request.speculation.strategy;
+    let asked = (strategy == Strategy::Auto && share_cores).then_some(1);
+    strategy.waits().map(|(k, _)| k).or(asked)
 }
 
 /// What a drafter must know; the link fills in session and window.

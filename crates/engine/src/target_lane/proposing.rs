@@ -1,9 +1,10 @@
 //! Which drafts a target sequence verifies in the step being planned.
 
-use request::{Rule, Source, TokenId};
-use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, choose, propose};
+use request::{Rule, Source, Strategy, TokenId};
+use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, choose, expect, propose};
 
-use super::TargetLane;
+use super::{TargetEvent, TargetLane};
+use crate::Room;
 use crate::drafting::Drafting;
 
 /// What the rank allows.
@@ -68,6 +69,34 @@ impl TargetLane {
         }
     }
 
+    /// With a drafter on the same cores: decides for how many of its drafts the next step waits, and tells it. Once
+    /// for each state of the text. `alone`: nothing else runs.
+    pub(crate) fn ask(&mut self, known: &[TokenId], server: Server, alone: bool, drafting: &mut Drafting) {
+        if self.request.speculation.strategy != Strategy::Auto || !self.drafter || self.decided == known.len()
+        {
+            return;
+        }
+        self.decided = known.len();
+        let most = self.max_draft(server.max_draft);
+        let predicted = self.prediction.as_ref().is_some_and(|p| !p.propose(1).is_empty());
+        self.awaited = 0;
+        if alone && most > 0 && !predicted && !self.late {
+            let found = self.guessed(known, most, server.trees, drafting);
+            let offers: Vec<Offer<'_>> =
+                found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
+            let beside = Beside::default();
+            let Drafting { cost, beliefs, wait, .. } = drafting;
+            let (otherwise, _) = expect(&offers, most, cost, beliefs, &self.beliefs, beside);
+            self.awaited = ask(most as u32, otherwise, wait, cost, beliefs, &self.beliefs);
+        }
+        // One that was late is heard of again by what it drafts.
+        let window = if self.late { Self::FIRST_WINDOW } else { self.awaited };
+        if window != self.window && self.outlet.room() == Room::Free {
+            self.window = window;
+            self.outlet.deliver(TargetEvent::Ask { window });
+        }
+    }
+
     /// Nothing is verified in the step being planned.
     pub(crate) fn propose_nothing(&mut self) {
         self.source = Source::Drafter;
@@ -88,6 +117,22 @@ impl TargetLane {
         if strategy.takes_drafter() {
             found.push((Source::Drafter, Proposal::chain(self.tail.pending().to_vec(), 0)));
         }
+        found.extend(self.guessed(known, most, trees, drafting));
+        for (source, proposal) in &found {
+            self.shadows.cast(*source, proposal);
+        }
+        found
+    }
+
+    /// What the sources without a model have to say.
+    fn guessed(
+        &mut self,
+        known: &[TokenId],
+        most: usize,
+        trees: bool,
+        drafting: &mut Drafting,
+    ) -> Vec<(Source, Proposal)> {
+        let mut found = Vec::new();
         let guesses = self.guesses();
         if !guesses.is_empty() {
             let own = self.own.get_or_insert_with(|| History::new(self.longest));
@@ -101,9 +146,6 @@ impl TargetLane {
                 Asked { most: most.max(Shadows::LONGEST), forks: if forks { Some(&chance) } else { None } };
             found
                 .extend(guesses.iter().map(|source| (*source, propose(*source, own, library, known, asked))));
-        }
-        for (source, proposal) in &found {
-            self.shadows.cast(*source, proposal);
         }
         found
     }

@@ -363,6 +363,7 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
                     TargetEvent::Started { .. } => {
                         assert!(answers[i].output.is_empty(), "started once, and first");
                     }
+                    TargetEvent::Ask { .. } => panic!("these drafters have cores of their own"),
                     TargetEvent::Again(frame) => down.push((id, frame)),
                     TargetEvent::Ended(Ended { finish, speculation, usage }) => {
                         assert_eq!(

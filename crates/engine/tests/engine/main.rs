@@ -10,4 +10,5 @@ mod link;
 mod matrix;
 mod rapid;
 mod replay;
+mod share_cores;
 mod steered;
