@@ -119,7 +119,7 @@ fn open(request: &Request, traceparent: &str) -> Open {
         stop_ids: request.limits.stop_ids.clone(),
         min_tokens: request.limits.min_tokens,
         cache_salt: request.cache_salt.clone(),
-        retrieval: request.speculation.strategy.rapid().map(|rapid| rapid.retrieval),
+        retrieval: request.speculation.strategy.rapid().map(|rapid| Box::new(rapid.retrieval)),
         traceparent: traceparent.to_owned(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }
