@@ -195,7 +195,7 @@ mod tests {
     fn what_cannot_be_measured_is_refused() {
         for (words, why) in [
             (&["--strategies", "del"][..], "not built yet"),
-            (&["--strategies", "rapid"], "not built yet"),
+            (&["--drafter", "none", "--strategies", "rapid"], "needs a drafter"),
             (&["--strategies", "lockstep-0"], "1 to 64"),
             (&["--strategies", "fast"], "ngram"),
             (&["--drafter", "none", "--strategies", "draft"], "needs a drafter"),

@@ -151,16 +151,18 @@ mod tests {
     #[test]
     fn chunks_that_have_the_questions_words_are_found() {
         let chunks = Chunks::new(&document(), 10);
-        let find =
-            |query: &[u32], budget, threshold| chunks.find(&ids(query.iter().copied()), budget, threshold);
-        assert_eq!(find(&[77, 78], 10, 0.0), [30..40], "both words go before one");
-        assert_eq!(find(&[77, 78], 20, 0.0), [30..40, 120..130], "in the document's order");
-        assert_eq!(find(&[79, 77], 200, 0.0), [30..40, 120..130, 180..190]);
-        assert_eq!(find(&[77, 78], 200, 0.9), [30..40], "the others match less than nine tenths");
+        let find = |query: &[u32], budget, threshold| -> Vec<(usize, usize)> {
+            let found = chunks.find(&ids(query.iter().copied()), budget, threshold);
+            found.into_iter().map(|range| (range.start, range.end)).collect()
+        };
+        assert_eq!(find(&[77, 78], 10, 0.0), [(30, 40)], "both words go before one");
+        assert_eq!(find(&[77, 78], 20, 0.0), [(30, 40), (120, 130)], "in the document's order");
+        assert_eq!(find(&[79, 77], 200, 0.0), [(30, 40), (120, 130), (180, 190)]);
+        assert_eq!(find(&[77, 78], 200, 0.9), [(30, 40)], "the others match less than nine tenths");
         assert_eq!(find(&[500], 200, 0.0), [], "nothing matches");
         assert_eq!(find(&[77], 9, 0.0), [], "none fits");
         // A word that all chunks have says nearly nothing.
-        assert_eq!(find(&[3, 79], 10, 0.0), [180..190]);
+        assert_eq!(find(&[3, 79], 10, 0.0), [(180, 190)]);
     }
 
     #[test]

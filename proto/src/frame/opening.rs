@@ -32,7 +32,7 @@ pub struct Open {
     pub longest: u32,
     pub cache_salt: String,
     /// What the drafter reads of the prompt; `None`: all of it.
-    pub retrieval: Option<Retrieval>,
+    pub retrieval: Option<Box<Retrieval>>,
     /// W3C trace context of the target's sequence; empty: none.
     pub traceparent: String,
 }
@@ -138,7 +138,7 @@ impl From<Opening> for draft::Open {
             traceparent: open.traceparent,
             cache_salt: open.cache_salt,
             min_tokens: open.min_tokens,
-            retrieval: open.retrieval.map(Into::into),
+            retrieval: open.retrieval.map(|retrieval| (*retrieval).into()),
             ..Self::default()
         };
         constraint::write_open(open.constraint, &mut wire);
@@ -193,7 +193,7 @@ impl TryFrom<draft::Open> for Opening {
             min_tokens: from.min_tokens,
             longest: from.longest,
             cache_salt: from.cache_salt,
-            retrieval,
+            retrieval: retrieval.map(Box::new),
             traceparent,
         };
         Ok(Self { open, prompt_len, committed_len })

@@ -45,7 +45,7 @@ fn open(longest: usize) -> impl Strategy<Value = Open> {
                 cache_salt,
                 retrieval: session
                     .is_multiple_of(3)
-                    .then_some(Retrieval { chunk: 8 + window, ..Retrieval::default() }),
+                    .then(|| Box::new(Retrieval { chunk: 8 + window, ..Retrieval::default() })),
                 traceparent,
             }
         },

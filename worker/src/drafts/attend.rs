@@ -100,10 +100,9 @@ async fn keep(links: &Links, attendance: &Attendance) {
 
 /// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
 fn fixed_window(request: &Request, share_cores: bool) -> Option<u32> {
-    match request.speculation.strategy {
-        Strategy::Auto if share_cores => Some(1),
-        strategy => strategy.waits().map(|(k, _)| k),
-    }
+    let strategy = request.speculation.strategy;
+    let asked = (strategy == Strategy::Auto && share_cores).then_some(1);
+    strategy.waits().map(|(k, _)| k).or(asked)
 }
 
 /// What a drafter must know; the link fills in session and window.
@@ -120,7 +119,7 @@ fn open(request: &Request, traceparent: &str) -> Open {
         stop_ids: request.limits.stop_ids.clone(),
         min_tokens: request.limits.min_tokens,
         cache_salt: request.cache_salt.clone(),
-        retrieval: request.speculation.strategy.rapid().map(|rapid| rapid.retrieval),
+        retrieval: request.speculation.strategy.rapid().map(|rapid| Box::new(rapid.retrieval)),
         traceparent: traceparent.to_owned(),
         longest: (request.prompt.len() as u32).saturating_add(request.limits.max_tokens),
     }

@@ -44,12 +44,11 @@ impl TargetLane {
             }
             Room::Free => self.blocked = None,
         }
-        let (k, deadline) = match self.request.speculation.strategy {
-            Strategy::Auto if self.awaited > 0 => (self.awaited, self.patience(drafting)),
-            strategy => match strategy.waits() {
-                Some(waits) => waits,
-                None => return Readiness::Plan,
-            },
+        let strategy = self.request.speculation.strategy;
+        let (k, deadline) = match strategy.waits() {
+            Some(waits) => waits,
+            None if strategy == Strategy::Auto && self.awaited > 0 => (self.awaited, self.patience(drafting)),
+            None => return Readiness::Plan,
         };
         let output = self.usage.completion_tokens;
         let room = self.request.limits.max_tokens.saturating_sub(output + 1);
