@@ -26,6 +26,8 @@ PHASES = [
     ("decode at 128", "decode", ["--prompt", "128", "--generate", "33"], ["-p", "0", "-n", "32", "-d", "128"]),
     ("decode at 2048", "decode", ["--prompt", "2048", "--generate", "17"], ["-p", "0", "-n", "16", "-d", "2048"]),
 ]
+# A verification step of so many rows of one sequence, in steps a second, against llama.cpp's decode: what drafts cost.
+ROWS = {"step of 4 rows": 4, "step of 8 rows": 8}
 COMPILERS = {"rustc", "cc1plus", "cc1", "cicc", "ptxas", "ld", "lld"}
 
 
@@ -67,9 +69,19 @@ def batch(args, model):
     return (mine, report), (its["speed_tg"], its)
 
 
+def verification(args, model, rows):
+    """Steps of `rows` rows a second, and llama.cpp's steps of one row."""
+    command = [args.paceline, "bench", "engine", "--model", model, "--threads", str(args.threads), "--repeat", "9"]
+    command += ["--prompt", "128", "--generate", "9", "--rows", str(rows), "--json"]
+    report = json.loads(output(command, args.timeout))
+    return (1e3 / report["rows"][0]["step_ms"]["p50"], report), theirs(args, model, ["-p", "0", "-n", "32", "-d", "128"])
+
+
 def pair(args, model, name, turn):
     if name == "batch of 8":
         return batch(args, model)
+    if name in ROWS:
+        return verification(args, model, ROWS[name])
     _, phase, mine, its = next(p for p in PHASES if p[0] == name)
     runs = {"ours": lambda: ours(args, model, phase, mine), "theirs": lambda: theirs(args, model, its)}
     order = ["ours", "theirs"] if turn % 2 == 0 else ["theirs", "ours"]
@@ -88,7 +100,7 @@ def main():
     parser.add_argument("--timeout", type=float, default=300, help="seconds a run may take")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
-    names = [name for name, *_ in PHASES] + ["batch of 8"]
+    names = [name for name, *_ in PHASES] + ["batch of 8", *ROWS]
     unknown = set(args.only or []) - set(names)
     if unknown:
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(names)}")

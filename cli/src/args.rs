@@ -109,6 +109,10 @@ pub struct RankArgs {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// Cores of the model's threads, one each (Linux) [default: wherever the system puts them]
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<Vec<usize>>,
     /// Most tokens of one sequence, prompt included [default: the model's context]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]

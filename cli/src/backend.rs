@@ -4,12 +4,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use engine::Model;
-use model::{CpuModel, LoadError, Options, PageBudget};
+use model::{CpuModel, CpuOptions, LoadError, Options, PageBudget};
 
 /// A back end and how it is set up.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Backend {
-    Cpu,
+    Cpu(CpuOptions),
     #[cfg(feature = "cuda")]
     Cuda {
         options: model::CudaOptions,
@@ -28,10 +28,12 @@ const KV_PERCENT: u8 = 90;
 const DUMMY_SEED: u64 = 1;
 
 impl Backend {
-    /// What a rank's configuration asks for.
-    pub fn of(config: &rank::Config) -> Result<Self> {
+    /// What a rank's configuration asks for; `shortlist` holds the tokens that its `shortlist` comes to.
+    pub fn of(config: &rank::Config, shortlist: Option<Vec<u32>>) -> Result<Self> {
         match &config.device {
-            rank::Device::Cpu => Ok(Self::Cpu),
+            rank::Device::Cpu => {
+                Ok(Self::Cpu(CpuOptions { cores: config.cores.clone().unwrap_or_default(), shortlist }))
+            }
             rank::Device::Cuda(gpus) => Self::cuda(gpus, config),
         }
     }
@@ -67,7 +69,7 @@ impl Backend {
     /// Loads a model.
     pub fn load(&self, path: &Path, options: &Options) -> Result<Box<dyn Model>, LoadError> {
         match self {
-            Self::Cpu => Ok(Box::new(CpuModel::load(path, options)?)),
+            Self::Cpu(cpu) => Ok(Box::new(CpuModel::load_as(path, options, cpu)?)),
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy: None } => {
                 Ok(Box::new(model::CudaModel::load(path, options, cuda)?))
@@ -82,7 +84,7 @@ impl Backend {
     /// Room for keys and values when nothing is said.
     pub fn pages(&self) -> PageBudget {
         match self {
-            Self::Cpu => PageBudget::Bytes(KV_BYTES),
+            Self::Cpu(_) => PageBudget::Bytes(KV_BYTES),
             #[cfg(feature = "cuda")]
             Self::Cuda { .. } => PageBudget::Free(KV_PERCENT),
         }
@@ -92,7 +94,7 @@ impl Backend {
     /// are not even its own in another batch.
     pub fn arithmetic(&self) -> String {
         match self {
-            Self::Cpu => String::new(),
+            Self::Cpu(_) => String::new(),
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy } => {
                 let mode = match cuda.mode {

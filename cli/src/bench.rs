@@ -3,13 +3,15 @@
 //! [`serve`] is a load generator for any server with OpenAI's API. Its metrics, their names and their
 //! percentiles are those of AIPerf, so that figures can be laid beside each other.
 //! [`engine`] times this machine's arithmetic without a network; [`compare`] lays drafting strategies side by
-//! side. What they share: [`spread`], the statistics, and [`hardware`], the line that belongs beside every figure.
+//! side; [`schedule`] replays traces through the scheduler with a clock of its own. What they share: [`spread`], the statistics, [`drawing`], the plots, and [`hardware`], the line that belongs beside every figure.
 
 pub mod compare;
+pub mod drawing;
 pub mod engine;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod hardware;
+pub mod schedule;
 pub mod serve;
 pub mod spread;
 
@@ -40,6 +42,8 @@ pub enum What {
     /// Time a GPU: steps of a model of any shape and every kernel, beside their floors.
     #[cfg(feature = "cuda")]
     Gpu(gpu::GpuArgs),
+    /// Replay a trace through the scheduler under several policies, with a model of what steps cost.
+    Schedule(Box<schedule::ScheduleArgs>),
     /// Drafting strategies side by side, or the record of a pair of models.
     Compare(Box<compare::CompareArgs>),
 }
@@ -50,6 +54,7 @@ pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
         What::Engine(args) => engine::run(args, store).await,
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args).await,
+        What::Schedule(args) => schedule::run(&args),
         What::Compare(args) => compare::run(*args, store).await,
     }
 }

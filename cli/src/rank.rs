@@ -180,15 +180,15 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
     let asked = config.model.clone().context("no model is named: pass --model NAME, or set rank.model")?;
     let path = store.resolve(&asked).await?;
     let served_as = config.served_as.clone().unwrap_or_else(|| served_name(&path));
-    let file = path.clone();
-    let read = tokio::task::spawn_blocking(move || describe(&file));
-    let Described { fingerprint, vocab_hash, vocab, grammars } = read.await??;
+    let (file, tokens) = (path.clone(), config.shortlist);
+    let read = tokio::task::spawn_blocking(move || describe(&file, tokens));
+    let Described { fingerprint, vocab_hash, vocab, grammars, shortlist } = read.await??;
     let incarnation = rank::fresh_incarnation();
     let id = match &config.node {
         Some(id) => id.clone(),
         None => format!("{role}-{}-{:x}", std::process::id(), incarnation.0 & 0xfff_ffff),
     };
-    let backend = Backend::of(config)?;
+    let backend = Backend::of(config, shortlist)?;
     if config.head_map.is_some() && role == Role::Drafter {
         bail!("rank.head_map is for workers: drafting with window head classes is not built yet");
     }
@@ -209,7 +209,7 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         vocab: Some(vocab),
         slots: config.slots,
         pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
-        threads: config.threads.unwrap_or(cores),
+        threads: config.threads.or(config.cores.as_ref().map(Vec::len)).unwrap_or(cores),
         heads,
     };
     let constraints = rank::Constraints::new(Some(grammars));
@@ -266,9 +266,11 @@ struct Described {
     vocab_hash: VocabHash,
     vocab: u32,
     grammars: Grammars,
+    shortlist: Option<Vec<u32>>,
 }
 
-fn describe(path: &Path) -> Result<Described> {
+/// `shortlist`: how many tokens of it are to be listed.
+fn describe(path: &Path, shortlist: Option<u32>) -> Result<Described> {
     let of = || path.display().to_string();
     let tokenizer = Tokenizer::open(path).with_context(of)?;
     let fingerprint = model::fingerprint(path).with_context(of)?;
@@ -276,6 +278,7 @@ fn describe(path: &Path) -> Result<Described> {
         fingerprint: fingerprint.as_str().to_owned(),
         vocab_hash: VocabHash(tokenizer.vocab_hash()),
         vocab: tokenizer.vocab_len(),
+        shortlist: shortlist.map(|tokens| tokenizer.vocabulary().common(tokens)),
         grammars: Grammars::new(&Vocabulary::of(&tokenizer).with_context(of)?).with_context(of)?,
     })
 }

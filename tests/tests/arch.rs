@@ -56,7 +56,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("model", &["request", "sampling", "kvcache", "scheduler", "engine", "gguf", "transport"]),
     ("text", &["request", "gguf"]),
     ("grammar", &["request", "sampling", "engine", "text"]),
-    ("transport", &["request"]),
+    ("transport", &[]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
     ("telemetry", &[]),
@@ -93,7 +93,7 @@ const PRODUCT: &[&str] = &["coordinator", "worker", "drafter", "cli", "tests"];
 /// Names that only some crates may write in a manifest (`start*` stands for any ending).
 const NAMED_ONLY_BY: &[(&str, &[&str])] = &[
     ("candle-*", &["model", "tests"]),
-    ("cudarc", &["model", "transport"]),
+    ("cudarc", &["model"]),
     ("opentelemetry*", &["telemetry"]),
     ("tracing-subscriber", &["telemetry"]),
     ("metrics*", &["telemetry"]),
@@ -103,7 +103,7 @@ const NAMED_ONLY_BY: &[(&str, &[&str])] = &[
 ];
 
 /// The crates that may say `unsafe`.
-const UNSAFE: &[&str] = &["model", "transport"];
+const UNSAFE: &[&str] = &["model"];
 
 #[test]
 fn pure_crates_contain_no_runtime_clock_or_randomness() {
@@ -121,7 +121,7 @@ fn some_names_belong_to_some_crates() {
 }
 
 #[test]
-fn unsafe_code_is_forbidden_outside_model_and_transport() {
+fn unsafe_code_is_forbidden_outside_model() {
     assert_holds(unsafe_code(&Workspace::open(&root())));
 }
 

@@ -20,6 +20,10 @@ pub struct EngineConfig {
     /// Most rows of one step: prompt chunks, decodes and draft tokens together. When it is left out, what suits the
     /// device.
     pub token_budget: Option<u32>,
+    /// Longest step while somebody decodes (what a reader waits for a token at most): long prompts are cut into chunks
+    /// that keep it. When it is left out, chunks are as long as the budget allows.
+    #[serde(with = "duration")]
+    pub tpot_target: Option<Duration>,
     /// Requests that wait for a slot or for pages; one more is refused.
     pub max_waiting: usize,
     /// Longest predicted wait for a slot; a request that would wait longer is refused, and told how long.
@@ -42,6 +46,7 @@ impl Default for EngineConfig {
             Settings::default();
         Self {
             token_budget: None,
+            tpot_target: None,
             max_waiting,
             max_wait,
             max_draft,
@@ -56,6 +61,7 @@ impl EngineConfig {
     pub(crate) fn settings(&self, device: &rank::Device) -> Settings {
         Settings {
             token_budget: self.token_budget.unwrap_or_else(|| device.token_budget()),
+            tpot_target: self.tpot_target,
             max_waiting: self.max_waiting,
             max_wait: self.max_wait,
             max_draft: self.max_draft,
@@ -68,6 +74,10 @@ impl EngineConfig {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
+        if self.rank.shortlist.is_some() {
+            let why = "is for drafters: a target must be able to say every token";
+            return Err(Wrong::new("rank.shortlist", why));
+        }
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         self.engine.check().map_err(|w| w.within("engine"))
     }
@@ -77,6 +87,12 @@ impl Check for EngineConfig {
     fn check(&self) -> Result<(), Wrong> {
         if self.token_budget.is_some_and(|rows| !(1..=65_536).contains(&rows)) {
             return Err(Wrong::new("token_budget", "must be 1 to 65536"));
+        }
+        if self
+            .tpot_target
+            .is_some_and(|t| !(Duration::from_millis(1)..=Duration::from_secs(60)).contains(&t))
+        {
+            return Err(Wrong::new("tpot_target", "must be 1ms to 1m"));
         }
         if !(1..=65_536).contains(&self.max_waiting) {
             return Err(Wrong::new("max_waiting", "must be 1 to 65536"));

@@ -4,7 +4,7 @@ use request::{Adjustments, Limits, Request, Rule, Sampling, Strategy, TokenId};
 use scheduler::SequenceId;
 use speculation::Drafts;
 
-use crate::{Constraint, DraftOutlet, Refusal, TargetOutlet};
+use crate::{Constraint, DraftOutlet, PageIn, PrefillOpen, Refusal, TargetOutlet};
 
 /// What the shell around an engine may ask of it. Sequence ids are given by the shell.
 pub enum Command {
@@ -12,7 +12,11 @@ pub enum Command {
     Target(Box<TargetOpen>),
     /// Draft for a sequence that a target elsewhere decodes.
     Draft(Box<DraftOpen>),
-    /// End a sequence of either kind, silently: who cancels knows.
+    /// Compute a prompt for another rank and give out its pages.
+    Prefill(Box<PrefillOpen>),
+    /// Hold a page that another rank computed, for a sequence to come.
+    Page(Box<PageIn>),
+    /// End a sequence of any kind, silently: who cancels knows. Of one that never came, what was held for it is given up.
     Cancel(SequenceId),
     /// To a target lane: drafts arrived.
     Drafts(SequenceId, Drafts),
@@ -77,7 +81,7 @@ impl Command {
     /// Whether losing it costs speed only.
     pub fn is_hint(&self) -> bool {
         match self {
-            Self::Target(_) | Self::Draft(_) | Self::Cancel(_) => false,
+            Self::Target(_) | Self::Draft(_) | Self::Prefill(_) | Self::Page(_) | Self::Cancel(_) => false,
             Self::Drafts(..)
             | Self::Drafter { .. }
             | Self::Strategy { .. }
@@ -93,6 +97,8 @@ impl std::fmt::Debug for Command {
         match self {
             Self::Target(open) => write!(f, "Target({:?})", open.sequence),
             Self::Draft(open) => write!(f, "Draft({:?})", open.sequence),
+            Self::Prefill(open) => write!(f, "Prefill({:?})", open.sequence),
+            Self::Page(page) => write!(f, "Page({:?}, {})", page.sequence, page.index),
             Self::Cancel(sequence) => write!(f, "Cancel({sequence:?})"),
             Self::Drafts(sequence, drafts) => write!(f, "Drafts({sequence:?}, {drafts:?})"),
             Self::Drafter { sequence, attached } => write!(f, "Drafter({sequence:?}, {attached})"),

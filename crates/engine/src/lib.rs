@@ -13,6 +13,7 @@
 //! `drafter`), clocks (time comes in as an argument). Start at [`Engine::step`].
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod calibrate;
 mod command;
 mod constraint;
@@ -23,7 +24,9 @@ mod lane;
 mod model;
 mod open;
 mod outcome;
+mod pacing;
 mod paged_tokens;
+mod prefill_lane;
 mod replay;
 mod steering;
 mod step;
@@ -32,6 +35,7 @@ mod thread;
 mod toy;
 mod turnover;
 
+pub use arrival::{PageIn, PageRefused};
 pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
 pub use constraint::Constraint;
 pub use draft_lane::{DraftClosed, DraftEvent, DraftOutlet};
@@ -39,6 +43,9 @@ pub use facts::{Facts, Undrafted};
 pub use lane::{Ended, Outlet, Room};
 pub use model::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
 pub use open::Refusal;
+pub use prefill_lane::{
+    PAGES_AT_ONCE, PageOut, PrefillEvent, PrefillOpen, PrefillOutlet, pages_to_hand_over,
+};
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};

@@ -1,6 +1,6 @@
 //! The seam between bookkeeping and arithmetic.
 
-use kvcache::HeadClass;
+use kvcache::{ClassId, HeadClass, PageId};
 use sampling::{Draw, Drawn};
 use scheduler::Step;
 
@@ -43,6 +43,26 @@ pub struct Picks(pub Vec<Pick>);
 pub trait Model {
     fn spec(&self) -> &ModelSpec;
 
+    /// Rows that a step computes in the time of one: what is planned beside decodes fills the last so many.
+    fn tile(&self) -> u32 {
+        1
+    }
+
+    /// Layers in which a page can be read and written from outside; 0: not built for this back end.
+    fn layers(&self) -> u32 {
+        0
+    }
+
+    /// Reads the bytes of one layer of a page, for another rank of the same numerics; `into` is empty.
+    fn export(&self, _: ClassId, _: PageId, _: u32, _into: &mut Vec<u8>) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { what: "reading pages out" })
+    }
+
+    /// Writes what `export` read elsewhere into a page that no table holds.
+    fn import(&mut self, _: ClassId, _: PageId, _: u32, _bytes: &[u8]) -> Result<(), ModelError> {
+        Err(ModelError::Unsupported { what: "pages from elsewhere" })
+    }
+
     /// Starts the layers of a step. Refuses variants it does not execute before it changes anything.
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError>;
 
@@ -54,6 +74,22 @@ pub trait Model {
 impl<M: Model + ?Sized> Model for Box<M> {
     fn spec(&self) -> &ModelSpec {
         (**self).spec()
+    }
+
+    fn tile(&self) -> u32 {
+        (**self).tile()
+    }
+
+    fn layers(&self) -> u32 {
+        (**self).layers()
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        (**self).export(class, page, layer, into)
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        (**self).import(class, page, layer, bytes)
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
@@ -78,6 +114,8 @@ pub enum ModelError {
     NotFinite { row: u32 },
     #[error("{draws} draws were given for {rows} picking rows")]
     Draws { draws: usize, rows: usize },
+    #[error("a layer of a page is {expected} bytes and {found} were given")]
+    PageSize { expected: usize, found: usize },
     #[error("device: {0}")]
     Device(String),
 }

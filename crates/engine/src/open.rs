@@ -26,6 +26,15 @@ pub enum Refusal {
 
 impl<M: Model> Engine<M> {
     pub(crate) fn open_target(&mut self, now: Duration, open: TargetOpen) {
+        let id = open.sequence;
+        self.admit_target(now, open);
+        if !self.lanes.contains_key(&id) {
+            // Pages that were held for it are of no use any more.
+            self.scheduler.release_handed(id);
+        }
+    }
+
+    fn admit_target(&mut self, now: Duration, open: TargetOpen) {
         let TargetOpen { sequence, request, constraint, deadline, outlet, admitted } = open;
         let known = request.known();
         let vocab_size = self.spec().vocab_size;

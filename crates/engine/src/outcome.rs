@@ -9,7 +9,7 @@ use speculation::Reaction;
 
 use crate::open::in_vocabulary;
 use crate::step::Lane;
-use crate::{CommitFrame, DraftClosed, DraftEvent, Engine, Facts, Model, ModelError, Pick};
+use crate::{CommitFrame, DraftClosed, DraftEvent, Engine, Facts, Model, ModelError, Pick, PrefillEvent};
 
 impl<M: Model> Engine<M> {
     pub(crate) fn commit(&mut self, now: Duration, plan: &Plan, picks: Vec<Pick>) -> Facts {
@@ -19,6 +19,11 @@ impl<M: Model> Engine<M> {
             facts.known_rows += slice.known;
             facts.draft_rows += slice.drafts;
             if !slice.picks {
+                self.scheduler.commit(slice, 0, &[]);
+                continue;
+            }
+            if let Some(Lane::Prefill(_)) = self.lanes.get(&slice.sequence) {
+                // What it picked is the other rank's business.
                 self.scheduler.commit(slice, 0, &[]);
                 continue;
             }
@@ -55,7 +60,7 @@ impl<M: Model> Engine<M> {
                         lane.drafted(known, drawn);
                     }
                 }
-                None => self.scheduler.remove(slice.sequence),
+                Some(Lane::Prefill(_)) | None => self.scheduler.remove(slice.sequence),
             }
         }
         facts
@@ -99,6 +104,7 @@ impl<M: Model> Engine<M> {
             | ModelError::OutOfRange { .. }
             | ModelError::NoPage { .. }
             | ModelError::Draws { .. }
+            | ModelError::PageSize { .. }
             | ModelError::Device(_) => self.lanes.keys().copied().collect(),
         };
         let all = !doomed.is_empty() && doomed.len() == self.lanes.len();
@@ -158,6 +164,7 @@ impl<M: Model> Engine<M> {
             Some(Lane::Draft(mut lane)) => {
                 lane.outlet.deliver(DraftEvent::Closed(DraftClosed::Failed));
             }
+            Some(Lane::Prefill(mut lane)) => lane.outlet.deliver(PrefillEvent::Failed),
             None => {}
         }
         self.leave(now, id);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kvcache::{PAGE_POSITIONS, PageId};
+use kvcache::{ClassId, PAGE_POSITIONS, PageId};
 use request::TokenId;
 use scheduler::{Slot, TableChange, TableDelta};
 
@@ -60,6 +60,45 @@ impl PagedTokens {
         Ok(())
     }
 
+    /// A page as bytes has two layers, the low and the high halves of its tokens: so that one without the other is
+    /// no page.
+    pub(crate) const LAYERS: u32 = 2;
+
+    pub(crate) fn export(
+        &self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        let cells = self.pages.get(usize::from(class.0)).and_then(|pages| pages.get(page.0 as usize));
+        let cells = cells.filter(|_| layer < Self::LAYERS).ok_or(out_of_range(page))?;
+        // No token is all ones: ids are below the vocabulary.
+        let halves = cells.iter().map(|cell| (cell.map_or(u32::MAX, |token| token.0) >> (16 * layer)) as u16);
+        into.extend(halves.flat_map(u16::to_le_bytes));
+        Ok(())
+    }
+
+    pub(crate) fn import(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        bytes: &[u8],
+    ) -> Result<(), ModelError> {
+        let cells = self.pages.get_mut(usize::from(class.0)).and_then(|pages| pages.get_mut(page.0 as usize));
+        let cells = cells.filter(|_| layer < Self::LAYERS).ok_or(out_of_range(page))?;
+        if bytes.len() != 2 * PAGE {
+            return Err(ModelError::PageSize { expected: 2 * PAGE, found: bytes.len() });
+        }
+        for (cell, half) in cells.iter_mut().zip(bytes.as_chunks().0) {
+            let half = u32::from(u16::from_le_bytes(*half)) << (16 * layer);
+            let kept = cell.map_or(u32::MAX, |token| token.0) & !(0xffff << (16 * layer));
+            *cell = Some(TokenId(kept | half)).filter(|token| token.0 != u32::MAX);
+        }
+        Ok(())
+    }
+
     fn entry(&self, slot: Slot, class: usize, position: u32) -> Result<Entry, ModelError> {
         let missing = ModelError::NoPage { slot: slot.0, position };
         let table = self.tables.get(&(slot, class as u8)).ok_or(missing.clone())?;
@@ -88,4 +127,8 @@ impl PagedTokens {
         self.pages[class][page.0 as usize][position as usize % PAGE] = Some(token);
         Ok(())
     }
+}
+
+fn out_of_range(page: PageId) -> ModelError {
+    ModelError::OutOfRange { what: "page", index: page.0.into(), bound: 0 }
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use kvcache::HeadClass;
 use request::Sampling;
 use sampling::Draw;
-use scheduler::{Ahead, Config, Plan, Scheduler, SequenceId};
+use scheduler::{Ahead, Config, Plan, Policy, Scheduler, SequenceId};
 use speculation::{Beside, Drops};
 
 use crate::draft_lane::DraftLane;
 use crate::drafting::Drafting;
+use crate::pacing::Pacing;
+use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, TargetLane};
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelSpec, Room};
@@ -21,6 +23,9 @@ pub struct Settings {
     /// Most rows of one step: how long a prompt may hold up running sequences. More than the slots, or
     /// prompts move by one row a step.
     pub token_budget: u32,
+    /// Longest step while somebody decodes: the budget is lowered until its steps keep it. `None`: always the
+    /// whole budget.
+    pub tpot_target: Option<Duration>,
     /// Sequences that wait; one more is refused.
     pub max_waiting: usize,
     /// Longest predicted wait for a slot; a sequence that would wait longer is refused.
@@ -38,6 +43,7 @@ impl Default for Settings {
         Self {
             // On a CPU longer chunks compute a prompt no faster, they only make gaps longer (docs/benchmarks.md).
             token_budget: 128,
+            tpot_target: None,
             max_waiting: 256,
             max_wait: Duration::from_secs(30),
             max_draft: 8,
@@ -60,6 +66,7 @@ pub enum Outcome {
 pub(crate) enum Lane {
     Target(Box<TargetLane>),
     Draft(Box<DraftLane>),
+    Prefill(Box<PrefillLane>),
 }
 
 /// One rank: sequences, pages and a model.
@@ -72,6 +79,7 @@ pub struct Engine<M> {
     /// Since the last step.
     pub(crate) dropped: Drops,
     pub(crate) drafting: Drafting,
+    pub(crate) pacing: Pacing,
 }
 
 impl<M> std::fmt::Debug for Engine<M> {
@@ -85,6 +93,8 @@ impl<M: Model> Engine<M> {
         let spec = model.spec();
         let scheduler = Scheduler::new(Config {
             token_budget: settings.token_budget,
+            tile: model.tile(),
+            policy: Policy::Sarathi,
             max_waiting: settings.max_waiting,
             context: spec.context,
             slots: spec.slots,
@@ -92,6 +102,7 @@ impl<M: Model> Engine<M> {
             prefix_cache: settings.prefix_cache,
         });
         let drafting = Drafting::new(spec.vocab_size);
+        let pacing = Pacing::new(settings.tpot_target, settings.token_budget, model.tile());
         Self {
             model,
             scheduler,
@@ -100,6 +111,7 @@ impl<M: Model> Engine<M> {
             turnover: Turnover::default(),
             dropped: Drops::default(),
             drafting,
+            pacing,
         }
     }
 
@@ -121,6 +133,8 @@ impl<M: Model> Engine<M> {
         match command {
             Command::Target(open) => self.open_target(now, *open),
             Command::Draft(open) => self.open_draft(*open),
+            Command::Prefill(open) => self.open_prefill(*open),
+            Command::Page(page) => self.page_in(*page),
             Command::Cancel(id) => self.remove(now, id),
             Command::Drafts(id, drafts) => {
                 if let (Some(Lane::Target(lane)), Some(known)) =
@@ -162,13 +176,17 @@ impl<M: Model> Engine<M> {
 
     /// Plans and executes one step.
     pub fn step(&mut self, now: Duration) -> Outcome {
+        for id in self.export() {
+            self.remove(now, id);
+        }
         let (held, until) = self.readiness(now);
         self.propose(&held);
+        self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
         let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
             _ if held.contains(&id) => Ahead::Hold,
             Some(Lane::Target(lane)) => Ahead::Go(lane.proposed()),
-            Some(Lane::Draft(_)) => Ahead::Go(&[]),
+            Some(Lane::Draft(_) | Lane::Prefill(_)) => Ahead::Go(&[]),
             None => Ahead::Hold,
         });
         for admitted in &plan.admitted {
@@ -203,6 +221,7 @@ impl<M: Model> Engine<M> {
     /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost
     /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
+        self.pacing.record(facts.known_rows + facts.draft_rows, time);
         if facts.decodes > 0 && facts.known_rows == facts.decodes {
             self.drafting.cost.record(facts.known_rows + facts.draft_rows, time);
         }
@@ -234,6 +253,13 @@ impl<M: Model> Engine<M> {
                     }
                     Room::Free => {}
                 },
+                Lane::Prefill(lane) => match lane.outlet.room() {
+                    Room::Gone => ended.push((*id, None)),
+                    Room::Full => {
+                        held.insert(*id);
+                    }
+                    Room::Free => {}
+                },
             }
         }
         for (id, finish) in ended {
@@ -245,12 +271,16 @@ impl<M: Model> Engine<M> {
         (held, until)
     }
 
+    /// Sequences that could decode in this step.
+    fn decodes(&self, held: &BTreeSet<SequenceId>) -> u32 {
+        let decoding = |id: &&SequenceId| !held.contains(id) && self.scheduler.decoding(**id);
+        self.lanes.keys().filter(decoding).count() as u32
+    }
+
     /// Chooses the drafts of every sequence that decodes. Who waits or prefills verifies nothing, so its
     /// constraint is not asked at each step.
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
-        let decoding = |id: &SequenceId| !held.contains(id) && self.scheduler.decoding(*id);
-        let decodes = self.lanes.keys().filter(|id| decoding(id)).count() as u32;
-        let others = decodes.saturating_sub(1);
+        let others = self.decodes(held).saturating_sub(1);
         let beside = Beside { rows: others, tokens: others };
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
@@ -277,7 +307,9 @@ impl<M: Model> Engine<M> {
                     }
                 },
                 Some(Lane::Draft(lane)) => draws.push(lane.draw()),
-                None => draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows)),
+                Some(Lane::Prefill(_)) | None => {
+                    draws.extend(std::iter::repeat_n(Draw::new(Sampling::GREEDY), rows))
+                }
             }
         }
         (draws, unsteered)

@@ -4,7 +4,7 @@
 //! a page that was mapped wrong, given back too early or never written changes the text or ends in
 //! an error. The exact law is [`toy_logits`].
 
-use kvcache::HeadClass;
+use kvcache::{ClassId, HeadClass, PageId};
 use request::TokenId;
 use sampling::{Draw, draw};
 use scheduler::{Layers, Output, Parent, RowToken, Slot, Step};
@@ -59,6 +59,18 @@ impl ToyModel {
 impl Model for ToyModel {
     fn spec(&self) -> &ModelSpec {
         &self.spec
+    }
+
+    fn layers(&self) -> u32 {
+        PagedTokens::LAYERS
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        self.tokens.export(class, page, layer, into)
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.tokens.import(class, page, layer, bytes)
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {

@@ -12,6 +12,7 @@ pub(crate) use tables::{Tables, bound};
 
 use std::ops::Range;
 
+use engine::ModelError;
 use half::f16;
 use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 use memmap2::MmapMut;
@@ -97,6 +98,28 @@ impl Storage {
         for (to, value) in values.zip(value) {
             *to = *value;
         }
+    }
+
+    /// All heads of the class in one layer of a page, as they lie: what is handed over to another rank.
+    pub(crate) fn layer(&self, page: PageId, layer: usize) -> Result<&[u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get(range).unwrap_or_default())
+    }
+
+    pub(crate) fn layer_mut(&mut self, page: PageId, layer: usize) -> Result<&mut [u8], ModelError> {
+        let range = self.layer_range(page, layer)?;
+        Ok(self.bytes.get_mut(range).unwrap_or_default())
+    }
+
+    fn layer_range(&self, page: PageId, layer: usize) -> Result<Range<usize>, ModelError> {
+        bound("page", page.0 as usize, self.pages as usize)?;
+        bound("layer", layer, self.places.len())?;
+        // Units of a class are counted layer by layer: those of one lie next to each other, if it has any.
+        let mut places = self.places[layer].iter().flatten();
+        let first = places.next().map_or(0, |first| *first as usize);
+        let units = self.places[layer].iter().flatten().count();
+        let start = page.0 as usize * self.page + first * 2 * self.half();
+        Ok(start..start + units * 2 * self.half())
     }
 
     /// Where a unit begins in a page; past the end for one of another class.

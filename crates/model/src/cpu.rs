@@ -2,6 +2,7 @@
 
 mod attention;
 mod bandwidth;
+mod cores;
 mod elementwise;
 mod exp;
 mod forward;
@@ -17,7 +18,7 @@ pub use probe::Asked;
 use std::path::Path;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use kvcache::HeadMap;
+use kvcache::{ClassId, HeadMap, PageId};
 use sampling::Draw;
 use scheduler::Step;
 
@@ -26,9 +27,20 @@ use crate::cache::{Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
+use cores::Cores;
 use forward::{Forward, Picking, Scratch};
 use packed::Packed;
 use pool::Pool;
+
+/// How a model is loaded on a CPU, besides [`Options`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// A core for each thread, the first for the one that submits steps; empty leaves them to the operating system.
+    pub cores: Vec<usize>,
+    /// Tokens, in rising order, that alone are drawn: for a drafter, whose head is much of its work (FR-Spec, arXiv
+    /// 2502.14856). `None`: all.
+    pub shortlist: Option<Vec<u32>>,
+}
 
 /// A model on the CPU.
 ///
@@ -58,7 +70,13 @@ impl CpuModel {
     /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
     /// touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
+        Self::load_as(path, options, &CpuOptions::default())
+    }
+
+    /// As [`Self::load`], with what only a CPU can be told.
+    pub fn load_as(path: &Path, options: &Options, cpu: &CpuOptions) -> Result<Self, LoadError> {
         options.validate()?;
+        let cores = Cores::new(&cpu.cores)?;
         let opened = Opened::open(path)?;
         let context = context(options.context, &opened.parameters)?;
         opened.weights.prefetch();
@@ -71,11 +89,15 @@ impl CpuModel {
         let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
+        // Padding is not drawn, whoever lists it.
+        let shortlist =
+            cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
         let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class]));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
-        let mut pool = Pool::new(options.threads).map_err(|e| LoadError::Threads(e.to_string()))?;
-        let packed = Packed::new(&decoder, &mut pool)?;
+        let mut pool =
+            Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
+        let packed = Packed::new(&decoder, shortlist, &mut pool)?;
         let level = Level::best();
         tracing::info!(
             architecture = architecture.name, layers = parameters.layers, context, ?pages,
@@ -123,6 +145,11 @@ impl CpuModel {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    fn storage_of(&self, class: ClassId) -> Result<&Storage, ModelError> {
+        crate::cache::bound("head class", usize::from(class.0), self.spec.classes.len())?;
+        Ok(&self.storage[usize::from(class.0)])
     }
 
     /// Checks a step and computes its layers.
@@ -179,11 +206,37 @@ struct RowLogits<'a> {
 }
 
 impl Model for CpuModel {
+    /// Of the widest kernels (`product`); the others have a divisor of it.
+    fn tile(&self) -> u32 {
+        8
+    }
+
     fn spec(&self) -> &ModelSpec {
         &self.spec
     }
 
+    fn layers(&self) -> u32 {
+        self.parameters.layers as u32
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
+        into.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.storage_of(class)?;
+        let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
+        if to.len() != bytes.len() {
+            return Err(ModelError::PageSize { expected: to.len(), found: bytes.len() });
+        }
+        to.copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.pool.enter();
         self.layers(step)?;
         self.tickets += 1;
         self.submitted = Some(self.tickets);

@@ -21,9 +21,11 @@ pub(crate) type Line = [u8; 4 * LANES];
 /// A half float of each lane, little-endian.
 pub(crate) type Halves = [u8; 2 * LANES];
 
-/// Bytes between a load from a stream of weights and what is fetched meanwhile.
+/// Bytes between a load from a stream of weights and what is fetched meanwhile into the second cache, and from there
+/// into the first. On streams of a gigabyte one hint
+/// alone, 2 KiB ahead, was 1 to 14 % slower.
 #[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 2048;
+const AHEAD: [usize; 2] = [8192, 2048];
 
 /// Instruction sets a kernel can be run with. A value exists only for what this processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +116,8 @@ pub(crate) trait Lanes: Copy {
     /// 16 x f32.
     type Floats: Copy;
 
-    /// Hints that what lies [`AHEAD`] of this line in a stream of weights will be read soon. One hint a line:
-    /// many at once would fill the buffers that the loads themselves need.
+    /// Hints that what lies `AHEAD` of this line in a stream of weights will be read soon. With every line, not many
+    /// at once: they would fill the buffers that the loads themselves need.
     fn ahead(self, line: &Line);
 
     /// A line of a stream of weights, with a hint.

@@ -20,6 +20,10 @@ pub struct Config {
     pub served_as: Option<String>,
     /// CPU threads of the model; all cores when it is left out.
     pub threads: Option<usize>,
+    /// On a CPU under Linux: a core for each thread, the first for the one that steps.
+    pub cores: Option<Vec<usize>>,
+    /// On the CPU of a drafter: so many tokens, the most common ones and those that are no text, are all it draws.
+    pub shortlist: Option<u32>,
     /// Most tokens of one sequence; the model's own context when it is left out.
     pub context: Option<u32>,
     /// Sequences (worker) or sessions (drafter) that run at once.
@@ -62,6 +66,8 @@ impl Default for Config {
             model: None,
             served_as: None,
             threads: None,
+            cores: None,
+            shortlist: None,
             context: None,
             slots: 8,
             kv_memory: None,
@@ -89,6 +95,22 @@ impl Check for Config {
         }
         if self.threads == Some(0) {
             return Err(Wrong::new("threads", "must be at least 1"));
+        }
+        if let Some(cores) = &self.cores {
+            if self.device != Device::Cpu {
+                return Err(Wrong::new("cores", "is for CPUs"));
+            }
+            if cores.is_empty() || self.threads.is_some_and(|threads| threads != cores.len()) {
+                return Err(Wrong::new("cores", "must be as many as threads"));
+            }
+        }
+        if let Some(tokens) = self.shortlist {
+            if self.device != Device::Cpu {
+                return Err(Wrong::new("shortlist", "is built for CPUs only"));
+            }
+            if tokens < 1024 {
+                return Err(Wrong::new("shortlist", "must be at least 1024"));
+            }
         }
         if self.context == Some(0) {
             return Err(Wrong::new("context", "must be at least 1"));

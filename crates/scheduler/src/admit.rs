@@ -73,10 +73,12 @@ impl Scheduler {
     }
 
     fn demand(&mut self, id: SequenceId) -> Option<Demand> {
+        let handed = self.handed_positions(id);
         let sequence = self.sequences.get_mut(&id)?;
         // At least the last token is computed: its logits are wanted. What may be rewritten is not
-        // shared: it would be written.
-        let most = if self.config.prefix_cache { (sequence.len() - 1).min(sequence.settled) } else { 0 };
+        // shared: it would be written. Without a prefix cache, only what was handed over for it.
+        let most = if self.config.prefix_cache { u32::MAX } else { handed };
+        let most = most.min(sequence.len() - 1).min(sequence.settled);
         let chain = sequence.chain.reach(&sequence.tokens[..most as usize]);
         let chain = chain[..longest_hit(&self.pools, chain) as usize].to_vec();
         let rows = sequence.wanted() > chain.len() as u32 * PAGE_POSITIONS;
@@ -111,14 +113,7 @@ impl Scheduler {
                 let revived = demand.hit.iter();
                 let revived =
                     revived.filter(|page| pool.holders(**page) == 0 || let_go.binary_search(page).is_ok());
-                let owed = self.running.values().filter(|id| !gone.contains(id)).filter_map(tables);
-                let owed: u32 = owed
-                    .map(|(sequence, running)| {
-                        let positions = sequence.known_and_next();
-                        PageTable::worst_case(pool.class(), positions, sequence.stride)
-                            .saturating_sub(running.tables[class].held())
-                    })
-                    .sum();
+                let owed = self.owed(class, gone);
                 pool.available() + freed + let_go.len() as u32 >= demand.fresh + owed + revived.count() as u32
             })
     }
@@ -139,12 +134,15 @@ impl Scheduler {
         let again = sequence.preempted;
         sequence.computed = cached;
         sequence.running = Some(Running { slot, tables, started: false });
-        self.waiting.remove(&sequence.order);
-        self.running.insert(sequence.order, id);
+        let order = sequence.order;
+        let length = sequence.len();
+        self.waiting.remove(&order);
+        self.running.insert(order, id);
+        self.release_handed(id);
         if again {
             self.counters.recovered += u64::from(cached);
         } else {
-            self.counters.prefix_queries += u64::from(sequence.len());
+            self.counters.prefix_queries += u64::from(length);
             self.counters.prefix_hits += u64::from(cached);
         }
         Some(Admitted { sequence: id, cached, again })

@@ -1,9 +1,9 @@
-//! The token budget of a step (SARATHI, arXiv 2403.02310): decodes first, then prompts.
+//! Who gets the rows of a step: by SARATHI (arXiv 2403.02310) decodes first, then prompts.
 
 use request::TokenId;
 
-use crate::SequenceId;
 use crate::sequence::Order;
+use crate::{Policy, SequenceId};
 
 /// A running sequence that could move in this step.
 #[derive(Clone, Copy, Debug)]
@@ -29,35 +29,88 @@ pub(crate) struct Share<'a> {
     pub(crate) drafts: &'a [TokenId],
 }
 
+/// How many rows there are, and for whom first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    pub(crate) budget: u32,
+    /// A step with prompts is filled up to a multiple of so many rows.
+    pub(crate) tile: u32,
+    pub(crate) policy: Policy,
+}
+
 /// Shares the budget. `ready` is in order.
-pub(crate) fn share_out<'a>(mut budget: u32, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
+pub(crate) fn share_out<'a>(rows: Rows, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
     let (decodes, mut prompts): (Vec<&Ready<'a>>, Vec<&Ready<'a>>) =
         ready.iter().partition(|ready| ready.behind == 1);
+    // Of one priority, what is partly computed goes before what is new: fewer are half done.
+    prompts.sort_by_key(|ready| (ready.order.priority, !ready.started, ready.order.arrival));
+    match rows.policy {
+        Policy::Sarathi => {
+            let (mut shares, used) = decode(rows.budget, &decodes, !prompts.is_empty());
+            shares.extend(chunks(room(rows, used), &prompts));
+            shares
+        }
+        Policy::PrefillFirst if !prompts.is_empty() => whole(rows.budget, &prompts),
+        Policy::DecodeFirst if decodes.is_empty() => whole(rows.budget, &prompts),
+        Policy::PrefillFirst | Policy::DecodeFirst => decode(rows.budget, &decodes, false).0,
+    }
+}
+
+/// What decodes and their drafts leave of a step to prompts. However many decode, a prompt moves: at least one row a
+/// step, and all that the last tile has room for.
+fn room(rows: Rows, used: u32) -> u32 {
+    let tile = rows.tile.clamp(1, rows.budget.max(1));
+    let last = (used + 1).next_multiple_of(tile);
+    // Over the budget only where decodes are.
+    let last = if used < rows.budget { last.min(rows.budget) } else { last };
+    (rows.budget / tile * tile).max(last) - used
+}
+
+/// All decodes, and drafts as far as the budget goes; the rows that they take.
+fn decode<'a>(budget: u32, decodes: &[&Ready<'a>], beside_prompts: bool) -> (Vec<Share<'a>>, u32) {
     // Decodes first; their own rows are never refused (running is bounded by the slots).
-    budget = budget.saturating_sub(decodes.len() as u32);
+    let mut used = decodes.len() as u32;
+    let left = budget.saturating_sub(used);
     // Then their drafts, in equal shares; while a prompt is behind, half of what is left is its.
-    let mut for_drafts = if prompts.is_empty() { budget } else { budget / 2 };
+    let mut for_drafts = if beside_prompts { left / 2 } else { left };
     let mut drafting = decodes.iter().filter(|ready| !ready.drafts.is_empty()).count() as u32;
-    let mut shares = Vec::with_capacity(ready.len());
+    let mut shares = Vec::with_capacity(decodes.len());
     for ready in decodes {
         let mut drafts: &[TokenId] = &[];
         if !ready.drafts.is_empty() {
             let take = (ready.drafts.len() as u32).min(ready.room).min(for_drafts.div_ceil(drafting));
-            (for_drafts, budget, drafting) = (for_drafts - take, budget - take, drafting - 1);
+            (for_drafts, used, drafting) = (for_drafts - take, used + take, drafting - 1);
             drafts = &ready.drafts[..take as usize];
         }
         shares.push(Share { id: ready.id, order: ready.order, known: 1, drafts });
     }
-    // However many decode, a prompt moves: at least one row a step.
-    budget = budget.max(u32::from(!prompts.is_empty()));
-    // Of one priority, what is partly computed goes before what is new: fewer are half done.
-    prompts.sort_by_key(|ready| (ready.order.priority, !ready.started, ready.order.arrival));
+    (shares, used)
+}
+
+/// Chunks of prompts, in order, that fill `room`.
+fn chunks<'a>(mut room: u32, prompts: &[&Ready<'a>]) -> Vec<Share<'a>> {
+    let mut shares = Vec::new();
     for ready in prompts {
-        let known = ready.behind.min(budget);
-        if known > 0 {
-            shares.push(Share { id: ready.id, order: ready.order, known, drafts: &[] });
-            budget -= known;
+        let known = ready.behind.min(room);
+        if known == 0 {
+            break;
         }
+        shares.push(Share { id: ready.id, order: ready.order, known, drafts: &[] });
+        room -= known;
+    }
+    shares
+}
+
+/// Whole prompts, in order, while they fit; the first one however long it is.
+fn whole<'a>(budget: u32, prompts: &[&Ready<'a>]) -> Vec<Share<'a>> {
+    let mut shares: Vec<Share<'a>> = Vec::new();
+    let mut rows = 0;
+    for ready in prompts {
+        rows += ready.behind;
+        if rows > budget && !shares.is_empty() {
+            break;
+        }
+        shares.push(Share { id: ready.id, order: ready.order, known: ready.behind, drafts: &[] });
     }
     shares
 }

@@ -1,6 +1,6 @@
 use kvcache::HeadClass;
 
-use crate::SequenceId;
+use crate::{Policy, SequenceId};
 
 /// Bounds of the scheduler.
 #[derive(Clone, Debug, PartialEq)]
@@ -8,6 +8,10 @@ pub struct Config {
     /// Most rows of one step. Draft rows count; a decode's own row, and one row of a prompt, are planned
     /// even beyond it.
     pub token_budget: u32,
+    /// Rows that cost as much as one: a step with prompts is filled up to a multiple of so many.
+    /// 1 when every row costs.
+    pub tile: u32,
+    pub policy: Policy,
     /// Sequences that wait for a slot or for pages, preempted ones included; one more is refused.
     pub max_waiting: usize,
     /// Most positions of one sequence.

@@ -13,6 +13,8 @@
 //!   never stalls them, then prompts partly computed, then new ones;
 //! * `preempt`: who gets pages for these rows, and who gives way when there are none.
 //!
+//! Pages that another rank computed come in by `handed`.
+//!
 //! Not here: tensors (`model`), whether drafts are right (`speculation`), clocks. Start at
 //! [`Scheduler::plan`] and [`Scheduler::commit`].
 #![forbid(unsafe_code)]
@@ -21,7 +23,9 @@ mod admit;
 mod budget;
 mod config;
 mod facts;
+mod handed;
 mod plan;
+mod policy;
 mod preempt;
 mod schedule;
 mod sequence;
@@ -30,6 +34,7 @@ mod step;
 pub use config::{Config, Refused};
 pub use facts::{Counters, PagesFacts};
 pub use plan::{Admitted, Ahead, Plan, Slice};
+pub use policy::Policy;
 pub use schedule::Scheduler;
 pub use sequence::{NewSequence, SequenceId};
 pub use step::{AdapterId, Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use kvcache::{ClassId, PagePool};
 use request::TokenId;
 
-use crate::budget::{Ready, Share, share_out};
+use crate::budget::{Ready, Rows, Share, share_out};
+use crate::handed::Handed;
 use crate::sequence::{Order, Sequence};
 use crate::{
     Ahead, Config, Counters, Layers, NewSequence, Output, PagesFacts, Parent, Plan, Refused, Row, RowToken,
@@ -28,7 +29,11 @@ pub struct Scheduler {
     /// Who gave way since the last plan.
     pub(crate) preempted: Vec<SequenceId>,
     pub(crate) counters: Counters,
+    /// Pages held for sequences that are still to come.
+    pub(crate) handed: BTreeMap<SequenceId, Handed>,
     arrivals: u64,
+    /// At most the configured one.
+    budget: u32,
 }
 
 impl Scheduler {
@@ -42,7 +47,9 @@ impl Scheduler {
             deltas: Vec::new(),
             preempted: Vec::new(),
             counters: Counters::default(),
+            handed: BTreeMap::new(),
             arrivals: 0,
+            budget: config.token_budget,
             config,
         }
     }
@@ -116,7 +123,8 @@ impl Scheduler {
         }
         // Window pages are left behind as tokens settle. Of a sequence that is rewritten nobody says
         // how far behind that is, so it must fit as if it kept them all.
-        let stride = if new.settled == u32::MAX { self.config.token_budget } else { longest };
+        let chunked = new.settled == u32::MAX && !self.config.policy.whole_prompts();
+        let stride = if chunked { self.config.token_budget } else { longest };
         for (class, capacity) in &self.config.classes {
             let needed = kvcache::PageTable::worst_case(*class, longest, stride);
             if needed > *capacity {
@@ -132,6 +140,11 @@ impl Scheduler {
         self.waiting.insert(sequence.order, id);
         self.sequences.insert(id, sequence);
         Ok(())
+    }
+
+    /// Rows of the steps from here on, at most the configured budget: a rank that has a pace to keep lowers it.
+    pub fn set_budget(&mut self, rows: u32) {
+        self.budget = rows.clamp(1, self.config.token_budget.max(1));
     }
 
     /// Plans the next step. A plan without rows means that nothing can move before the next call that
@@ -202,6 +215,7 @@ impl Scheduler {
     /// Ends a sequence and gives back its slot and pages. What it computed and settled stays in the
     /// prefix cache.
     pub fn remove(&mut self, id: SequenceId) {
+        self.release_handed(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
         self.waiting.remove(&sequence.order);
         self.running.remove(&sequence.order);
@@ -214,6 +228,9 @@ impl Scheduler {
     /// nobody knows what they hold.
     pub fn clear_tables(&mut self) {
         debug_assert!(self.sequences.is_empty(), "sequences go first");
+        for id in self.handed.keys().copied().collect::<Vec<_>>() {
+            self.release_handed(id);
+        }
         self.deltas.clear();
         self.pools.iter_mut().for_each(PagePool::forget);
         for slot in (0..self.config.slots).map(Slot) {
@@ -239,7 +256,8 @@ impl Scheduler {
         };
         let ready: Vec<Ready<'a>> = self.running.iter().filter_map(ready).collect();
         let ids: BTreeSet<SequenceId> = ready.iter().map(|ready| ready.id).collect();
-        self.place(share_out(self.config.token_budget, &ready), &ids)
+        let rows = Rows { budget: self.budget, tile: self.config.tile, policy: self.config.policy };
+        self.place(share_out(rows, &ready), &ids)
     }
 
     /// Writes the rows of the step.

@@ -113,6 +113,13 @@ impl Vocabulary {
         self.ends.get(index).and_then(|end| self.bytes.get(start..*end)).unwrap_or(&[])
     }
 
+    /// The first `count` tokens and those that are no text, in rising order. A vocabulary made by merges, as all that
+    /// are read here, has them in the order in which they paid on its texts: the first are the most common.
+    pub fn common(&self, count: u32) -> Vec<u32> {
+        let kept = |id: &u32| *id < count || self.kinds[*id as usize] != TokenKind::Normal;
+        (0..self.len()).filter(kept).collect()
+    }
+
     /// The text of all ids; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[TokenId]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| self.bytes(*id)).copied().collect();
@@ -157,4 +164,22 @@ fn hash(tokens: &[String]) -> [u8; 32] {
         hash.update(token.as_bytes());
     }
     hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tiny::Tiny;
+
+    #[test]
+    fn the_common_tokens_are_the_first_and_those_that_are_no_text() {
+        let mut tiny = Tiny::new();
+        tiny.add("rare", 1);
+        tiny.add("", 5);
+        let vocabulary = Vocabulary::from_gguf(&tiny.header()).unwrap();
+        let expected: Vec<u32> = (0..258).chain(261..265).collect();
+        assert_eq!(vocabulary.common(258), expected);
+        assert_eq!(vocabulary.common(0), [261, 262, 263, 264]);
+        assert_eq!(vocabulary.common(u32::MAX), (0..vocabulary.len()).collect::<Vec<_>>());
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use engine::{Command, Engine, Outcome, Outlet, Room, Settings, TargetEvent, TargetOpen};
 use model::CpuModel;
-use request::{Finish, Limits, Request, RequestId, Sampling, TokenId};
+use request::{Finish, Limits, Request, RequestId, Sampling, Strategy, TokenId};
 use scheduler::SequenceId;
 
 use super::{Batch, EngineArgs};
@@ -112,7 +112,9 @@ impl Bench {
             let ids = (0..prompt).map(|_| TokenId(self.random.u32(0..self.vocab))).collect();
             let id = RequestId::new(&format!("bench-{}", self.sequences))?;
             // No stop tokens: answers have the length that was asked for.
-            let request = Request::new(id, ids, Sampling::GREEDY, Limits::new(max_tokens, Vec::new()));
+            let mut request = Request::new(id, ids, Sampling::GREEDY, Limits::new(max_tokens, Vec::new()));
+            // A drafting step is no plain decode; `bench compare` measures drafting.
+            request.speculation.strategy = Strategy::None;
             let (admit, admitted) = sync_channel(1);
             let open = TargetOpen {
                 sequence: SequenceId(self.sequences),

@@ -3,6 +3,7 @@
 #![allow(missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
 
 mod exactness;
+mod hand_over;
 mod lanes;
 mod law;
 mod link;

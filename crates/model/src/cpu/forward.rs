@@ -49,6 +49,8 @@ pub(super) struct Scratch {
     out: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
+    /// Logits of all tokens, spread out from those of a shortlist; the others' never change.
+    wide: Vec<f32>,
     /// One key or value on its way into the cache.
     halves: Vec<[u8; 2]>,
     /// Where attention goes, while somebody asks.
@@ -83,6 +85,7 @@ impl Scratch {
             out: Vec::new(),
             gate: Vec::new(),
             up: Vec::new(),
+            wide: Vec::new(),
             halves: Vec::new(),
             probe: None,
         }
@@ -123,11 +126,23 @@ impl Forward<'_> {
         let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
         for (rows, x) in pieces {
             let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
-            s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [head]);
-            multiply(pool, self.level, &s.inputs, [(head, &mut s.out)]);
+            s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [&head.weight]);
+            multiply(pool, self.level, &s.inputs, [(&head.weight, &mut s.out)]);
+            let (all, width) = match &head.ids {
+                None => (&s.out, p.vocab),
+                Some(ids) => {
+                    s.wide.resize(s.wide.len().max(rows.len() * self.drawn), f32::NEG_INFINITY);
+                    pool.pieces(&mut s.wide[..rows.len() * self.drawn], self.drawn, |i, wide| {
+                        for (id, logit) in ids.iter().zip(&s.out[i * ids.len()..]) {
+                            wide[*id as usize] = *logit;
+                        }
+                    });
+                    (&s.wide, self.drawn)
+                }
+            };
             let logits: Vec<RowLogits<'_>> = rows
                 .iter()
-                .zip(s.out.chunks_exact(p.vocab))
+                .zip(all.chunks_exact(width))
                 .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
                 .collect();
             each(pool, &logits)?;

@@ -23,7 +23,14 @@ use crate::weights::Matrix;
 /// All matrices that are multiplied.
 pub(super) struct Packed {
     pub(super) layers: Vec<LayerWeights>,
-    pub(super) head: Weight,
+    pub(super) head: Head,
+}
+
+/// The output layer.
+pub(super) struct Head {
+    pub(super) weight: Weight,
+    /// The token of each output, where it has not all of them.
+    pub(super) ids: Option<Vec<u32>>,
 }
 
 /// Those of one layer.
@@ -38,16 +45,25 @@ pub(super) struct LayerWeights {
 }
 
 impl Packed {
-    /// Copies matrix by matrix; the file's pages are let go after each, so both are in memory only in part.
-    pub(super) fn new(decoder: &Decoder, pool: &mut Pool) -> Result<Self, LoadError> {
+    /// Copies matrix by matrix; the file's pages are let go after each, so both are in memory only in part. With a
+    /// `shortlist` the head has the outputs of those tokens alone.
+    pub(super) fn new(
+        decoder: &Decoder,
+        shortlist: Option<Vec<u32>>,
+        pool: &mut Pool,
+    ) -> Result<Self, LoadError> {
+        if let Some(ids) = &shortlist {
+            check_shortlist(ids, &decoder.head)?;
+        }
         let in_layers = decoder
             .layers
             .iter()
             .flat_map(|l: &Layer| [&l.q.matrix, &l.k.matrix, &l.v.matrix, &l.o, &l.gate, &l.up, &l.down]);
-        let matrices: Vec<&Matrix> = in_layers.chain([&decoder.head]).collect();
+        let head = Rows { matrix: &decoder.head, only: shortlist.as_deref() };
+        let matrices: Vec<Rows<'_>> = in_layers.map(Rows::all).chain([head]).collect();
         let mut weights = pack(&matrices, pool)?;
         // One a matrix: seven a layer, then the head.
-        let head = weights.split_off(decoder.layers.len() * 7).remove(0);
+        let weight = weights.split_off(decoder.layers.len() * 7).remove(0);
         let mut layers = Vec::with_capacity(decoder.layers.len());
         while !weights.is_empty() {
             let rest = weights.split_off(7);
@@ -55,7 +71,7 @@ impl Packed {
             let Ok([q, k, v, o, gate, up, down]) = seven else { unreachable!("split off as seven") };
             layers.push(LayerWeights { q, k, v, o, gate, up, down });
         }
-        Ok(Self { layers, head })
+        Ok(Self { layers, head: Head { weight, ids: shortlist } })
     }
 
     /// Bytes that a step reads once.
@@ -63,7 +79,41 @@ impl Packed {
         let layers = self.layers.iter().map(|l| {
             [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down].iter().map(|w| w.bytes() as u64).sum::<u64>()
         });
-        layers.sum::<u64>() + self.head.bytes() as u64
+        layers.sum::<u64>() + self.head.weight.bytes() as u64
+    }
+}
+
+/// Tokens in order, each once, of a head that is copied.
+fn check_shortlist(ids: &[u32], head: &Matrix) -> Result<(), LoadError> {
+    let bad = |why| Err(LoadError::BadOption { option: "shortlist", why });
+    if stride(head).is_none() {
+        return bad(format!("is built for quantised output layers, and this one is {:?}", head.format));
+    }
+    if ids.is_empty() || !ids.is_sorted_by(|a, b| a < b) {
+        return bad("must be tokens in rising order".to_owned());
+    }
+    match ids.last() {
+        Some(&last) if last as usize >= head.outputs => {
+            bad(format!("token {last} is not one of the output layer's {}", head.outputs))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is taken of a matrix: all of its rows, or some of them.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    matrix: &'a Matrix,
+    only: Option<&'a [u32]>,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn all(matrix: &'a Matrix) -> Self {
+        Self { matrix, only: None }
+    }
+
+    fn outputs(&self) -> usize {
+        self.only.map_or(self.matrix.outputs, <[u32]>::len)
     }
 }
 
@@ -122,9 +172,9 @@ impl Weight {
 const HUGE: usize = 2 << 20;
 
 /// Packs matrices into one piece of memory, in order.
-pub(super) fn pack(matrices: &[&Matrix], pool: &mut Pool) -> Result<Vec<Weight>, LoadError> {
-    let strides: Vec<Option<usize>> = matrices.iter().map(|m| stride(m)).collect();
-    let size = |(m, s): (&&Matrix, &Option<usize>)| s.map_or(0, |s| m.outputs.div_ceil(LANES) * s);
+pub(super) fn pack(matrices: &[Rows<'_>], pool: &mut Pool) -> Result<Vec<Weight>, LoadError> {
+    let strides: Vec<Option<usize>> = matrices.iter().map(|rows| stride(rows.matrix)).collect();
+    let size = |(rows, s): (&Rows<'_>, &Option<usize>)| s.map_or(0, |s| rows.outputs().div_ceil(LANES) * s);
     let sizes: Vec<usize> = matrices.iter().zip(&strides).map(size).collect();
     let bytes = sizes.iter().sum::<usize>();
     // Room to align within: memory that is never touched is never there.
@@ -135,22 +185,22 @@ pub(super) fn pack(matrices: &[&Matrix], pool: &mut Pool) -> Result<Vec<Weight>,
     let _ = memory.advise_range(Advice::HugePage, first, bytes);
     let mut start = first;
     let mut starts = Vec::with_capacity(matrices.len());
-    for ((matrix, stride), size) in matrices.iter().zip(&strides).zip(&sizes) {
+    for ((rows, stride), size) in matrices.iter().zip(&strides).zip(&sizes) {
         starts.push(start);
         if let Some(stride) = stride {
-            fill(matrix, *stride, memory.get_mut(start..start + size).unwrap_or_default(), pool);
-            matrix.let_go();
+            fill(*rows, *stride, memory.get_mut(start..start + size).unwrap_or_default(), pool);
+            rows.matrix.let_go();
         }
         start += size;
     }
     let memory = Arc::new(memory);
-    let place = |(matrix, (stride, start)): (&&Matrix, (Option<usize>, usize))| Weight {
-        format: matrix.format,
-        outputs: matrix.outputs,
-        inputs: matrix.inputs,
+    let place = |(rows, (stride, start)): (&Rows<'_>, (Option<usize>, usize))| Weight {
+        format: rows.matrix.format,
+        outputs: rows.outputs(),
+        inputs: rows.matrix.inputs,
         place: match stride {
             Some(stride) => Place::Packed { memory: Arc::clone(&memory), start, stride },
-            None => Place::File((*matrix).clone()),
+            None => Place::File(rows.matrix.clone()),
         },
     };
     Ok(matrices.iter().zip(strides.into_iter().zip(starts)).map(place).collect())
@@ -187,24 +237,24 @@ fn stride(matrix: &Matrix) -> Option<usize> {
     })
 }
 
-fn fill(matrix: &Matrix, stride: usize, to: &mut [u8], pool: &mut Pool) {
-    match matrix.format {
+fn fill(rows: Rows<'_>, stride: usize, to: &mut [u8], pool: &mut Pool) {
+    match rows.matrix.format {
         Format::F32 | Format::F16 | Format::BF16 => {}
-        Format::Q8_0 => fill_of::<Q8_0>(matrix, stride, to, pool),
-        Format::Q4_0 => fill_of::<Q4_0>(matrix, stride, to, pool),
-        Format::Q4_1 => fill_of::<Q4_1>(matrix, stride, to, pool),
-        Format::Q5_0 => fill_of::<Q5_0>(matrix, stride, to, pool),
-        Format::Q5_1 => fill_of::<Q5_1>(matrix, stride, to, pool),
-        Format::Q4_K => fill_of::<Q4K>(matrix, stride, to, pool),
-        Format::Q5_K => fill_of::<Q5K>(matrix, stride, to, pool),
-        Format::Q6_K => fill_of::<Q6K>(matrix, stride, to, pool),
+        Format::Q8_0 => fill_of::<Q8_0>(rows, stride, to, pool),
+        Format::Q4_0 => fill_of::<Q4_0>(rows, stride, to, pool),
+        Format::Q4_1 => fill_of::<Q4_1>(rows, stride, to, pool),
+        Format::Q5_0 => fill_of::<Q5_0>(rows, stride, to, pool),
+        Format::Q5_1 => fill_of::<Q5_1>(rows, stride, to, pool),
+        Format::Q4_K => fill_of::<Q4K>(rows, stride, to, pool),
+        Format::Q5_K => fill_of::<Q5K>(rows, stride, to, pool),
+        Format::Q6_K => fill_of::<Q6K>(rows, stride, to, pool),
     }
 }
 
-fn fill_of<B: IntegerBlock>(matrix: &Matrix, stride: usize, to: &mut [u8], pool: &mut Pool) {
-    let width = matrix.inputs / B::ELEMS;
-    let last = matrix.outputs - 1;
-    let source: &[B] = blocks(matrix.bytes());
+fn fill_of<B: IntegerBlock>(rows: Rows<'_>, stride: usize, to: &mut [u8], pool: &mut Pool) {
+    let width = rows.matrix.inputs / B::ELEMS;
+    let last = rows.outputs() - 1;
+    let source: &[B] = blocks(rows.matrix.bytes());
     pool.pieces(to, stride, |group, to| {
         for (i, lines) in to.as_chunks_mut().0.chunks_mut(1 + span::<B>() * B::WORDS).enumerate() {
             let Some((scales, lines)) = lines.split_first_mut() else { continue };
@@ -214,7 +264,8 @@ fn fill_of<B: IntegerBlock>(matrix: &Matrix, stride: usize, to: &mut [u8], pool:
                 for lane in 0..LANES {
                     // Past the end the last output again; its results go unread.
                     let output = (group * LANES + lane).min(last);
-                    pack_block(&source[output * width + k], lane, lines, halves);
+                    let row = rows.only.map_or(output, |only| only[output] as usize);
+                    pack_block(&source[row * width + k], lane, lines, halves);
                 }
             }
         }
@@ -249,7 +300,7 @@ mod tests {
             .flat_map(|o| (0..width).flat_map(move |k| (0..18).map(move |i| byte(o, k, i))))
             .collect();
         let matrix = Matrix::in_memory(Format::Q4_0, outputs, width * 32, &bytes);
-        let weight = pack(&[&matrix], &mut Pool::new(2).unwrap()).unwrap().remove(0);
+        let weight = pack(&[Rows::all(&matrix)], &mut Pool::new(2).unwrap()).unwrap().remove(0);
         assert_eq!((weight.groups(), weight.group_bytes()), (2, (3 * 4 + 2) * 64));
         for group in 0..2 {
             let spans: Vec<_> = spans::<Q4_0>(weight.group(group)).collect();

@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle, Thread, ThreadId};
+
+use super::cores::Cores;
 
 /// Looks at a flag before a thread sleeps: some 50 microseconds, longer than any pause inside a step.
 const SPINS: u32 = 2000;
@@ -20,6 +22,9 @@ const SPINS: u32 = 2000;
 pub(super) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    cores: Cores,
+    /// The thread that entered last.
+    caller: Option<ThreadId>,
 }
 
 /// What all threads see.
@@ -69,6 +74,11 @@ impl Job {
 impl Pool {
     /// `threads` of them, the caller's included.
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
+        Self::on_cores(threads, Cores::default())
+    }
+
+    /// As [`Self::new`], each thread on a core of its own for as long as there are cores.
+    pub(super) fn on_cores(threads: usize, cores: Cores) -> std::io::Result<Self> {
         let workers = threads.saturating_sub(1);
         let shared = Arc::new(Shared {
             number: AtomicUsize::new(0),
@@ -81,13 +91,28 @@ impl Pool {
             panic: Mutex::new(None),
         });
         // Made first: should a thread not start, the drop of what is there ends the others.
-        let mut pool = Self { shared, workers: Vec::new() };
+        let mut pool = Self { shared, workers: Vec::new(), cores, caller: None };
         for index in 0..workers {
-            let shared = Arc::clone(&pool.shared);
+            let (shared, cores) = (Arc::clone(&pool.shared), pool.cores.clone());
             let builder = thread::Builder::new().name(format!("model-{}", index + 1));
-            pool.workers.push(builder.spawn(move || shared.work(index))?);
+            pool.workers.push(builder.spawn(move || {
+                cores.bind(index + 1);
+                shared.work(index);
+            })?);
         }
         Ok(pool)
+    }
+
+    /// The thread that calls becomes the pool's first: with cores, it moves to the first of them and stays.
+    pub(super) fn enter(&mut self) {
+        if self.cores.is_empty() {
+            return;
+        }
+        let caller = thread::current().id();
+        if self.caller != Some(caller) {
+            self.caller = Some(caller);
+            self.cores.bind(0);
+        }
     }
 
     pub(super) fn threads(&self) -> usize {

@@ -34,7 +34,10 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn ahead(self, line: &Line) {
-        by_token!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast()))
+        by_token!({
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().wrapping_add(AHEAD[0]).cast());
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD[1]).cast());
+        })
     }
 
     #[inline(always)]

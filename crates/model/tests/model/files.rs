@@ -1,10 +1,10 @@
 //! What is said of a file without computing with it.
 
 use gguf::{TensorKind, Value};
-use model::{CpuModel, Description, LoadError, Options, PageBudget, fingerprint};
+use model::{CpuModel, CpuOptions, Description, LoadError, Options, PageBudget, fingerprint};
 use tempfile::NamedTempFile;
 
-use crate::tiny::{CONTEXT, Shape, Tiny, VOCAB};
+use crate::tiny::{CONTEXT, Shape, Tiny, VOCAB, tokens};
 use crate::{real, steps};
 
 fn written(tiny: &Tiny) -> NamedTempFile {
@@ -124,4 +124,53 @@ fn padding_of_the_output_layer_is_never_drawn() {
     }
     let beyond = steps::Sequences::new(4, 16).step(&[(0, 0, &[KNOWN])]);
     assert!(engine::Model::submit(&mut narrow, &beyond).is_err());
+}
+
+/// A drafter's head of some tokens: their logits are the full head's to the bit, all others cannot be drawn.
+#[test]
+fn a_shortlist_gives_the_same_logits_for_fewer_tokens() {
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::Q8_0));
+    let file = written(&tiny);
+    let options =
+        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads: 2, heads: None };
+    let load = |ids: Vec<u32>| {
+        CpuModel::load_as(
+            file.path(),
+            &options,
+            &CpuOptions { shortlist: Some(ids), ..CpuOptions::default() },
+        )
+    };
+    let listed: Vec<u32> = (0..VOCAB as u32).filter(|id| id % 3 != 1).collect();
+    let mut short = load(listed.clone()).unwrap();
+    let mut full = tiny.load(1).unwrap();
+    assert!(short.weight_bytes() < full.weight_bytes());
+    // Steps of several sizes: what one leaves behind is not to be seen in the next.
+    for (count, chunk) in [(40, 40), (7, 1), (20, 3)] {
+        let tokens = tokens(count);
+        let all = steps::logits(&mut full, &tokens, chunk).unwrap();
+        let some = steps::logits(&mut short, &tokens, chunk).unwrap();
+        for (all, some) in all.iter().zip(&some) {
+            assert_eq!(some.len(), all.len());
+            for (id, (all, some)) in all.iter().zip(some).enumerate() {
+                let expected = if listed.contains(&(id as u32)) { *all } else { f32::NEG_INFINITY };
+                assert_eq!(some.to_bits(), expected.to_bits(), "token {id}");
+            }
+        }
+    }
+    for (ids, why) in [(vec![], "rising"), (vec![3, 3], "rising"), (vec![4, 2], "rising")] {
+        let error = load(ids).unwrap_err().to_string();
+        assert!(error.contains("shortlist") && error.contains(why), "{error}");
+    }
+    let floats = written(&Tiny::new(Shape::of("llama", TensorKind::F32)));
+    let shortlist = CpuOptions { shortlist: Some(vec![1, 2]), ..CpuOptions::default() };
+    let error = CpuModel::load_as(floats.path(), &options, &shortlist).unwrap_err().to_string();
+    assert!(error.contains("quantised output layers") && error.contains("F32"), "{error}");
+}
+
+#[test]
+fn cores_are_checked_before_anything_is_read() {
+    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(64), threads: 1, heads: None };
+    let cores = CpuOptions { cores: vec![999_999], ..CpuOptions::default() };
+    let error = CpuModel::load_as(std::path::Path::new("nowhere"), &options, &cores).unwrap_err().to_string();
+    assert!(error.contains("cores") && error.contains("999999"), "{error}");
 }

@@ -29,11 +29,14 @@ use std::fmt::Write as _;
 
 use kvcache::{HeadClass, PrefixRoot};
 
+use crate::Policy;
+
 use super::*;
 
 mod cost;
 mod laws;
 mod mirror;
+mod sarathi;
 
 use mirror::Mirror;
 
@@ -69,6 +72,13 @@ impl Script {
             *self = Self::default();
             self.scheduler = Some(Scheduler::new(Config {
                 token_budget: number(&words, "budget").unwrap(),
+                tile: number(&words, "tile").unwrap_or(1),
+                policy: match words.iter().find_map(|w| w.strip_prefix("policy=")) {
+                    None => Policy::Sarathi,
+                    Some("prefill-first") => Policy::PrefillFirst,
+                    Some("decode-first") => Policy::DecodeFirst,
+                    Some(other) => panic!("no policy {other}"),
+                },
                 max_waiting: number(&words, "queue").unwrap_or(8),
                 context: number(&words, "context").unwrap_or(4096),
                 slots: number(&words, "slots").unwrap(),

@@ -1,5 +1,5 @@
 use super::super::inputs::Source;
-use super::super::packed::pack;
+use super::super::packed::{Rows, pack};
 use super::*;
 use crate::quant::emulation;
 use crate::weights::Matrix;
@@ -40,7 +40,7 @@ fn case(format: Format, outputs: usize, blocks: usize, count: usize, seed: u64) 
 /// At one level, after another product, with two threads.
 fn product(level: Level, case: &Case) -> Vec<f32> {
     let mut pool = Pool::new(2).unwrap();
-    let weight = pack(&[&case.matrix], &mut pool).unwrap().remove(0);
+    let weight = pack(&[Rows::all(&case.matrix)], &mut pool).unwrap().remove(0);
     let (mut inputs, mut out) = (Inputs::default(), vec![f32::NAN; 3]);
     inputs.float_mut(case.count, weight.inputs).copy_from_slice(&case.x);
     inputs.set(&mut pool, level, (case.count, weight.inputs), Source::There, [&weight]);

@@ -14,6 +14,8 @@ fn cost_of_planning_256_sequences() {
     let scheduler = |slots| {
         Scheduler::new(Config {
             token_budget: 4096,
+            tile: 1,
+            policy: Policy::Sarathi,
             max_waiting: 1024,
             context: 131_072,
             slots,

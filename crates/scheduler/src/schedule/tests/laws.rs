@@ -209,7 +209,9 @@ impl World {
             row += slice.rows();
         }
         let decodes = plan.slices.iter().filter(|slice| slice.known == 1).count() as u32;
-        assert!(row <= scheduler.config.token_budget.max(decodes + 1));
+        // A last tile that decodes began is filled.
+        let filled = (decodes + 1).next_multiple_of(scheduler.config.tile.min(scheduler.config.token_budget));
+        assert!(row <= scheduler.config.token_budget.max(filled));
         // Streams do not stall: who was decoding and did not give way has its row.
         for id in ready.iter().filter(|id| scheduler.decoding(**id)) {
             assert!(sliced(id), "{id:?} stalled");
@@ -246,12 +248,21 @@ impl World {
     }
 }
 
-fn config(budget: u32, slots: u32, pages: u32, windowed: bool, prefix_cache: bool) -> Config {
+fn config(budget: u32, tile: u32, slots: u32, pages: u32, windowed: bool, prefix_cache: bool) -> Config {
     let mut classes = vec![(HeadClass::Full, pages)];
     if windowed {
         classes.push((HeadClass::Window { sink: 4, recent: 20 }, pages));
     }
-    Config { token_budget: budget, max_waiting: 6, context: 4096, slots, classes, prefix_cache }
+    Config {
+        token_budget: budget,
+        tile,
+        policy: Policy::Sarathi,
+        max_waiting: 6,
+        context: 4096,
+        slots,
+        classes,
+        prefix_cache,
+    }
 }
 
 proptest! {
@@ -263,10 +274,10 @@ proptest! {
     #[test]
     fn whatever_happens_texts_and_pages_are_kept(
         ops in prop::collection::vec(op(), 1..120),
-        budget in 1u32..48, slots in 1u32..6, pages in 11u32..24, windowed: bool, cached: bool,
+        budget in 1u32..48, tile in 1u32..9, slots in 1u32..6, pages in 11u32..24, windowed: bool, cached: bool,
     ) {
         let run = || {
-            let mut world = World::new(config(budget, slots, pages, windowed, cached));
+            let mut world = World::new(config(budget, tile, slots, pages, windowed, cached));
             ops.iter().for_each(|op| world.apply(op));
             world.finish();
             let pools = world.scheduler.pools.iter();
@@ -287,7 +298,7 @@ fn the_laws_are_tried_under_pressure() {
     let mut seen = Counters::default();
     for _ in 0..200 {
         let ops = prop::collection::vec(op(), 60..120).new_tree(&mut runner).unwrap().current();
-        let mut world = World::new(config(24, 4, 12, true, true));
+        let mut world = World::new(config(24, 1, 4, 12, true, true));
         ops.iter().for_each(|op| world.apply(op));
         world.finish();
         let counters = world.scheduler.counters();
