@@ -131,8 +131,14 @@ fn padding_of_the_output_layer_is_never_drawn() {
 fn a_shortlist_gives_the_same_logits_for_fewer_tokens() {
     let tiny = Tiny::new(Shape::of("llama", TensorKind::Q8_0));
     let file = written(&tiny);
-    let options =
-        Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(4 * 64), threads: 2, heads: None };
+    let options = Options {
+        context: None,
+        vocab: None,
+        slots: 4,
+        pages: PageBudget::Pages(4 * 64),
+        threads: 2,
+        heads: None,
+    };
     let load = |ids: Vec<u32>| {
         CpuModel::load_as(
             file.path(),
@@ -169,7 +175,14 @@ fn a_shortlist_gives_the_same_logits_for_fewer_tokens() {
 
 #[test]
 fn cores_are_checked_before_anything_is_read() {
-    let options = Options { context: None, vocab: None, slots: 4, pages: PageBudget::Pages(64), threads: 1, heads: None };
+    let options = Options {
+        context: None,
+        vocab: None,
+        slots: 4,
+        pages: PageBudget::Pages(64),
+        threads: 1,
+        heads: None,
+    };
     let cores = CpuOptions { cores: vec![999_999], ..CpuOptions::default() };
     let error = CpuModel::load_as(std::path::Path::new("nowhere"), &options, &cores).unwrap_err().to_string();
     assert!(error.contains("cores") && error.contains("999999"), "{error}");
