@@ -113,6 +113,10 @@ pub struct RankArgs {
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<Vec<usize>>,
+    /// A drafter: it draws of so many tokens only, the most common ones [default: all]
+    #[arg(long, value_name = "TOKENS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shortlist: Option<u32>,
     /// Most tokens of one sequence, prompt included [default: the model's context]
     #[arg(long, value_name = "TOKENS")]
     #[serde(skip_serializing_if = "Option::is_none")]

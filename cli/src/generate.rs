@@ -98,7 +98,7 @@ fn generate(args: &GenerateArgs, path: &std::path::Path) -> Result<()> {
                     }
                     out.flush()?;
                 }
-                TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
+                TargetEvent::Started { .. } | TargetEvent::Ask { .. } | TargetEvent::Again(_) => {}
                 TargetEvent::Ended(ended) => {
                     if let Some(text) = detokenizer.finish() {
                         write!(out, "{text}")?;

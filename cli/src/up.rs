@@ -122,13 +122,22 @@ impl Cluster {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let drafters = if drafting { args.drafters } else { 0 };
         let (target_threads, drafter_threads) = threads(cores, args.workers, drafters);
+        let wanted = |threads| args.rank.threads.unwrap_or(threads);
+        let share_cores =
+            drafters > 0 && wanted(target_threads) + wanted(drafter_threads) > cores && on_cpu(&args.rank);
         let mut target_flags = rank_flags(&args.rank, target_threads);
         if let (Some(folder), Some(sparsity)) = (&args.rank.head_map, args.rank.sparsity) {
             let folder = folder.to_str().context("--head-map: the path is not UTF-8")?;
             target_flags
                 .extend(["--head-map", folder, "--sparsity", &sparsity.to_string()].map(str::to_owned));
         }
-        let drafter_flags = rank_flags(&args.rank, drafter_threads);
+        if share_cores {
+            target_flags.push("--drafters-share-cores".to_owned());
+        }
+        let mut drafter_flags = rank_flags(&args.rank, drafter_threads);
+        if let Some(tokens) = args.rank.shortlist {
+            drafter_flags.extend(["--shortlist".to_owned(), tokens.to_string()]);
+        }
         let nodes = std::iter::repeat_n(("worker", Some(&target), &target_flags), args.workers.into())
             .chain(std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_flags), drafters.into()));
         for (role, model, flags) in nodes {
@@ -263,9 +272,17 @@ impl Cluster {
     }
 }
 
-/// Threads of each worker and of each drafter: they share the cores instead of all taking all of them,
-/// because pools that wait for each other's threads are slower than any alone.
+/// Whether the models compute on the CPU.
+fn on_cpu(rank: &RankArgs) -> bool {
+    rank.device.as_ref().is_none_or(|device| *device == rank::Device::Cpu)
+}
+
+/// Threads of each worker and of each drafter. One of each take turns, and all cores when it is theirs. More of them
+/// share the cores, because pools that wait for each other's threads are slower than any alone.
 fn threads(cores: usize, workers: u16, drafters: u16) -> (usize, usize) {
+    if (workers, drafters) == (1, 1) {
+        return (cores, cores);
+    }
     let (workers, drafters) = (usize::from(workers).max(1), usize::from(drafters));
     let targets = if drafters == 0 { cores } else { cores.div_ceil(2) };
     let each = |cores: usize, among: usize| (cores / among.max(1)).max(1);
@@ -293,7 +310,8 @@ mod tests {
         // Cores, workers, drafters; threads of a worker, of a drafter.
         for (cores, workers, drafters, expected) in [
             (8, 1, 0, (8, 1)),
-            (8, 1, 1, (4, 4)),
+            (8, 1, 1, (8, 8)),
+            (2, 1, 1, (2, 2)),
             (8, 2, 1, (2, 4)),
             (8, 1, 4, (4, 1)),
             (9, 1, 2, (5, 2)),

@@ -72,6 +72,10 @@ impl Outlet<TargetEvent> for AnswerOutlet {
                 self.started.cancel();
                 return;
             }
+            TargetEvent::Ask { window } => {
+                self.port.ask(window);
+                return;
+            }
             TargetEvent::Again(frame) => {
                 self.port.commit(frame, 0, 0);
                 return;

@@ -80,6 +80,7 @@ where
         model: [telemetry::Label::model(&rank.record.model)],
         inbox: rank.inbox.clone(),
         step_time: rank.step_time.clone(),
+        share_cores: config.engine.drafters_share_cores,
         tasks: sessions.clone(),
         stop: stop.clone(),
     });

@@ -238,7 +238,7 @@ impl<'a> Asker<'a> {
             match event {
                 TargetEvent::Committed { frame, .. } => said.extend(frame.ids),
                 TargetEvent::Started { cached: found } => cached = found,
-                TargetEvent::Again(_) | TargetEvent::Ended(_) => {}
+                TargetEvent::Ask { .. } | TargetEvent::Again(_) | TargetEvent::Ended(_) => {}
             }
         }
         Ok((self.tokenizer.decode(&said).trim().starts_with(&needle.number), cached))

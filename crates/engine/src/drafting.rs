@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use speculation::{Beliefs, Library, StepCost};
+use speculation::{Beliefs, Library, StepCost, Wait};
 
 /// What steps cost, how right each source is, and what was said before.
 #[derive(Debug)]
 pub(crate) struct Drafting {
     pub(crate) cost: StepCost,
     pub(crate) beliefs: Beliefs,
+    /// For a drafter on the target's own cores.
+    pub(crate) wait: Wait,
     /// One for each cache salt, with the time of its last use.
     libraries: BTreeMap<String, (u64, Library)>,
     uses: u64,
@@ -21,11 +23,12 @@ const MOST_LIBRARIES: usize = 8;
 impl Drafting {
     pub(crate) fn new(vocab_size: u32) -> Self {
         let libraries = BTreeMap::new();
-        Self { cost: StepCost::default(), beliefs: Beliefs::default(), libraries, uses: 0, vocab_size }
+        let (cost, beliefs, wait) = (StepCost::default(), Beliefs::default(), Wait::default());
+        Self { cost, beliefs, wait, libraries, uses: 0, vocab_size }
     }
 
-    /// What sequences of this salt left.
-    pub(crate) fn library(&mut self, salt: &str) -> &mut Library {
+    /// What sequences of this salt left, and what the rank believes.
+    pub(crate) fn library(&mut self, salt: &str) -> (&mut Library, &Beliefs) {
         self.uses += 1;
         if !self.libraries.contains_key(salt) {
             let oldest =
@@ -38,7 +41,7 @@ impl Drafting {
         let new = || (0, Library::new(vocab_size));
         let (used, library) = self.libraries.entry(salt.to_owned()).or_insert_with(new);
         *used = self.uses;
-        library
+        (library, &self.beliefs)
     }
 }
 
@@ -52,8 +55,8 @@ mod tests {
     fn libraries_are_a_tenants_own_and_few() {
         let mut drafting = Drafting::new(16);
         let last =
-            |drafting: &mut Drafting, salt: &str| drafting.library(salt).recycle.propose(TokenId(1), 1);
-        drafting.library("a").recycle.observe(TokenId(1), TokenId(2));
+            |drafting: &mut Drafting, salt: &str| drafting.library(salt).0.recycle.propose(TokenId(1), 1);
+        drafting.library("a").0.recycle.observe(TokenId(1), TokenId(2));
         assert_eq!(last(&mut drafting, "b"), []);
         for other in 0..MOST_LIBRARIES - 1 {
             drafting.library(&format!("b{other}"));

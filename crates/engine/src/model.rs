@@ -15,6 +15,8 @@ pub struct ModelSpec {
     pub classes: Vec<(HeadClass, u32)>,
     /// Slots whose page tables it can hold.
     pub slots: u32,
+    /// Most rows of trees that one step may have; 0: it refuses them.
+    pub tree_rows: u32,
 }
 
 /// A step under way. It must be collected before the next one is submitted to a model that

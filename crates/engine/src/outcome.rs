@@ -19,12 +19,12 @@ impl<M: Model> Engine<M> {
             facts.known_rows += slice.known;
             facts.draft_rows += slice.drafts;
             if !slice.picks {
-                self.scheduler.commit(slice, 0, &[]);
+                self.scheduler.commit(slice, 0, None, &[]);
                 continue;
             }
             if let Some(Lane::Prefill(_)) = self.lanes.get(&slice.sequence) {
                 // What it picked is the other rank's business.
-                self.scheduler.commit(slice, 0, &[]);
+                self.scheduler.commit(slice, 0, None, &[]);
                 continue;
             }
             facts.decodes += 1;
@@ -48,14 +48,14 @@ impl<M: Model> Engine<M> {
                     }
                     let judged = lane.judge(known, slice.drafts as usize, drawn, &mut self.drafting);
                     facts.accepted += judged.accepted;
-                    self.scheduler.commit(slice, judged.accepted, &judged.tokens);
+                    self.scheduler.commit(slice, judged.accepted, judged.leaf, &judged.tokens);
                     if let Some(finish) = judged.finish {
                         self.end(now, slice.sequence, finish);
                     }
                 }
                 Some(Lane::Draft(lane)) => {
                     let Some(drawn) = drawn.pop() else { continue };
-                    self.scheduler.commit(slice, 0, &[drawn.token]);
+                    self.scheduler.commit(slice, 0, None, &[drawn.token]);
                     if let Some(known) = self.scheduler.tokens(slice.sequence) {
                         lane.drafted(known, drawn);
                     }

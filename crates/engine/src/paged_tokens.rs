@@ -17,6 +17,8 @@ pub(crate) struct PagedTokens {
     /// Per class; `None` = never written since it was mapped.
     pages: Vec<Vec<[Option<TokenId>; PAGE]>>,
     tables: HashMap<(Slot, u8), Vec<Option<Entry>>>,
+    /// By tree row of the last step: the tokens of its path.
+    pub(crate) branches: HashMap<u32, Vec<TokenId>>,
 }
 
 /// A page in a table.
@@ -30,12 +32,20 @@ struct Entry {
 impl PagedTokens {
     pub(crate) fn new(spec: &ModelSpec) -> Self {
         let pages = spec.classes.iter().map(|(_, pages)| vec![[None; PAGE]; *pages as usize]).collect();
-        Self { pages, tables: HashMap::new() }
+        Self { pages, tables: HashMap::new(), branches: HashMap::new() }
     }
 
     pub(crate) fn apply(&mut self, deltas: &[TableDelta]) -> Result<(), ModelError> {
         for delta in deltas {
             let class = delta.class.0;
+            if let TableChange::Keep { row, from } = delta.change {
+                let kept = self.branches.get(&row).cloned();
+                let unknown = ModelError::OutOfRange { what: "kept row", index: row.into(), bound: 0 };
+                for (position, token) in (from..).zip(kept.ok_or(unknown)?) {
+                    self.write(delta.slot, usize::from(class), position, token)?;
+                }
+                continue;
+            }
             let table = self.tables.entry((delta.slot, class)).or_default();
             match delta.change {
                 TableChange::Append(page) => {
@@ -55,6 +65,7 @@ impl PagedTokens {
                     }
                 }
                 TableChange::Clear => table.clear(),
+                TableChange::Keep { .. } => {}
             }
         }
         Ok(())

@@ -114,6 +114,8 @@ impl Recorded {
 #[derive(Debug)]
 pub struct Replay<M> {
     inner: M,
+    /// The inner model's, without trees: a trace has one text.
+    spec: ModelSpec,
     trace: Arc<Trace>,
     side: Side,
     /// Index of a class that keeps every position.
@@ -148,7 +150,8 @@ impl<M: Model> Replay<M> {
         let class = spec.classes.iter().position(|(class, _)| *class == HeadClass::Full);
         let class = class.and_then(|c| u8::try_from(c).ok()).ok_or(ReplayError::NoFullClass)?;
         let tokens = PagedTokens::new(spec);
-        Ok(Self { inner, trace, side, class, tokens, places: HashMap::new(), words: Vec::new() })
+        let spec = ModelSpec { tree_rows: 0, ..spec.clone() };
+        Ok(Self { inner, spec, trace, side, class, tokens, places: HashMap::new(), words: Vec::new() })
     }
 
     /// Follows table changes: a place is known as far as its positions are.
@@ -161,8 +164,11 @@ impl<M: Model> Replay<M> {
             match delta.change {
                 TableChange::Clear => drop(self.places.remove(&delta.slot)),
                 TableChange::Truncate(keep) => self.shorten(delta.slot, keep.saturating_mul(PAGE_POSITIONS)),
-                TableChange::Append(_) | TableChange::Share(_) | TableChange::Hole | TableChange::Drop(_) => {
-                }
+                TableChange::Append(_)
+                | TableChange::Share(_)
+                | TableChange::Hole
+                | TableChange::Keep { .. }
+                | TableChange::Drop(_) => {}
             }
         }
         Ok(())
@@ -229,7 +235,7 @@ impl<M: Model> Replay<M> {
 
 impl<M: Model> Model for Replay<M> {
     fn spec(&self) -> &ModelSpec {
-        self.inner.spec()
+        &self.spec
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {

@@ -13,7 +13,7 @@ use crate::draft_lane::DraftLane;
 use crate::drafting::Drafting;
 use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
-use crate::target_lane::{Readiness, TargetLane};
+use crate::target_lane::{Readiness, Server, TargetLane};
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelError, ModelSpec, Room};
 
@@ -34,6 +34,8 @@ pub struct Settings {
     pub max_draft: u32,
     /// A reader that takes nothing for this long is dropped.
     pub slow_client_timeout: Duration,
+    /// Drafters compute on this rank's own cores: `auto` has them draft while it waits, not beside its steps.
+    pub drafters_share_cores: bool,
     /// Keep pages of finished work for sequences that start with the same tokens.
     pub prefix_cache: bool,
 }
@@ -48,6 +50,7 @@ impl Default for Settings {
             max_wait: Duration::from_secs(30),
             max_draft: 8,
             slow_client_timeout: Duration::from_secs(30),
+            drafters_share_cores: false,
             prefix_cache: true,
         }
     }
@@ -100,6 +103,7 @@ impl<M: Model> Engine<M> {
             max_waiting: settings.max_waiting,
             context: spec.context,
             slots: spec.slots,
+            tree_rows: spec.tree_rows,
             classes: spec.classes.clone(),
             prefix_cache: settings.prefix_cache,
         });
@@ -187,13 +191,14 @@ impl<M: Model> Engine<M> {
         for id in self.export() {
             self.remove(now, id);
         }
+        self.ask();
         let (held, until) = self.readiness(now);
         self.propose(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
         let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
             _ if held.contains(&id) => Ahead::Hold,
-            Some(Lane::Target(lane)) => Ahead::Go(lane.proposed()),
+            Some(Lane::Target(lane)) => lane.proposed(),
             Some(Lane::Draft(_) | Lane::Prefill(_)) => Ahead::Go(&[]),
             None => Ahead::Hold,
         });
@@ -242,7 +247,8 @@ impl<M: Model> Engine<M> {
             match lane {
                 Lane::Target(lane) => {
                     let decoding = self.scheduler.decoding(*id);
-                    match lane.readiness(now, decoding, self.settings.slow_client_timeout) {
+                    match lane.readiness(now, decoding, self.settings.slow_client_timeout, &mut self.drafting)
+                    {
                         Readiness::Plan => until = until.into_iter().chain(lane.deadline).min(),
                         Readiness::Hold { until: at } => {
                             held.insert(*id);
@@ -285,16 +291,34 @@ impl<M: Model> Engine<M> {
         self.lanes.keys().filter(decoding).count() as u32
     }
 
+    /// Decides for how many drafts of a drafter on the same cores the one sequence that runs waits. With several the
+    /// cores have enough to do.
+    fn ask(&mut self) {
+        if !self.settings.drafters_share_cores {
+            return;
+        }
+        let alone = self.scheduler.running() == 1;
+        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
+        for (id, lane) in &mut self.lanes {
+            if let (Lane::Target(lane), Some(known)) = (lane, self.scheduler.tokens(*id))
+                && self.scheduler.decoding(*id)
+            {
+                lane.ask(known, server, alone, &mut self.drafting);
+            }
+        }
+    }
+
     /// Chooses the drafts of every sequence that decodes. Who waits or prefills verifies nothing, so its
     /// constraint is not asked at each step.
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
         let others = self.decodes(held).saturating_sub(1);
         let beside = Beside { rows: others, tokens: others };
+        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
             match self.scheduler.tokens(*id) {
                 Some(known) if !held.contains(id) && self.scheduler.decoding(*id) => {
-                    lane.propose(known, self.settings.max_draft, beside, &mut self.drafting);
+                    lane.propose(known, server, beside, &mut self.drafting);
                 }
                 _ => lane.propose_nothing(),
             }

@@ -3,6 +3,7 @@
 mod proposing;
 mod readiness;
 
+pub(crate) use proposing::Server;
 pub(crate) use readiness::Readiness;
 
 use std::time::Duration;
@@ -11,7 +12,8 @@ use request::{
     Finish, InvalidField, Request, Rule, Source, SpeculationStats, Strategy, TokenId, TokenLogprobs, Usage,
 };
 use sampling::{Draw, Drawn, How};
-use speculation::{Beliefs, Drafts, Dropped, History, Prediction, Shadows, Tail, verify};
+use scheduler::Ahead;
+use speculation::{Beliefs, Drafts, Dropped, History, Prediction, Shadows, Tail, Tree};
 
 use crate::drafting::Drafting;
 use crate::steering::Steering;
@@ -36,6 +38,10 @@ pub enum TargetEvent {
         verified: u32,
         /// Who proposed those.
         source: Source,
+    },
+    /// So many drafts past what is committed are wanted of the drafter, from now on.
+    Ask {
+        window: u32,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -66,11 +72,16 @@ pub(crate) struct TargetLane {
     steering: Steering,
     prediction: Option<Prediction>,
     /// The drafts to verify in the step being planned, and where they came from.
-    proposed: Vec<TokenId>,
+    proposed: Tree,
     source: Source,
     usage: Usage,
-    /// Since when it waits for drafts (lockstep).
+    /// Since when it waits for drafts.
     parked: Option<Duration>,
+    /// Drafts that it waits for, of a drafter on the same cores; decided when so many tokens were known.
+    awaited: u32,
+    decided: usize,
+    /// What the drafter was asked for last.
+    window: u32,
     /// The drafter missed the deadline: no more waiting until it is heard of again.
     late: bool,
     /// A draft broke the model's arithmetic: no more drafts for this sequence.
@@ -85,12 +96,17 @@ pub(crate) struct TargetLane {
 #[derive(Debug)]
 pub(crate) struct Judged {
     pub(crate) accepted: u32,
+    /// The last accepted draft.
+    pub(crate) leaf: Option<u32>,
     pub(crate) tokens: Vec<TokenId>,
     /// The answer is complete.
     pub(crate) finish: Option<Finish>,
 }
 
 impl TargetLane {
+    /// What a drafter on the same cores is opened with.
+    const FIRST_WINDOW: u32 = 1;
+
     pub(crate) fn new(
         request: Request,
         constraint: Option<Box<dyn Constraint>>,
@@ -121,7 +137,7 @@ impl TargetLane {
             tail: Tail::new(&request.known(), vocab_size, longest_tail),
             steering,
             prediction: (!guess.is_empty()).then(|| Prediction::new(guess, &request.committed)),
-            proposed: Vec::new(),
+            proposed: Tree::default(),
             source: Source::Drafter,
             usage: Usage {
                 prompt_tokens: request.prompt.len() as u32,
@@ -134,6 +150,9 @@ impl TargetLane {
             drafter: false,
             deadline,
             parked: None,
+            awaited: 0,
+            decided: 0,
+            window: Self::FIRST_WINDOW,
             late: false,
             distrusted: false,
             started: false,
@@ -163,15 +182,27 @@ impl TargetLane {
     }
 
     /// What [`Self::propose`] chose.
-    pub(crate) fn proposed(&self) -> &[TokenId] {
-        &self.proposed
+    pub(crate) fn proposed(&self) -> Ahead<'_> {
+        match self.proposed.is_chain() {
+            true => Ahead::Go(self.proposed.ids()),
+            false => Ahead::Tree(self.proposed.ids(), self.proposed.parents()),
+        }
     }
 
     /// Draws for the rows after its last known token and after each of the first `drafts` proposed ones.
     /// `Err`: the constraint cannot go on; the answer ends.
     pub(crate) fn draws(&mut self, drafts: usize) -> Result<Vec<Draw>, String> {
-        let drafts = &self.proposed[..drafts];
-        let edits = self.steering.edits(drafts)?;
+        let edits = match self.proposed.is_chain() {
+            true => self.steering.edits(&self.proposed.ids()[..drafts])?,
+            // Each row has the history of its own path.
+            false => {
+                let mut edits = self.steering.edits(&[])?;
+                for draft in 0..drafts as u32 {
+                    edits.extend(self.steering.edits(&self.proposed.path(draft))?.pop());
+                }
+                edits
+            }
+        };
         // The pending draft behind those verified is judged as well: one that was left out for what it is (the
         // constraint cuts it) was drawn with the noise that a pick would use, and would bend its law.
         let pending = self.tail.pending();
@@ -224,7 +255,12 @@ impl TargetLane {
         drafting: &mut Drafting,
     ) -> Judged {
         let picks: Vec<TokenId> = drawn.iter().map(|d| d.token).collect();
-        let verdict = verify(&self.proposed[..drafts], &picks);
+        self.proposed.truncate(drafts);
+        let verdict = self.proposed.verify(&picks);
+        let (accepted, leaf) = (verdict.accepted.len(), verdict.accepted.last().copied());
+        // The rows of the path: after the last known token, and after each accepted draft.
+        let path: Vec<usize> =
+            std::iter::once(0).chain(verdict.accepted.iter().map(|draft| *draft as usize + 1)).collect();
         let mut tokens = verdict.tokens;
         let limits = self.request.limits.clone();
         tokens.truncate((limits.max_tokens - self.usage.completion_tokens) as usize);
@@ -240,7 +276,7 @@ impl TargetLane {
             tokens.truncate(stop.map_or(tokens.len(), |at| at + 1));
             failed = self.steering.edits(&[]).is_err();
         }
-        self.count(drafts, verdict.accepted);
+        self.count(drafts, accepted);
         self.learn(known.last().copied(), drafts, &picks, &tokens, drafting);
         self.usage.completion_tokens += tokens.len() as u32;
         let finish = match stop {
@@ -254,17 +290,19 @@ impl TargetLane {
             prefix_hash: self.tail.committed_hash(),
             ids: tokens.clone(),
         };
-        let rejected = if self.source == Source::Drafter { drafts - verdict.accepted } else { 0 };
+        let rejected = if self.source == Source::Drafter { drafts - accepted } else { 0 };
         self.stats.dropped_tokens += self.tail.commit(&tokens).saturating_sub(rejected) as u64;
         if let Some(prediction) = &mut self.prediction {
             let output = [&known[self.request.prompt.len()..], tokens.as_slice()].concat();
             prediction.commit(&output, tokens.len());
         }
-        let drafted = (0..tokens.len()).map(|i| i < verdict.accepted).collect();
-        let logprobs = drawn.into_iter().take(tokens.len()).filter_map(|d| d.logprobs.map(|l| *l)).collect();
+        let drafted = (0..tokens.len()).map(|i| i < accepted).collect();
+        let mut drawn: Vec<Option<Drawn>> = drawn.into_iter().map(Some).collect();
+        let reached = path.into_iter().take(tokens.len()).filter_map(|row| drawn.get_mut(row)?.take());
+        let logprobs = reached.filter_map(|d| d.logprobs.map(|l| *l)).collect();
         let (verified, source) = (drafts as u32, self.source);
         self.outlet.deliver(TargetEvent::Committed { frame, drafted, logprobs, verified, source });
-        Judged { accepted: verdict.accepted as u32, tokens, finish }
+        Judged { accepted: accepted as u32, leaf, tokens, finish }
     }
 
     fn count(&mut self, drafts: usize, accepted: usize) {

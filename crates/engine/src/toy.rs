@@ -33,7 +33,7 @@ impl ToyModel {
 
     /// A small spec: one full class.
     pub fn spec(vocab_size: u32, context: u32, slots: u32, pages: u32) -> ModelSpec {
-        ModelSpec { vocab_size, context, classes: vec![(HeadClass::Full, pages)], slots }
+        ModelSpec { vocab_size, context, classes: vec![(HeadClass::Full, pages)], slots, tree_rows: 64 }
     }
 
     /// A drafter of the same seed that is wrong in this share of contexts.
@@ -42,13 +42,23 @@ impl ToyModel {
         self
     }
 
-    /// Hash of what the row at `position` sees, over all classes.
-    fn context(&self, slot: Slot, position: u32) -> Result<u64, ModelError> {
-        let mut hash = 0;
+    /// A model that refuses trees.
+    pub fn without_trees(mut self) -> Self {
+        self.spec.tree_rows = 0;
+        self
+    }
+
+    /// Hash of what the row at `position` sees, over all classes; `path`: the last tokens of it, of a tree row.
+    fn context(&self, slot: Slot, position: u32, path: &[TokenId]) -> Result<u64, ModelError> {
+        let (mut hash, base) = (0, position + 1 - path.len() as u32);
         for class in 0..self.spec.classes.len() {
             for key in 0..=position {
                 if self.spec.classes[class].0.sees(position, key) {
-                    hash = step_hash(hash, self.tokens.read(slot, class, key)?);
+                    let token = match key.checked_sub(base) {
+                        Some(behind) => path[behind as usize],
+                        None => self.tokens.read(slot, class, key)?,
+                    };
+                    hash = step_hash(hash, token);
                 }
             }
         }
@@ -75,23 +85,35 @@ impl Model for ToyModel {
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
         for row in &step.rows {
-            if !matches!(row.token, RowToken::Known(_)) || row.parent != Parent::Previous {
-                return Err(ModelError::Unsupported { what: "tree or device-side rows" });
+            if !matches!(row.token, RowToken::Known(_)) {
+                return Err(ModelError::Unsupported { what: "device-side rows" });
+            }
+            if self.spec.tree_rows == 0 && row.parent != Parent::Previous {
+                return Err(ModelError::Unsupported { what: "token trees" });
             }
             if row.layers != Layers::All || !matches!(row.output, Output::None | Output::Pick) {
                 return Err(ModelError::Unsupported { what: "early exit, hidden or pooled outputs" });
             }
         }
         self.tokens.apply(&step.deltas)?;
-        for row in &step.rows {
+        self.tokens.branches.clear();
+        for (index, row) in step.rows.iter().enumerate() {
             let RowToken::Known(token) = row.token else { continue };
+            if let Parent::Row(parent) = row.parent {
+                let mut path = self.tokens.branches.get(&parent).cloned().unwrap_or_default();
+                path.push(token);
+                self.tokens.branches.insert(index as u32, path);
+                continue;
+            }
             for class in 0..self.spec.classes.len() {
                 self.tokens.write(row.slot, class, row.position, token)?;
             }
         }
         let picking = step.rows.iter().enumerate().filter(|(_, row)| row.output == Output::Pick);
-        let contexts = picking
-            .map(|(index, row)| Ok((index as u32, row.position, self.context(row.slot, row.position)?)));
+        let contexts = picking.map(|(index, row)| {
+            let path = self.tokens.branches.get(&(index as u32)).map_or(&[][..], Vec::as_slice);
+            Ok((index as u32, row.position, self.context(row.slot, row.position, path)?))
+        });
         self.picking = Some(contexts.collect::<Result<_, ModelError>>()?);
         Ok(Ticket(0))
     }

@@ -8,7 +8,7 @@ mod tables;
 
 #[cfg(feature = "cuda")]
 pub(crate) use tables::Changed;
-pub(crate) use tables::{Tables, bound};
+pub(crate) use tables::{Kept, Table, Tables, bound};
 
 use std::ops::Range;
 
@@ -54,15 +54,22 @@ impl Storage {
         map.units(class) * p.head_dim * 2 * POSITIONS * size_of::<f16>()
     }
 
-    /// Zeroed storage; the kernel hands out memory when a page is first written.
-    pub(crate) fn new(map: &HeadMap, index: usize, p: &Parameters, pages: u32) -> Result<Self, LoadError> {
+    /// Zeroed storage; the kernel hands out memory when a page is first written. `beyond`: pages after those of the
+    /// tables, for the back end's own use.
+    pub(crate) fn new(
+        map: &HeadMap,
+        index: usize,
+        p: &Parameters,
+        pages: u32,
+        beyond: u32,
+    ) -> Result<Self, LoadError> {
         let page = Self::page_bytes(map, index, p);
         let mut units = 0..;
         let mut place = |class: &u8| units.by_ref().take(usize::from(usize::from(*class) == index)).next();
         let places = map.class_of.iter().map(|heads| heads.iter().map(&mut place).collect()).collect();
         let too_large = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
         let bytes = page
-            .checked_mul(pages as usize)
+            .checked_mul(pages as usize + beyond as usize)
             .filter(|b| isize::try_from(*b).is_ok())
             .ok_or_else(|| LoadError::Memory { bytes: usize::MAX, source: too_large() })?;
         // A class may have no heads on a rank; a map has at least a byte.
@@ -120,6 +127,24 @@ impl Storage {
         let units = self.places[layer].iter().flatten().count();
         let start = page.0 as usize * self.page + first * 2 * self.half();
         Ok(start..start + units * 2 * self.half())
+    }
+
+    /// Every (layer, KV head) of the class.
+    pub(crate) fn units(&self) -> Vec<Unit> {
+        let layers = self.places.iter().enumerate();
+        let of = |(layer, heads): (usize, &Vec<Option<u32>>)| {
+            let own = heads.iter().enumerate().filter(|(_, place)| place.is_some());
+            own.map(|(kv_head, _)| Unit { layer, kv_head }).collect::<Vec<_>>()
+        };
+        layers.flat_map(of).collect()
+    }
+
+    /// Keys and values of one unit of a page, as another page has them.
+    pub(crate) fn copy(&mut self, from: PageId, to: PageId, unit: Unit) {
+        let (from, to, size) = (self.start(from, unit), self.start(to, unit), 2 * self.half());
+        if from + size <= self.bytes.len() && to + size <= self.bytes.len() {
+            self.bytes.copy_within(from..from + size, to);
+        }
     }
 
     /// Where a unit begins in a page; past the end for one of another class.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bandwidth;
+mod branches;
 mod cores;
 mod elementwise;
 mod exp;
@@ -29,6 +30,7 @@ use crate::cache::{Storage, Tables};
 use crate::files::Opened;
 use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
+use branches::Branches;
 use cores::Cores;
 use forward::{Forward, Picking, Scratch};
 use group::Part;
@@ -59,6 +61,7 @@ pub struct CpuModel {
     /// By class.
     storage: Vec<Storage>,
     tables: Tables,
+    branches: Branches,
     level: Level,
     pool: Pool,
     scratch: Scratch,
@@ -148,7 +151,10 @@ impl CpuModel {
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class]));
+        // A tree's rows are built for heads of one class.
+        let (tree_rows, beyond) =
+            if classes.len() == 1 { (branches::TREE_ROWS, branches::PAGES) } else { (0, 0) };
+        let storage = classes.map(|class| Storage::new(&heads, class, &parameters, pages[class], beyond));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
@@ -162,12 +168,19 @@ impl CpuModel {
             threads = options.threads, %level, "model loaded"
         );
         Ok(Self {
-            spec: ModelSpec { vocab_size: drawn, context, classes: classes.clone(), slots: options.slots },
+            spec: ModelSpec {
+                vocab_size: drawn,
+                context,
+                classes: classes.clone(),
+                slots: options.slots,
+                tree_rows,
+            },
             decoder,
             packed,
             heads,
             tables: Tables::new(options.slots, classes, context),
             storage,
+            branches: Branches::default(),
             level,
             pool,
             scratch,
@@ -225,7 +238,9 @@ impl CpuModel {
         {
             group.begin(step)?;
         }
+        self.branches.keep(&changed.kept, &mut self.storage[branches::CLASS])?;
         self.tables.apply(changed);
+        self.branches.set(&rows, &self.tables, branches::CLASS, &self.storage[branches::CLASS]);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,
@@ -234,6 +249,7 @@ impl CpuModel {
             drawn: self.spec.vocab_size as usize,
             heads: &self.heads,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
@@ -253,6 +269,7 @@ impl CpuModel {
             drawn: self.spec.vocab_size as usize,
             heads: &self.heads,
             tables: &self.tables,
+            branches: &self.branches,
             level: self.level,
         };
         forward.head(&mut self.pool, &self.picking, &mut self.scratch, &mut each)
@@ -277,17 +294,24 @@ impl Model for CpuModel {
         &self.spec
     }
 
+    /// Pages of a rank that has a part of the heads are nobody else's.
     fn layers(&self) -> u32 {
-        self.parameters.layers as u32
+        if self.scratch.group.is_some() { 0 } else { self.parameters.layers as u32 }
     }
 
     fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        if self.scratch.group.is_some() {
+            return Err(ModelError::Unsupported { what: "reading pages out of a worker group" });
+        }
         let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
         into.extend_from_slice(bytes);
         Ok(())
     }
 
     fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        if self.scratch.group.is_some() {
+            return Err(ModelError::Unsupported { what: "pages from elsewhere in a worker group" });
+        }
         self.storage_of(class)?;
         let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
         if to.len() != bytes.len() {

@@ -1,7 +1,6 @@
 //! Who gets the rows of a step: by SARATHI (arXiv 2403.02310) decodes first, then prompts.
 
-use request::TokenId;
-
+use crate::drafts::Drafts;
 use crate::sequence::Order;
 use crate::{Policy, SequenceId};
 
@@ -14,8 +13,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) behind: u32,
     /// It had rows since it got its slot.
     pub(crate) started: bool,
-    pub(crate) drafts: &'a [TokenId],
-    /// Most drafts that its limit allows.
+    pub(crate) drafts: Drafts<'a>,
+    /// Most positions behind its next one that its limit allows.
     pub(crate) room: u32,
 }
 
@@ -26,7 +25,7 @@ pub(crate) struct Share<'a> {
     pub(crate) order: Order,
     /// Rows of known tokens, at least one.
     pub(crate) known: u32,
-    pub(crate) drafts: &'a [TokenId],
+    pub(crate) drafts: Drafts<'a>,
 }
 
 /// How many rows there are, and for whom first.
@@ -36,6 +35,8 @@ pub(crate) struct Rows {
     /// A step with prompts is filled up to a multiple of so many rows.
     pub(crate) tile: u32,
     pub(crate) policy: Policy,
+    /// Most rows of trees.
+    pub(crate) trees: u32,
 }
 
 /// Shares the budget. `ready` is in order.
@@ -46,13 +47,13 @@ pub(crate) fn share_out<'a>(rows: Rows, ready: &[Ready<'a>]) -> Vec<Share<'a>> {
     prompts.sort_by_key(|ready| (ready.order.priority, !ready.started, ready.order.arrival));
     match rows.policy {
         Policy::Sarathi => {
-            let (mut shares, used) = decode(rows.budget, &decodes, !prompts.is_empty());
+            let (mut shares, used) = decode(rows, &decodes, !prompts.is_empty());
             shares.extend(chunks(room(rows, used), &prompts));
             shares
         }
         Policy::PrefillFirst if !prompts.is_empty() => whole(rows.budget, &prompts),
         Policy::DecodeFirst if decodes.is_empty() => whole(rows.budget, &prompts),
-        Policy::PrefillFirst | Policy::DecodeFirst => decode(rows.budget, &decodes, false).0,
+        Policy::PrefillFirst | Policy::DecodeFirst => decode(rows, &decodes, false).0,
     }
 }
 
@@ -67,20 +68,24 @@ fn room(rows: Rows, used: u32) -> u32 {
 }
 
 /// All decodes, and drafts as far as the budget goes; the rows that they take.
-fn decode<'a>(budget: u32, decodes: &[&Ready<'a>], beside_prompts: bool) -> (Vec<Share<'a>>, u32) {
+fn decode<'a>(rows: Rows, decodes: &[&Ready<'a>], beside_prompts: bool) -> (Vec<Share<'a>>, u32) {
     // Decodes first; their own rows are never refused (running is bounded by the slots).
     let mut used = decodes.len() as u32;
-    let left = budget.saturating_sub(used);
+    let left = rows.budget.saturating_sub(used);
+    let mut trees = rows.trees;
     // Then their drafts, in equal shares; while a prompt is behind, half of what is left is its.
     let mut for_drafts = if beside_prompts { left / 2 } else { left };
     let mut drafting = decodes.iter().filter(|ready| !ready.drafts.is_empty()).count() as u32;
     let mut shares = Vec::with_capacity(decodes.len());
     for ready in decodes {
-        let mut drafts: &[TokenId] = &[];
+        let mut drafts = Drafts::default();
         if !ready.drafts.is_empty() {
-            let take = (ready.drafts.len() as u32).min(ready.room).min(for_drafts.div_ceil(drafting));
+            let most = for_drafts.div_ceil(drafting);
+            let tree = ready.drafts.parents.is_some();
+            drafts = ready.drafts.within(ready.room).first(if tree { most.min(trees) } else { most });
+            let take = drafts.len();
+            trees -= if tree { take } else { 0 };
             (for_drafts, used, drafting) = (for_drafts - take, used + take, drafting - 1);
-            drafts = &ready.drafts[..take as usize];
         }
         shares.push(Share { id: ready.id, order: ready.order, known: 1, drafts });
     }
@@ -95,7 +100,7 @@ fn chunks<'a>(mut room: u32, prompts: &[&Ready<'a>]) -> Vec<Share<'a>> {
         if known == 0 {
             break;
         }
-        shares.push(Share { id: ready.id, order: ready.order, known, drafts: &[] });
+        shares.push(Share { id: ready.id, order: ready.order, known, drafts: Drafts::default() });
         room -= known;
     }
     shares
@@ -110,7 +115,12 @@ fn whole<'a>(budget: u32, prompts: &[&Ready<'a>]) -> Vec<Share<'a>> {
         if rows > budget && !shares.is_empty() {
             break;
         }
-        shares.push(Share { id: ready.id, order: ready.order, known: ready.behind, drafts: &[] });
+        shares.push(Share {
+            id: ready.id,
+            order: ready.order,
+            known: ready.behind,
+            drafts: Drafts::default(),
+        });
     }
     shares
 }

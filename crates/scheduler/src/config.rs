@@ -18,6 +18,8 @@ pub struct Config {
     pub context: u32,
     /// Sequences that run at once.
     pub slots: u32,
+    /// Most rows of trees in one step; 0: the model takes none.
+    pub tree_rows: u32,
     /// Head classes and the pages of each.
     pub classes: Vec<(HeadClass, u32)>,
     /// Keep pages of finished work for sequences that start with the same tokens.

@@ -113,6 +113,7 @@ mod tests {
             max_waiting: 8,
             context: 1024,
             slots: 4,
+            tree_rows: 0,
             classes: vec![(HeadClass::Full, pages)],
             prefix_cache,
         })
@@ -159,7 +160,7 @@ mod tests {
             let cached: Vec<u32> = plan.admitted.iter().map(|a| a.cached).collect();
             assert_eq!(cached, [if prefix_cache { 32 } else { 0 }, 32]);
             for slice in &plan.slices {
-                scheduler.commit(slice, 0, &[]);
+                scheduler.commit(slice, 0, None, &[]);
             }
             scheduler.remove(SequenceId(1));
             scheduler.remove(SequenceId(2));

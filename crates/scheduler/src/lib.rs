@@ -22,6 +22,7 @@
 mod admit;
 mod budget;
 mod config;
+mod drafts;
 mod facts;
 mod handed;
 mod plan;

@@ -36,6 +36,8 @@ pub struct Slice {
     pub known: u32,
     /// Rows with draft tokens, after the known ones.
     pub drafts: u32,
+    /// The drafts are a tree: a row's place is by its depth, and what stands is kept by the next step.
+    pub tree: bool,
     /// Whether its last known row and its draft rows pick: the known tokens end here.
     pub picks: bool,
 }
@@ -53,4 +55,6 @@ pub enum Ahead<'a> {
     Hold,
     /// Plan it, with these drafts after its last token.
     Go(&'a [TokenId]),
+    /// Plan it, with a tree of drafts: by draft, which earlier one it comes after; `None`: the last token.
+    Tree(&'a [TokenId], &'a [Option<u32>]),
 }

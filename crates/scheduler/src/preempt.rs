@@ -37,8 +37,8 @@ impl Scheduler {
             share.known = self.cover(share.id, share.known).unwrap_or(0);
         }
         for share in placed.iter_mut().filter(|share| !share.drafts.is_empty()) {
-            let rows = self.cover(share.id, share.known + share.drafts.len() as u32).unwrap_or(0);
-            share.drafts = &share.drafts[..rows.saturating_sub(share.known) as usize];
+            let positions = self.cover(share.id, share.known + share.drafts.reach()).unwrap_or(0);
+            share.drafts = share.drafts.within(positions.saturating_sub(share.known));
         }
         placed
     }

@@ -5,6 +5,7 @@ use kvcache::{ClassId, PagePool};
 use request::TokenId;
 
 use crate::budget::{Ready, Rows, Share, share_out};
+use crate::drafts::Drafts;
 use crate::handed::Handed;
 use crate::sequence::{Order, Sequence};
 use crate::{
@@ -165,13 +166,19 @@ impl Scheduler {
         plan
     }
 
-    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, and `tokens`
-    /// are committed after the sequence's last one. Gives back pages of rejected drafts and pages
-    /// that a window left behind.
-    pub fn commit(&mut self, slice: &Slice, accepted: u32, tokens: &[TokenId]) {
+    /// Records what a slice of an executed plan came to: `accepted` of its drafts hold, the first ones of a chain
+    /// or those on a tree's path that ends in draft `leaf`, and `tokens` are committed after the sequence's last
+    /// one. Gives back pages of rejected drafts and pages that a window left behind.
+    pub fn commit(&mut self, slice: &Slice, accepted: u32, leaf: Option<u32>, tokens: &[TokenId]) {
         let Some(sequence) = self.sequences.get_mut(&slice.sequence) else { return };
         sequence.tokens.extend_from_slice(tokens);
-        if sequence.running.is_some() {
+        if let Some(running) = &sequence.running {
+            if let Some(leaf) = leaf.filter(|_| slice.tree && accepted > 0) {
+                let (row, from) = (slice.first_row + slice.known + leaf, slice.position + slice.known);
+                let keep = TableChange::Keep { row, from };
+                let classes = 0..self.pools.len();
+                self.deltas.extend(classes.map(|class| change(running.slot, class, keep)));
+            }
             sequence.computed = (slice.position + slice.known + accepted).min(sequence.len());
             self.tidy(slice.sequence);
         }
@@ -241,9 +248,12 @@ impl Scheduler {
     /// Who has rows in the next step, and how many.
     fn choose<'a>(&mut self, ahead: &impl Fn(SequenceId) -> Ahead<'a>) -> Vec<Share<'a>> {
         let ready = |(order, id): (&Order, &SequenceId)| {
-            let (Ahead::Go(drafts), Some(sequence)) = (ahead(*id), self.sequences.get(id)) else {
-                return None;
+            let drafts = match ahead(*id) {
+                Ahead::Hold => return None,
+                Ahead::Go(ids) => Drafts::chain(ids),
+                Ahead::Tree(ids, parents) => Drafts::tree(ids, parents),
             };
+            let sequence = self.sequences.get(id)?;
             let running = sequence.running.as_ref()?;
             Some(Ready {
                 id: *id,
@@ -256,7 +266,12 @@ impl Scheduler {
         };
         let ready: Vec<Ready<'a>> = self.running.iter().filter_map(ready).collect();
         let ids: BTreeSet<SequenceId> = ready.iter().map(|ready| ready.id).collect();
-        let rows = Rows { budget: self.budget, tile: self.config.tile, policy: self.config.policy };
+        let rows = Rows {
+            budget: self.budget,
+            tile: self.config.tile,
+            policy: self.config.policy,
+            trees: self.config.tree_rows,
+        };
         self.place(share_out(rows, &ready), &ids)
     }
 
@@ -280,15 +295,25 @@ impl Scheduler {
                 first_row: plan.step.rows.len() as u32,
                 position,
                 known: share.known,
-                drafts: share.drafts.len() as u32,
+                drafts: share.drafts.len(),
+                tree: share.drafts.parents.is_some(),
                 picks,
             });
+            let last = plan.step.rows.len() as u32 + share.known - 1;
+            let parent = |draft: usize| match share.drafts.parents {
+                Some(parents) => Parent::Row(parents[draft].map_or(last, |parent| last + 1 + parent)),
+                None => Parent::Previous,
+            };
             let known = &sequence.tokens[position as usize..end as usize];
-            plan.step.rows.extend(known.iter().chain(share.drafts).zip(position..).map(|(token, at)| Row {
+            let known = known.iter().zip(position..).map(|(token, at)| (token, at, Parent::Previous));
+            let depths = share.drafts.depths();
+            let drafts = share.drafts.ids.iter().zip(&depths).enumerate();
+            let drafts = drafts.map(|(i, (token, depth))| (token, end - 1 + depth, parent(i)));
+            plan.step.rows.extend(known.chain(drafts).map(|(token, at, parent)| Row {
                 slot: running.slot,
                 token: RowToken::Known(*token),
                 position: at,
-                parent: Parent::Previous,
+                parent,
                 layers: Layers::All,
                 output: if picks && at + 1 >= end { Output::Pick } else { Output::None },
                 adapter: None,

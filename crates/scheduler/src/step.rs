@@ -16,7 +16,7 @@ pub struct Slot(pub u32);
 pub struct Step {
     /// Applied in order, before any row.
     pub deltas: Vec<TableDelta>,
-    /// Rows of one slot are consecutive and in position order, unless they form a tree.
+    /// Rows of one slot are consecutive and in position order, then those of its tree, parents before children.
     pub rows: Vec<Row>,
 }
 
@@ -46,7 +46,8 @@ pub enum RowToken {
 pub enum Parent {
     /// The sequence's own previous position (a chain).
     Previous,
-    /// That row of this step (a tree).
+    /// That row of this step (a tree). The row sees what that row sees and itself; its keys and values are not
+    /// the slot's until the next step keeps them ([`TableChange::Keep`]).
     Row(u32),
 }
 
@@ -94,6 +95,9 @@ pub enum TableChange {
     /// The next page index exists without a page: no query of this sequence will see it (a window class
     /// after a prefix hit).
     Hole,
+    /// Of the positions from `from` on, the keys and values that tree row `row` of the step before saw, its own
+    /// included, are the slot's now: the path to it stood.
+    Keep { row: u32, from: u32 },
     /// Entries from this page index on are gone (rollback).
     Truncate(u32),
     /// This entry is gone, its neighbours stay (a window moved on).

@@ -7,7 +7,7 @@ pub type Sureness = u8;
 
 /// Places of a chain that are told apart; later ones count as the last.
 const DEPTHS: usize = 8;
-const SURENESSES: usize = 4;
+const SURENESSES: usize = 8;
 
 /// For each source, sureness and place in the chain: the chance that a draft is right when all before it are.
 ///
@@ -87,8 +87,10 @@ fn first_belief(source: Source, sureness: usize) -> f64 {
         // A mild belief in a new drafter: six of eight.
         Source::Drafter | Source::Prediction => 0.75,
         // The longer the match, the likelier it goes on.
-        Source::Ngram | Source::Suffix => [0.3, 0.5, 0.7, 0.85][sureness],
-        Source::Recycle => [0.25, 0.35, 0.35, 0.35][sureness],
+        // From 4 on: what the same places say less often.
+        Source::Ngram | Source::Suffix => [0.3, 0.5, 0.7, 0.85, 0.15, 0.15, 0.15, 0.1][sureness],
+        // By place among the followers, the latest first.
+        Source::Recycle => [0.25, 0.12, 0.08, 0.06, 0.04, 0.03, 0.03, 0.03][sureness],
     }
 }
 
@@ -108,7 +110,7 @@ mod tests {
         assert!((rank.rate(Source::Drafter, 0, 1) - 0.3).abs() < 0.06);
         assert_eq!(rank.rate(Source::Drafter, 0, 2), 0.75);
         assert_eq!(rank.rate(Source::Ngram, 0, 0), 0.3, "others are others");
-        assert_eq!(rank.rate(Source::Ngram, 3, 0), rank.rate(Source::Ngram, 200, 0));
+        assert_eq!(rank.rate(Source::Ngram, 7, 0), rank.rate(Source::Ngram, 200, 0));
         assert_eq!(rank.rate(Source::Drafter, 0, 7), rank.rate(Source::Drafter, 0, 70));
         // A constant stream of one judgement a step comes to 1 / (1 - memory).
         let cell = rank.cells[Beliefs::index(Source::Drafter, 0, 0)];

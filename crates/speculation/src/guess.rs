@@ -3,7 +3,7 @@
 use request::{Source, TokenId};
 
 use crate::history::Match;
-use crate::{History, Recycle, Sureness};
+use crate::{History, Recycle, Sureness, Tree};
 
 /// What the sequences of one tenant leave for later ones. Nothing of it can change a text; how fast one comes
 /// tells what is in it, so tenants do not share it.
@@ -32,8 +32,39 @@ impl Library {
 /// Drafts of one source for the places after a text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proposal {
-    pub ids: Vec<TokenId>,
-    pub sureness: Sureness,
+    /// The likelier ones first, as far as parents allow it.
+    pub drafts: Tree,
+    /// By draft: which of the beliefs in its source it falls under.
+    pub sureness: Vec<Sureness>,
+}
+
+impl Proposal {
+    pub fn chain(ids: Vec<TokenId>, sureness: Sureness) -> Self {
+        Self { sureness: vec![sureness; ids.len()], drafts: Tree::chain(ids) }
+    }
+
+    /// The first drafts of it.
+    pub fn first(&self, drafts: usize) -> Self {
+        let mut first = self.clone();
+        first.drafts.truncate(drafts);
+        first.sureness.truncate(drafts);
+        first
+    }
+}
+
+/// What a source is asked for.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Drafts in all.
+    pub most: usize,
+    /// What is believed of a sureness at a depth; `None`: no forks, the likeliest chain.
+    pub forks: Option<&'a dyn Fn(Source, Sureness, usize) -> f64>,
+}
+
+impl std::fmt::Debug for Asked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked").field("most", &self.most).field("forks", &self.forks.is_some()).finish()
+    }
 }
 
 /// Places that are looked at.
@@ -44,51 +75,103 @@ fn ngram(own: &History, text: &[TokenId], most: usize) -> Proposal {
     // Of equally long ones the latest, which comes first.
     let best = own.matches(text, PLACES).reduce(|best, m| if m.length > best.length { m } else { best });
     let Some(best) = best else { return Proposal::default() };
-    Proposal {
-        ids: (0..most).map_while(|nth| own.after(best, nth)).collect(),
-        sureness: sureness(best.length),
-    }
+    Proposal::chain((0..most).map_while(|nth| own.after(best, nth)).collect(), sureness(best.length))
 }
 
 /// What most often followed the longest matches, in the text itself and in earlier answers
 /// (SuffixDecoding, arXiv 2411.04975, over hash chains instead of trees). It ends where the places disagree
-/// too much to be likely.
-fn suffix(own: &History, answers: &History, text: &[TokenId], most: usize) -> Proposal {
-    const UNLIKELY: f64 = 0.25;
+/// too much to be likely; with forks it goes on with what some of them say.
+fn suffix(own: &History, answers: &History, text: &[TokenId], asked: Asked<'_>) -> Proposal {
     let places = own.matches(text, PLACES).map(|m| (own, m));
-    let mut places: Vec<(&History, Match)> =
+    let mut places: Vec<Place<'_>> =
         places.chain(answers.matches(text, PLACES).map(|m| (answers, m))).collect();
     let Some(longest) = places.iter().map(|(_, m)| m.length).max() else { return Proposal::default() };
     places.retain(|(_, m)| 2 * m.length > longest);
-    let mut ids = Vec::with_capacity(most);
-    let mut likely = 1.0;
-    while ids.len() < most {
-        let next = |(history, found): &(&History, Match)| history.after(*found, ids.len());
-        let votes: Vec<(Option<TokenId>, f64)> =
-            places.iter().map(|place| (next(place), f64::from(place.1.length))).collect();
-        let of = |id: TokenId| votes.iter().filter(|(v, _)| *v == Some(id)).map(|(_, w)| w).sum::<f64>();
-        let all: f64 = votes.iter().filter(|(v, _)| v.is_some()).map(|(_, w)| w).sum();
-        let mut best: Option<(TokenId, f64)> = None;
-        for id in votes.iter().filter_map(|(v, _)| *v) {
-            if best.is_none_or(|(_, most)| of(id) > most) {
-                best = Some((id, of(id)));
-            }
+    let (sure, forks) = (sureness(longest), asked.forks.is_some());
+    let (mut ids, mut parents, mut classes) = (Vec::new(), Vec::new(), Vec::new());
+    let mut open = Vec::new();
+    grow(&mut open, &places, None, (1.0, 0), (sure, forks));
+    while ids.len() < asked.most {
+        let best = (0..open.len()).reduce(|a, b| if open[b].likely > open[a].likely { b } else { a });
+        let Some(next) = best.map(|best| open.remove(best)) else { break };
+        let node = ids.len() as u32;
+        ids.push(next.id);
+        parents.push(next.parent);
+        classes.push(next.class);
+        if !forks || next.depth + 1 < Tree::DEEPEST {
+            grow(&mut open, &next.places, Some(node), (next.likely, next.depth + 1), (sure, forks));
         }
-        let Some((id, weight)) = best else { break };
-        likely *= weight / all;
-        if likely < UNLIKELY {
-            break;
-        }
-        places.retain(|place| next(place) == Some(id));
-        ids.push(id);
     }
-    Proposal { ids, sureness: sureness(longest) }
+    Proposal { drafts: Tree::grown(ids, parents), sureness: classes }
 }
 
-/// The chain of the latest followers of the text's last token.
-fn recycled(recycle: &Recycle, text: &[TokenId], most: usize) -> Proposal {
+/// A text and a place in it that looks like the end of another.
+type Place<'a> = (&'a History, Match);
+
+/// Sureness of what is not the likeliest of its siblings, beyond that of the match.
+const SECOND: Sureness = 4;
+
+/// A draft that the tree of [`suffix`] could have next.
+struct Branch<'a> {
+    id: TokenId,
+    likely: f64,
+    /// Those that say so.
+    places: Vec<Place<'a>>,
+    parent: Option<u32>,
+    depth: usize,
+    class: Sureness,
+}
+
+/// Adds what the places say at a depth: the heaviest, and with forks the others. What is too unlikely is left out.
+fn grow<'a>(
+    open: &mut Vec<Branch<'a>>,
+    places: &[Place<'a>],
+    parent: Option<u32>,
+    (before, depth): (f64, usize),
+    (sure, forks): (Sureness, bool),
+) {
+    let unlikely = if forks { 0.1 } else { 0.25 };
+    let branches = branches(places, depth);
+    let most = if forks { branches.len() } else { 1 };
+    for (rank, (id, share, places)) in branches.into_iter().take(most).enumerate() {
+        let (likely, class) = (before * share, if rank == 0 { sure } else { sure + SECOND });
+        if likely >= unlikely {
+            open.push(Branch { id, likely, places, parent, depth, class });
+        }
+    }
+}
+
+/// What comes `nth` after the places, the heaviest first: the token, its share of the weight, and who says so.
+fn branches<'a>(places: &[Place<'a>], nth: usize) -> Vec<(TokenId, f64, Vec<Place<'a>>)> {
+    let mut found: Vec<(TokenId, f64, Vec<Place<'a>>)> = Vec::new();
+    let mut all = 0.0;
+    for (history, place) in places {
+        let Some(id) = history.after(*place, nth) else { continue };
+        let weight = f64::from(place.length);
+        all += weight;
+        match found.iter_mut().find(|(other, ..)| *other == id) {
+            Some((_, sum, says)) => {
+                *sum += weight;
+                says.push((history, *place));
+            }
+            None => found.push((id, weight, vec![(history, *place)])),
+        }
+    }
+    // Of equals the one that was found first.
+    found.sort_by(|a, b| b.1.total_cmp(&a.1));
+    found.iter_mut().for_each(|(_, share, _)| *share /= all);
+    found
+}
+
+/// What was drawn last after the text's last token, and so on; a tree of the last few with forks.
+fn recycled(recycle: &Recycle, text: &[TokenId], asked: Asked<'_>) -> Proposal {
     let Some(last) = text.last() else { return Proposal::default() };
-    Proposal { ids: recycle.propose(*last, most), sureness: 0 }
+    let Some(chance) = asked.forks else {
+        return Proposal::chain(recycle.propose(*last, asked.most), 0);
+    };
+    let chance = |rank, depth| chance(Source::Recycle, rank, depth);
+    let (drafts, sureness) = recycle.tree(*last, asked.most, chance);
+    Proposal { drafts, sureness }
 }
 
 fn sureness(length: u32) -> Sureness {
@@ -101,11 +184,17 @@ fn sureness(length: u32) -> Sureness {
 }
 
 /// A source that needs no model, by its name.
-pub fn propose(source: Source, own: &History, library: &Library, text: &[TokenId], most: usize) -> Proposal {
+pub fn propose(
+    source: Source,
+    own: &History,
+    library: &Library,
+    text: &[TokenId],
+    asked: Asked<'_>,
+) -> Proposal {
     match source {
-        Source::Ngram => ngram(own, text, most),
-        Source::Suffix => suffix(own, &library.answers, text, most),
-        Source::Recycle => recycled(&library.recycle, text, most),
+        Source::Ngram => ngram(own, text, asked.most),
+        Source::Suffix => suffix(own, &library.answers, text, asked),
+        Source::Recycle => recycled(&library.recycle, text, asked),
         Source::Drafter | Source::Prediction => Proposal::default(),
     }
 }
@@ -116,6 +205,10 @@ mod tests {
 
     fn ids(raw: &[u32]) -> Vec<TokenId> {
         raw.iter().copied().map(TokenId).collect()
+    }
+
+    fn chain(most: usize) -> Asked<'static> {
+        Asked { most, forks: None }
     }
 
     fn history(raw: &[u32]) -> History {
@@ -137,7 +230,7 @@ mod tests {
         ];
         for (text, expected, sure, why) in cases {
             let found = ngram(&history(text), &ids(text), 3);
-            assert_eq!((found.ids, found.sureness), (ids(expected), *sure), "{why}");
+            assert_eq!(found, Proposal::chain(ids(expected), *sure), "{why}");
         }
     }
 
@@ -149,14 +242,20 @@ mod tests {
             answers.extend(&ids(answer));
             answers.border();
         }
-        let found = suffix(&history(&text), &answers, &ids(&text), 8);
-        assert_eq!(found.ids, ids(&[3, 5]), "3 followed three times of four, then 5 twice of three");
+        let found = suffix(&history(&text), &answers, &ids(&text), chain(8));
+        assert_eq!(found.drafts.ids(), ids(&[3, 5]), "3 followed three times of four, then 5 twice of three");
+        // Forks: 6 followed once of four, 4 once of three behind 3.
+        let forked = Asked { most: 8, forks: Some(&|_, _, _| 0.5) };
+        let found = suffix(&history(&text), &answers, &ids(&text), forked);
+        assert_eq!(found.drafts.ids(), ids(&[3, 5, 6, 4]));
+        assert_eq!(found.drafts.parents(), [None, Some(0), None, Some(0)]);
+        assert_eq!(found.sureness, [0, 0, 4, 4]);
         // A longer match outweighs what is more frequent.
         answers.extend(&ids(&[0, 9, 7, 1, 2, 6, 6]));
         answers.border();
         let long = [0, 9, 7, 1, 2];
-        assert_eq!(suffix(&history(&long), &answers, &ids(&long), 8).ids, ids(&[6, 6]));
-        assert_eq!(suffix(&history(&[1]), &answers, &ids(&[1]), 8), Proposal::default());
+        assert_eq!(suffix(&history(&long), &answers, &ids(&long), chain(8)).drafts.ids(), ids(&[6, 6]));
+        assert_eq!(suffix(&history(&[1]), &answers, &ids(&[1]), chain(8)), Proposal::default());
     }
 
     /// The text that repeats itself is foretold by all; each says nothing about what it never saw.
@@ -166,14 +265,18 @@ mod tests {
         let mut library = Library::new(10);
         ids(&text).windows(2).for_each(|w| library.recycle.observe(w[0], w[1]));
         for source in [Source::Ngram, Source::Suffix, Source::Recycle] {
-            let found = propose(source, &history(&text), &library, &ids(&text), 5);
             let expected: Vec<u32> = (60..65).map(|i| i % 7).collect();
-            assert_eq!(found.ids, ids(&expected), "{source:?}");
-            let nothing = propose(source, &history(&[8, 9]), &library, &ids(&[8, 9]), 5);
-            assert_eq!(nothing.ids, [], "{source:?}");
+            for asked in [chain(5), Asked { most: 5, forks: Some(&|_, _, _| 0.5) }] {
+                let found = propose(source, &history(&text), &library, &ids(&text), asked);
+                assert_eq!(found.drafts.ids(), ids(&expected), "{source:?}");
+                assert!(found.drafts.is_chain());
+                let nothing = propose(source, &history(&[8, 9]), &library, &ids(&[8, 9]), asked);
+                assert_eq!(nothing, Proposal::default(), "{source:?}");
+            }
         }
         for source in [Source::Drafter, Source::Prediction] {
-            assert_eq!(propose(source, &history(&text), &library, &ids(&text), 5).ids, []);
+            let found = propose(source, &history(&text), &library, &ids(&text), chain(5));
+            assert_eq!(found, Proposal::default());
         }
     }
 }

@@ -14,13 +14,15 @@
 //! decided from measurements: [`choose`], with [`StepCost`] and [`Beliefs`]; how far ahead a drafter runs by
 //! [`window`].
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Trees ([`Tree`]), early exits
-//! ([`Exits`]) and retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet: the back ends refuse
-//! tree rows and early exits, and requests for lossy drafts are refused by name (issue 5).
+//! What a source says may fork ([`Tree`]): a back end that takes trees verifies several guesses for one place in one step.
+//!
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Early exits ([`Exits`]) and
+//! retrieval drafts ([`Rapid`]) have their rules here; nobody plans them yet (issue 5).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 
 mod acceptance;
+mod ask;
 mod belief;
 mod choose;
 mod cost;
@@ -38,11 +40,12 @@ mod tree;
 mod verify;
 
 pub use acceptance::Acceptance;
+pub use ask::{Wait, ask};
 pub use belief::{Beliefs, Sureness};
-pub use choose::{Beside, Offer, choose};
+pub use choose::{Beside, Offer, choose, expect};
 pub use cost::StepCost;
 pub use del::{Exits, Round, Said};
-pub use guess::{Library, Proposal, propose};
+pub use guess::{Asked, Library, Proposal, propose};
 pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;

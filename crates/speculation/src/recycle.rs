@@ -1,18 +1,16 @@
 //! Token recycling (arXiv 2408.08696): what came after each token is what will come.
 
-use std::collections::BinaryHeap;
-
 use request::TokenId;
 
-use crate::Tree;
+use crate::{Sureness, Tree};
 
 const NONE: u32 = u32::MAX;
 
 /// For every token the last few that a target drew after it, the latest first, over all sequences. Also
 /// draws behind a wrong draft count: the target said them after that token.
 ///
-/// The paper keeps the eight most likely tokens of each row's logits and verifies a tree of them; this keeps
-/// the tokens that were drawn, which a row gives back anyway, and proposes the chain of the latest ones.
+/// The paper keeps the eight most likely tokens of each row's logits; this keeps the tokens that were drawn, which a
+/// row gives back anyway.
 #[derive(Clone, Debug)]
 pub struct Recycle {
     /// `width` ids for each token.
@@ -49,29 +47,46 @@ impl Recycle {
         row.iter().take_while(|id| **id != NONE).map(|id| TokenId(*id))
     }
 
-    /// The `most` likeliest drafts after `last`, as a tree: a follower is taken to be right half as often as the one
-    /// before it, so that a tree of any size is the best of its size (the paper has one tree of 80).
-    pub fn tree(&self, last: TokenId, most: usize) -> Tree {
-        let (mut ids, mut parents) = (Vec::new(), Vec::new());
-        // Halvings, the fewest first; then the order in which they were found.
-        let mut open = BinaryHeap::new();
-        let grow =
-            |open: &mut BinaryHeap<_>, from: TokenId, parent: Option<u32>, halvings: u32, found: u32| {
-                for (rank, id) in self.followers(from).enumerate() {
-                    let (rank, found) = (rank as u32, found + rank as u32);
-                    open.push(std::cmp::Reverse((halvings + rank + 1, found, id, parent)));
-                }
-            };
-        grow(&mut open, last, None, 0, 0);
+    /// The `most` likeliest drafts after `last`, as a tree that grows where the next draft is likeliest, and by draft
+    /// its place among its siblings, the latest follower first. `chance`: of such a place at a depth, given that the
+    /// parent is right. (The paper has one tree of 80; here the beliefs of the moment shape it.)
+    pub fn tree(
+        &self,
+        last: TokenId,
+        most: usize,
+        chance: impl Fn(Sureness, usize) -> f64,
+    ) -> (Tree, Vec<Sureness>) {
+        /// A draft that could be next.
+        struct Open {
+            chance: f64,
+            id: TokenId,
+            parent: Option<u32>,
+            rank: Sureness,
+            depth: usize,
+        }
+        let (mut ids, mut parents, mut ranks) = (Vec::new(), Vec::new(), Vec::new());
+        let mut open: Vec<Open> = Vec::new();
+        let grow = |open: &mut Vec<Open>, from: TokenId, parent: Option<u32>, before: f64, depth: usize| {
+            for (rank, id) in self.followers(from).enumerate() {
+                let rank = rank as Sureness;
+                open.push(Open { chance: before * chance(rank, depth), id, parent, rank, depth });
+            }
+        };
+        grow(&mut open, last, None, 1.0, 0);
         while ids.len() < most {
-            let Some(std::cmp::Reverse((halvings, _, id, parent))) = open.pop() else { break };
+            // Of equals the one that was found first.
+            let best = (0..open.len()).reduce(|a, b| if open[b].chance > open[a].chance { b } else { a });
+            let Some(next) = best.map(|best| open.remove(best)) else { break };
             let node = ids.len() as u32;
-            ids.push(id);
-            parents.push(parent);
-            grow(&mut open, id, Some(node), halvings, (node + 1) * Self::WIDEST as u32);
+            ids.push(next.id);
+            parents.push(next.parent);
+            ranks.push(next.rank);
+            if next.depth + 1 < Tree::DEEPEST {
+                grow(&mut open, next.id, Some(node), next.chance, next.depth + 1);
+            }
         }
         // Followers of one token differ, and a child comes after its parent.
-        Tree::grown(ids, parents)
+        (Tree::grown(ids, parents), ranks)
     }
 
     /// The chain of the latest followers after `last`.
@@ -130,11 +145,12 @@ mod tests {
                 recycle.observe(TokenId(token), TokenId((token + follower) % 20));
             }
         }
-        assert!(Recycle::new(20).tree(TokenId(0), 9).is_empty());
+        let half = |rank: Sureness, _: usize| 0.5f64.powi(i32::from(rank) + 1);
+        assert!(Recycle::new(20).tree(TokenId(0), 9, half).0.is_empty());
         let (mut before, last) = (0, TokenId(3));
         for most in [1, 2, 7, 30, 80] {
-            let tree = recycle.tree(last, most);
-            assert_eq!(tree.len(), most);
+            let (tree, ranks) = recycle.tree(last, most, half);
+            assert_eq!((tree.len(), ranks.len()), (most, most));
             let after = |node: usize| tree.parents()[node].map_or(last, |parent| tree.ids()[parent as usize]);
             for (node, id) in tree.ids().iter().enumerate() {
                 assert!(
@@ -143,13 +159,21 @@ mod tests {
                 );
             }
             // The smaller tree is the beginning of the larger one, and forks as well as it goes deep.
-            assert_eq!(recycle.tree(last, before).ids(), &tree.ids()[..before]);
+            assert_eq!(recycle.tree(last, before, half).0.ids(), &tree.ids()[..before]);
             before = most;
+            for (node, rank) in ranks.iter().enumerate() {
+                let place = recycle.followers(after(node)).position(|f| f == tree.ids()[node]);
+                assert_eq!(place, Some(usize::from(*rank)));
+            }
         }
-        let tree = recycle.tree(last, 80);
+        let (tree, _) = recycle.tree(last, 80, half);
         let deepest = (0..80).map(|node| tree.depth(node)).max();
         let forks = tree.parents().iter().filter(|p| p.is_none()).count();
         assert!(deepest >= Some(5) && forks == 4, "{deepest:?} {forks}");
+        // Where nothing but the latest follower is ever right it is a chain, and no deeper than a tree may be.
+        let (chain, _) = recycle.tree(last, 80, |rank, _| if rank == 0 { 0.9 } else { 0.0 });
+        assert!((0..Tree::DEEPEST as u32).all(|node| chain.depth(node) == node + 1));
+        assert!((0..80).all(|node| chain.depth(node) <= Tree::DEEPEST as u32));
         // The chain is its leftmost path.
         assert_eq!(recycle.propose(last, 1)[0], tree.ids()[0]);
     }

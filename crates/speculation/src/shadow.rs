@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use request::{Source, TokenId};
 
-use crate::{Beliefs, Sureness};
+use crate::{Beliefs, Proposal};
 
 /// For each source the proposals that are being judged. One is added in each step, so the first place of a
 /// chain is judged by each token that comes, and the later ones as often as they are reached.
@@ -13,9 +13,9 @@ pub struct Shadows([VecDeque<Shadow>; Source::ALL.len()]);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Shadow {
-    ids: Vec<TokenId>,
-    sureness: Sureness,
-    /// Drafts that came true.
+    proposal: Proposal,
+    /// The last draft that came true, and how many did.
+    at: Option<u32>,
     right: usize,
 }
 
@@ -23,32 +23,37 @@ impl Shadows {
     /// Drafts of a proposal that are judged: what a step could take of it.
     pub const LONGEST: usize = 16;
 
-    /// `source` would have the text go on with `ids`.
-    pub fn cast(&mut self, source: Source, sureness: Sureness, ids: &[TokenId]) {
+    /// `source` would have the text go on so.
+    pub fn cast(&mut self, source: Source, proposal: &Proposal) {
         let cast = &mut self.0[source as usize];
-        if !ids.is_empty() && cast.len() < Self::LONGEST {
-            let ids = ids[..ids.len().min(Self::LONGEST)].to_vec();
-            cast.push_back(Shadow { ids, sureness, right: 0 });
+        if !proposal.drafts.is_empty() && cast.len() < Self::LONGEST {
+            cast.push_back(Shadow { proposal: proposal.first(Self::LONGEST), at: None, right: 0 });
         }
     }
 
     /// The text went on with `tokens`; each of `beliefs` hears how right everybody was.
     pub fn judge(&mut self, tokens: &[TokenId], beliefs: &mut [&mut Beliefs]) {
         for (source, cast) in Source::ALL.into_iter().zip(&mut self.0) {
-            cast.retain_mut(|shadow| {
-                for token in tokens {
-                    let right = shadow.ids[shadow.right] == *token;
-                    for beliefs in &mut *beliefs {
-                        beliefs.record(source, shadow.sureness, shadow.right, right);
-                    }
-                    shadow.right += 1;
-                    if !right || shadow.right == shadow.ids.len() {
-                        return false;
-                    }
-                }
-                true
-            });
+            cast.retain_mut(|shadow| tokens.iter().all(|token| shadow.judge(source, *token, beliefs)));
         }
+    }
+}
+
+impl Shadow {
+    /// All drafts of the place are judged, siblings each for itself. Whether there is more to judge.
+    fn judge(&mut self, source: Source, token: TokenId, beliefs: &mut [&mut Beliefs]) -> bool {
+        let Proposal { drafts, sureness } = &self.proposal;
+        let mut came = None;
+        for draft in drafts.children(self.at) {
+            let right = drafts.ids()[draft as usize] == token;
+            for beliefs in &mut *beliefs {
+                beliefs.record(source, sureness[draft as usize], self.right, right);
+            }
+            came = came.or(right.then_some(draft));
+        }
+        self.right += 1;
+        self.at = came.or(self.at);
+        came.is_some_and(|draft| drafts.children(Some(draft)).next().is_some())
     }
 }
 
@@ -76,8 +81,8 @@ mod tests {
             let mut beliefs = Beliefs::of_a_sequence();
             let mut expected = beliefs.clone();
             let mut shadows = Shadows::default();
-            shadows.cast(Source::Ngram, 2, &ids(&[1, 2, 3]));
-            shadows.cast(Source::Suffix, 0, &[]);
+            shadows.cast(Source::Ngram, &Proposal::chain(ids(&[1, 2, 3]), 2));
+            shadows.cast(Source::Suffix, &Proposal::default());
             pieces.iter().for_each(|piece| shadows.judge(&ids(piece), &mut [&mut beliefs]));
             for (depth, right) in judged.iter().enumerate() {
                 expected.record(Source::Ngram, 2, depth, *right);
@@ -93,12 +98,30 @@ mod tests {
         let mut expected = beliefs.clone();
         let mut shadows = Shadows::default();
         for (at, token) in [1, 2, 3].into_iter().enumerate() {
-            shadows.cast(Source::Drafter, 0, &ids(&[1, 2, 3, 4][at..]));
+            shadows.cast(Source::Drafter, &Proposal::chain(ids(&[1, 2, 3, 4][at..]), 0));
             shadows.judge(&ids(&[token]), &mut [&mut beliefs]);
             (0..=at).rev().for_each(|depth| expected.record(Source::Drafter, 0, depth, true));
         }
         assert_eq!(beliefs, expected);
-        (0..100).for_each(|_| shadows.cast(Source::Drafter, 0, &ids(&[4; 40])));
-        assert!(shadows.0[0].len() == Shadows::LONGEST && shadows.0[0][5].ids.len() == Shadows::LONGEST);
+        (0..100).for_each(|_| shadows.cast(Source::Drafter, &Proposal::chain(ids(&[4; 40]), 0)));
+        assert!(
+            shadows.0[0].len() == Shadows::LONGEST
+                && shadows.0[0][5].proposal.drafts.len() == Shadows::LONGEST
+        );
+    }
+
+    /// Of a tree every sibling is judged, and the walk goes on behind the one that came.
+    #[test]
+    fn siblings_are_judged_each_for_itself() {
+        let drafts = crate::Tree::new(ids(&[1, 2, 3, 4]), vec![None, None, Some(1), Some(1)]).unwrap();
+        let proposal = Proposal { drafts, sureness: vec![0, 1, 0, 1] };
+        let (mut beliefs, mut expected) = (Beliefs::of_a_sequence(), Beliefs::of_a_sequence());
+        let mut shadows = Shadows::default();
+        shadows.cast(Source::Recycle, &proposal);
+        shadows.judge(&ids(&[2, 3, 9]), &mut [&mut beliefs]);
+        for (sureness, depth, right) in [(0, 0, false), (1, 0, true), (0, 1, true), (1, 1, false)] {
+            expected.record(Source::Recycle, sureness, depth, right);
+        }
+        assert_eq!((beliefs, shadows), (expected, Shadows::default()));
     }
 }

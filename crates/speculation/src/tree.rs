@@ -32,6 +32,29 @@ pub struct Path {
 }
 
 impl Tree {
+    /// Deeper trees are cut: a back end keeps room for so many places behind a draft.
+    pub const DEEPEST: usize = 16;
+
+    /// Without forks.
+    pub fn chain(ids: Vec<TokenId>) -> Self {
+        let parents = (0..ids.len() as u32).map(|i| i.checked_sub(1)).collect();
+        Self { ids, parents }
+    }
+
+    pub fn is_chain(&self) -> bool {
+        self.parents.iter().enumerate().all(|(i, parent)| *parent == (i as u32).checked_sub(1))
+    }
+
+    /// Only the first drafts stay; parents come first, so they are a tree.
+    pub fn truncate(&mut self, drafts: usize) {
+        self.ids.truncate(drafts);
+        self.parents.truncate(drafts);
+    }
+
+    pub fn clear(&mut self) {
+        self.truncate(0);
+    }
+
     pub fn new(ids: Vec<TokenId>, parents: Vec<Option<u32>>) -> Result<Self, NoTree> {
         if ids.len() != parents.len() {
             return Err(NoTree::Lengths);
@@ -77,9 +100,23 @@ impl Tree {
         std::iter::successors(Some(node), parent).count() as u32
     }
 
+    /// Drafts right after this one; of `None`: after the last known token.
+    pub fn children(&self, of: Option<u32>) -> impl Iterator<Item = u32> {
+        let first = of.map_or(0, |node| node + 1);
+        (first..self.len() as u32).filter(move |i| self.parents[*i as usize] == of)
+    }
+
+    /// Tokens from the first draft on its path to this one.
+    pub fn path(&self, node: u32) -> Vec<TokenId> {
+        let parent = |node: &u32| self.parents.get(*node as usize).copied().flatten();
+        let mut path: Vec<TokenId> =
+            std::iter::successors(Some(node), parent).map(|node| self.ids[node as usize]).collect();
+        path.reverse();
+        path
+    }
+
     fn child(&self, of: Option<u32>, id: TokenId) -> Option<u32> {
-        let first = of.map_or(0, |node| node as usize + 1);
-        (first..self.len()).find(|i| self.parents[*i] == of && self.ids[*i] == id).map(|i| i as u32)
+        self.children(of).find(|child| self.ids[*child as usize] == id)
     }
 
     /// Judges the drafts. `picks[0]` is what the target drew after the last known token, `picks[i + 1]` what it
@@ -151,13 +188,7 @@ mod tests {
 
     /// Picks of all rows of a step, each after its own path.
     fn picks(text: &[TokenId], tree: &Tree, sampling: &Sampling) -> Vec<TokenId> {
-        let after = |node: u32| {
-            let parent = |node: &u32| tree.parents()[*node as usize];
-            let mut path: Vec<TokenId> =
-                std::iter::successors(Some(node), parent).map(|n| tree.ids()[n as usize]).collect();
-            path.reverse();
-            [text, &path].concat()
-        };
+        let after = |node: u32| [text, &tree.path(node)].concat();
         let rows = (0..tree.len() as u32).map(|node| draw(&after(node), sampling));
         std::iter::once(draw(text, sampling)).chain(rows).collect()
     }

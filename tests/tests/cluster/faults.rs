@@ -185,7 +185,7 @@ async fn far_away() {
     let worker = Target::start("worker", Toy::TARGET).await;
     let drafter = drafter("drafter", Toy { noise: 0.02, ..Toy::DRAFTER }).await;
     let (proxy, candidate) = through_proxy(&drafter).await;
-    proxy.set(Link::Delayed(Duration::from_millis(15)));
+    proxy.set(Link::Delayed { one_way: Duration::from_millis(15), jitter: Duration::ZERO });
     let ask = |n| Question::numbered(n, 200).drafted_by(std::slice::from_ref(&candidate)).ask(&worker);
     let (greedy, sampled) = tokio::join!(ask(2), ask(3));
     let (greedy, sampled) = tokio::join!(greedy.right(), sampled.right());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::model::{Corrupted, Weights};
 use crate::support::{Link, Node, Proxy, coordinator, eventually, model_file, start_drafter, start_worker};
 
-const MODEL: &str = "smollm2-135m";
+pub(super) const MODEL: &str = "smollm2-135m";
 
 const PROMPTS: [&str; 8] = [
     "What is gravity?",
@@ -30,7 +30,7 @@ const PROMPTS: [&str; 8] = [
 const TOKENS: u32 = 28;
 
 /// Greedy, and sampled with a seed.
-const DRAWS: [(f64, u64); 2] = [(0.0, 1), (0.8, 7)];
+pub(super) const DRAWS: [(f64, u64); 2] = [(0.0, 1), (0.8, 7)];
 
 fn body(prompt: &str, (temperature, seed): (f64, u64), speculation: &Value) -> Value {
     json!({
@@ -40,14 +40,14 @@ fn body(prompt: &str, (temperature, seed): (f64, u64), speculation: &Value) -> V
 }
 
 /// A cluster of one worker, and a drafter where the test wants one.
-struct Cluster {
+pub(super) struct Cluster {
     client: Client,
     running: coordinator::Running,
     worker: Node,
 }
 
 impl Cluster {
-    async fn start(weights: &Weights, token_budget: u32) -> Self {
+    pub(super) async fn start(weights: &Weights, token_budget: u32) -> Self {
         let running = coordinator(MODEL, &weights.path).await;
         let mut config = worker::Config::default();
         config.engine.token_budget = Some(token_budget);
@@ -60,8 +60,13 @@ impl Cluster {
         Self { client, running, worker }
     }
 
+    /// Where nodes join.
+    pub(super) fn grpc(&self) -> std::net::SocketAddr {
+        self.running.grpc_addr()
+    }
+
     /// Waits until the coordinator names a drafter to workers.
-    async fn has_drafter(&self) {
+    pub(super) async fn has_drafter(&self) {
         let grpc = format!("http://{}", self.running.grpc_addr());
         eventually("the drafter joins", || async {
             let members = cli::status::members(&grpc).await.unwrap();
@@ -74,6 +79,11 @@ impl Cluster {
     async fn answers(&self, batch: usize, speculation: &Value) -> Vec<Summary> {
         let bodies: Vec<Value> =
             DRAWS.iter().flat_map(|draw| PROMPTS.map(|p| body(p, *draw, speculation))).collect();
+        self.ask(bodies, batch).await
+    }
+
+    /// Answers, `batch` at a time, in order.
+    pub(super) async fn ask(&self, bodies: Vec<Value>, batch: usize) -> Vec<Summary> {
         let mut answers = Vec::new();
         for bodies in bodies.chunks(batch) {
             let asked = bodies.iter().map(|body| self.client.chat(body.clone(), |_| {}));
@@ -82,7 +92,7 @@ impl Cluster {
         answers
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         assert_eq!(self.worker.drain().await.failed, []);
         let mut running = self.running;
         running.tasks().shutdown().abort();
@@ -90,12 +100,12 @@ impl Cluster {
     }
 }
 
-fn texts(answers: &[Summary]) -> Vec<&str> {
+pub(super) fn texts(answers: &[Summary]) -> Vec<&str> {
     answers.iter().map(|a| a.text.as_str()).collect()
 }
 
 /// Drafted and accepted tokens, and verification steps by accepted drafts, over all answers.
-fn speculation(answers: &[Summary]) -> (u64, u64, Vec<u64>) {
+pub(super) fn speculation(answers: &[Summary]) -> (u64, u64, Vec<u64>) {
     let (mut drafted, mut accepted, mut histogram) = (0, 0, vec![0; 9]);
     for answer in answers {
         drafted += answer.speculation["num_draft_tokens"].as_u64().unwrap();
@@ -203,7 +213,7 @@ async fn text_does_not_depend_on_what_happens_to_the_drafter() {
         forward(drafter.address);
         cluster.has_drafter().await;
         if fate == "slowed" {
-            proxy.set(Link::Delayed(Duration::from_millis(15)));
+            proxy.set(Link::Delayed { one_way: Duration::from_millis(15), jitter: Duration::ZERO });
         }
         let mut drafter = Some(drafter);
         let (mut accepted, mut hit) = (0, 0);

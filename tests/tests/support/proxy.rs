@@ -3,8 +3,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
 /// What a proxy does to the bytes that pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +13,11 @@ pub(crate) enum Link {
     Flows,
     /// Nothing passes, connections stay open.
     Paused,
-    /// Each piece is held for this long.
-    Delayed(Duration),
+    /// Each piece arrives this much later, and up to `jitter` more, in order: a longer way, not a narrower one.
+    Delayed {
+        one_way: Duration,
+        jitter: Duration,
+    },
     /// Open connections are closed and new ones are closed at once.
     Cut,
 }
@@ -75,20 +79,84 @@ impl Drop for Proxy {
 async fn pass(
     from: &mut tokio::net::tcp::OwnedReadHalf,
     to: &mut tokio::net::tcp::OwnedWriteHalf,
-    mut link: watch::Receiver<Link>,
+    link: watch::Receiver<Link>,
 ) {
-    let mut piece = vec![0; 64 << 10];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut piece).await else { return };
-        let now = *link.borrow();
-        if let Link::Delayed(time) = now {
-            tokio::time::sleep(time).await;
+    let (under_way, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
+    let mut follow = link.clone();
+    let read = async move {
+        let (mut piece, mut dice) = (vec![0; 64 << 10], 1);
+        while let Ok(read @ 1..) = from.read(&mut piece).await {
+            let later = match *link.borrow() {
+                Link::Delayed { one_way, jitter } => one_way + jitter.mul_f64(share(&mut dice)),
+                _ => Duration::ZERO,
+            };
+            if under_way.send((Instant::now() + later, piece[..read].to_vec())).await.is_err() {
+                return;
+            }
         }
-        if link.wait_for(|link| *link != Link::Paused).await.is_err() {
-            return;
+    };
+    let write = async move {
+        while let Some((due, piece)) = arriving.recv().await {
+            tokio::time::sleep_until(due).await;
+            if follow.wait_for(|link| *link != Link::Paused).await.is_err()
+                || to.write_all(&piece).await.is_err()
+            {
+                return;
+            }
         }
-        if to.write_all(&piece[..read]).await.is_err() {
-            return;
-        }
+    };
+    tokio::pin!(write);
+    tokio::select! {
+        // What is under way still arrives.
+        () = read => write.await,
+        () = &mut write => (),
     }
+}
+
+/// From 0 to 1, another one each time.
+fn share(dice: &mut u64) -> f64 {
+    *dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*dice >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// A longer way delays what passes by its length and its jitter, and no piece waits for another.
+#[tokio::test]
+async fn a_delayed_link_is_longer_and_not_narrower() {
+    const ONE_WAY: Duration = Duration::from_millis(40);
+    const JITTER: Duration = Duration::from_millis(5);
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (proxy, forward) = Proxy::bind().await;
+    forward(echo.local_addr().unwrap());
+    let echoing = tokio::spawn(async move {
+        let (server, _) = echo.accept().await.unwrap();
+        server.set_nodelay(true).unwrap();
+        let (mut from, mut to) = server.into_split();
+        tokio::io::copy(&mut from, &mut to).await.unwrap();
+    });
+    let mut client = TcpStream::connect(proxy.address).await.unwrap();
+    client.set_nodelay(true).unwrap();
+    let mut trips = Vec::new();
+    for link in [Link::Flows, Link::Delayed { one_way: ONE_WAY, jitter: JITTER }] {
+        proxy.set(link);
+        let start = Instant::now();
+        // Twenty pieces, five milliseconds apart, are under way together.
+        let (mut from, mut to) = client.split();
+        let send = async {
+            for i in 0..20u8 {
+                to.write_all(&[i]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let mut answer = [0; 20];
+        let ((), read) = tokio::join!(send, from.read_exact(&mut answer));
+        read.unwrap();
+        assert_eq!(answer, std::array::from_fn(|i| i as u8), "in order");
+        trips.push(start.elapsed());
+    }
+    let longer = trips[1].saturating_sub(trips[0]);
+    // The last of them is sent after 95 ms in either case.
+    assert!(trips[1] >= 2 * ONE_WAY + Duration::from_millis(95), "{trips:?}");
+    assert!(longer < 4 * ONE_WAY, "one after the other would be {:?}: {trips:?}", 40 * ONE_WAY);
+    drop(client);
+    echoing.abort();
 }

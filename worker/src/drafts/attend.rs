@@ -54,7 +54,12 @@ async fn keep(links: &Links, attendance: &Attendance) {
         for peer in &candidates {
             let asking = async {
                 let link = links.get(peer).await?;
-                link.open(*sequence, fixed_window(request), open(request, traceparent)).await
+                link.open(
+                    *sequence,
+                    fixed_window(request, links.me().share_cores),
+                    open(request, traceparent),
+                )
+                .await
             };
             let asked = asking.await;
             let answered = asked.as_ref().map_or_else(LinkError::answered, |_| "granted");
@@ -93,10 +98,11 @@ async fn keep(links: &Links, attendance: &Attendance) {
     }
 }
 
-/// Lockstep drafts exactly what a step verifies.
-fn fixed_window(request: &Request) -> Option<u32> {
+/// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
+fn fixed_window(request: &Request, share_cores: bool) -> Option<u32> {
     match request.speculation.strategy {
         Strategy::Lockstep { k, .. } => Some(k),
+        Strategy::Auto if share_cores => Some(1),
         _ => None,
     }
 }

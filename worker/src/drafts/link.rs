@@ -49,6 +49,8 @@ pub(crate) struct Me {
     pub(crate) inbox: Inbox,
     /// Of one decode step of the target.
     pub(crate) step_time: Arc<Pace>,
+    /// Drafters compute on this worker's own cores.
+    pub(crate) share_cores: bool,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process stops.
     pub(crate) stop: CancellationToken,
@@ -216,6 +218,14 @@ impl Link {
             session.unanswered.get_or_insert_with(|| (end, Instant::now()));
         }
         self.queue.update(session, |out| merge(&mut out.commit, frame));
+    }
+
+    /// Tells the drafter how far it may go, where the engine decides that.
+    pub(crate) fn ask(&self, session: u64, window: u32) {
+        if let Some(session) = self.lock().get_mut(&session) {
+            session.window = window;
+        }
+        self.queue.update(session, |out| out.credit = Some(window));
     }
 
     fn close(&self, session: u64) {

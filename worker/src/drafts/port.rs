@@ -19,6 +19,13 @@ impl Port {
         }
     }
 
+    /// The drafter may go so far past what is committed.
+    pub(crate) fn ask(&self, window: u32) {
+        if let Some((link, session)) = &*self.lock() {
+            link.ask(*session, window);
+        }
+    }
+
     pub(crate) fn attach(&self, link: Arc<Link>, session: u64) {
         *self.lock() = Some((link, session));
     }

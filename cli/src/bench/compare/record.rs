@@ -131,7 +131,7 @@ fn take(events: &Receiver<(usize, TargetEvent)>, told: &mut [(Vec<TokenId>, Opti
         match event {
             TargetEvent::Committed { frame, .. } => told[nth].0.extend(frame.ids),
             TargetEvent::Ended(ended) => told[nth].1 = Some(ended.finish),
-            TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
+            TargetEvent::Started { .. } | TargetEvent::Ask { .. } | TargetEvent::Again(_) => {}
         }
     }
 }

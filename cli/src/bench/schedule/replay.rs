@@ -54,6 +54,7 @@ pub fn replay(trace: &Trace, cost: &Cost, limits: &Limits) -> Result<Outcome> {
         max_waiting: trace.asked().len(),
         context: trace.longest(),
         slots: limits.slots,
+        tree_rows: 0,
         classes: vec![(HeadClass::Full, limits.pages)],
         prefix_cache: false,
     });
@@ -111,7 +112,7 @@ fn commit(
     seen: &mut Seen,
 ) {
     for slice in &plan.slices {
-        scheduler.commit(slice, 0, if slice.picks { &[TokenId(0)] } else { &[] });
+        scheduler.commit(slice, 0, None, if slice.picks { &[TokenId(0)] } else { &[] });
         let Some(life) = lives.get_mut(&slice.sequence).filter(|_| slice.picks) else { continue };
         match life.latest.replace(now) {
             None => seen.first.push((now - life.asked.arrival) * 1e3),

@@ -1,10 +1,20 @@
 //! Which drafts a target sequence verifies in the step being planned.
 
 use request::{Rule, Source, Strategy, TokenId};
-use speculation::{Beside, History, Offer, Proposal, Shadows, choose, propose};
+use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, choose, expect, propose};
 
-use super::TargetLane;
+use super::{TargetEvent, TargetLane};
+use crate::Room;
 use crate::drafting::Drafting;
+
+/// What the rank allows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Server {
+    /// Most drafts of a step.
+    pub(crate) max_draft: u32,
+    /// Its model takes trees.
+    pub(crate) trees: bool,
+}
 
 impl TargetLane {
     /// Most drafts that one step may verify; `server` is the server's own limit.
@@ -22,39 +32,69 @@ impl TargetLane {
     pub(crate) fn propose(
         &mut self,
         known: &[TokenId],
-        server: u32,
+        server: Server,
         beside: Beside,
         drafting: &mut Drafting,
     ) {
         self.propose_nothing();
-        let most = self.max_draft(server);
+        let most = self.max_draft(server.max_draft);
         if most == 0 {
             return;
         }
         let strategy = self.request.speculation.strategy;
         let pending = self.tail.pending();
-        let most_guessed = self.request.speculation.max_draft.unwrap_or(server).min(server) as usize;
+        let asked = self.request.speculation.max_draft.unwrap_or(server.max_draft);
+        let most_guessed = asked.min(server.max_draft) as usize;
         let guessed = self.prediction.as_ref().map(|p| p.propose(most_guessed)).unwrap_or_default();
         if pending.is_empty() && !guessed.is_empty() {
             self.source = Source::Prediction;
-            self.proposed.extend_from_slice(guessed);
+            self.proposed = Tree::chain(guessed.to_vec());
         } else if matches!(strategy, Strategy::Lockstep { .. }) {
-            self.proposed.extend_from_slice(&pending[..pending.len().min(most)]);
+            self.proposed = Tree::chain(pending[..pending.len().min(most)].to_vec());
         } else {
-            let found = self.found(known, most, drafting);
-            let offers: Vec<Offer> = found
-                .iter()
-                .map(|(source, p)| Offer { source: *source, sureness: p.sureness, drafts: p.ids.len() })
-                .collect();
+            let found = self.found(known, most, server.trees, drafting);
+            let offers: Vec<Offer<'_>> =
+                found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
             let chosen = choose(&offers, most, &drafting.cost, &drafting.beliefs, &self.beliefs, beside);
             if let Some((index, k)) = chosen {
                 let (source, proposal) = &found[index];
                 self.source = *source;
-                self.proposed.extend_from_slice(&proposal.ids[..k]);
+                self.proposed = proposal.first(k).drafts;
             }
         }
-        let allowed = self.steering.allowed(&self.proposed);
-        self.proposed.truncate(allowed);
+        // What is drafted under a constraint is a chain.
+        if self.proposed.is_chain() {
+            let allowed = self.steering.allowed(self.proposed.ids());
+            self.proposed.truncate(allowed);
+        }
+    }
+
+    /// With a drafter on the same cores: decides for how many of its drafts the next step waits, and tells it. Once
+    /// for each state of the text. `alone`: nothing else runs.
+    pub(crate) fn ask(&mut self, known: &[TokenId], server: Server, alone: bool, drafting: &mut Drafting) {
+        if self.request.speculation.strategy != Strategy::Auto || !self.drafter || self.decided == known.len()
+        {
+            return;
+        }
+        self.decided = known.len();
+        let most = self.max_draft(server.max_draft);
+        let predicted = self.prediction.as_ref().is_some_and(|p| !p.propose(1).is_empty());
+        self.awaited = 0;
+        if alone && most > 0 && !predicted && !self.late {
+            let found = self.guessed(known, most, server.trees, drafting);
+            let offers: Vec<Offer<'_>> =
+                found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
+            let beside = Beside::default();
+            let Drafting { cost, beliefs, wait, .. } = drafting;
+            let (otherwise, _) = expect(&offers, most, cost, beliefs, &self.beliefs, beside);
+            self.awaited = ask(most as u32, otherwise, wait, cost, beliefs, &self.beliefs);
+        }
+        // One that was late is heard of again by what it drafts.
+        let window = if self.late { Self::FIRST_WINDOW } else { self.awaited };
+        if window != self.window && self.outlet.room() == Room::Free {
+            self.window = window;
+            self.outlet.deliver(TargetEvent::Ask { window });
+        }
     }
 
     /// Nothing is verified in the step being planned.
@@ -65,23 +105,47 @@ impl TargetLane {
 
     /// What every source of the strategy has to say. It is also what the source will be judged by, when the
     /// last of its words were judged.
-    fn found(&mut self, known: &[TokenId], most: usize, drafting: &mut Drafting) -> Vec<(Source, Proposal)> {
+    fn found(
+        &mut self,
+        known: &[TokenId],
+        most: usize,
+        trees: bool,
+        drafting: &mut Drafting,
+    ) -> Vec<(Source, Proposal)> {
         let mut found = Vec::new();
         let strategy = self.request.speculation.strategy;
         if strategy.takes_drafter() {
-            found.push((Source::Drafter, Proposal { ids: self.tail.pending().to_vec(), sureness: 0 }));
+            found.push((Source::Drafter, Proposal::chain(self.tail.pending().to_vec(), 0)));
         }
+        found.extend(self.guessed(known, most, trees, drafting));
+        for (source, proposal) in &found {
+            self.shadows.cast(*source, proposal);
+        }
+        found
+    }
+
+    /// What the sources without a model have to say.
+    fn guessed(
+        &mut self,
+        known: &[TokenId],
+        most: usize,
+        trees: bool,
+        drafting: &mut Drafting,
+    ) -> Vec<(Source, Proposal)> {
+        let mut found = Vec::new();
         let guesses = self.guesses();
         if !guesses.is_empty() {
             let own = self.own.get_or_insert_with(|| History::new(self.longest));
             own.extend(&known[own.len().min(known.len())..]);
-            let library = drafting.library(&self.request.cache_salt);
-            let depth = most.max(Shadows::LONGEST);
+            let (library, rank) = drafting.library(&self.request.cache_salt);
+            let beliefs = &self.beliefs;
+            let chance = |source, sureness, depth| beliefs.rate_within(rank, source, sureness, depth);
+            // What a constraint forbids is found out along a chain.
+            let forks = trees && self.request.constraint.is_none();
+            let asked =
+                Asked { most: most.max(Shadows::LONGEST), forks: if forks { Some(&chance) } else { None } };
             found
-                .extend(guesses.iter().map(|source| (*source, propose(*source, own, library, known, depth))));
-        }
-        for (source, proposal) in &found {
-            self.shadows.cast(*source, proposal.sureness, &proposal.ids);
+                .extend(guesses.iter().map(|source| (*source, propose(*source, own, library, known, asked))));
         }
         found
     }
@@ -108,8 +172,8 @@ impl TargetLane {
         }
         self.shadows.judge(committed, &mut [&mut drafting.beliefs, &mut self.beliefs]);
         if self.guesses().contains(&Source::Recycle) {
-            let recycle = &mut drafting.library(&self.request.cache_salt).recycle;
-            let rows = last.into_iter().chain(self.proposed[..drafts].iter().copied());
+            let recycle = &mut drafting.library(&self.request.cache_salt).0.recycle;
+            let rows = last.into_iter().chain(self.proposed.ids()[..drafts].iter().copied());
             // From the last row to the first: of one token twice, what was drawn for the text counts.
             let rows: Vec<_> = rows.zip(picks).collect();
             rows.into_iter().rev().for_each(|(token, pick)| recycle.observe(token, *pick));
@@ -119,7 +183,7 @@ impl TargetLane {
     /// The answer is over; `output` is all of it.
     pub(crate) fn leave(&self, output: &[TokenId], drafting: &mut Drafting) {
         if self.guesses().contains(&Source::Suffix) && !output.is_empty() {
-            drafting.library(&self.request.cache_salt).keep(output);
+            drafting.library(&self.request.cache_salt).0.keep(output);
         }
     }
 }

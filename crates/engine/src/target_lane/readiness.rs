@@ -6,6 +6,7 @@ use request::{Finish, Strategy};
 
 use super::TargetLane;
 use crate::Room;
+use crate::drafting::Drafting;
 
 /// What to do with a target lane in the step being planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +21,13 @@ pub(crate) enum Readiness {
 
 impl TargetLane {
     /// Decides whether it may run now. `decoding`: its prompt is computed, so drafts would help.
-    pub(crate) fn readiness(&mut self, now: Duration, decoding: bool, slow_client: Duration) -> Readiness {
+    pub(crate) fn readiness(
+        &mut self,
+        now: Duration,
+        decoding: bool,
+        slow_client: Duration,
+        drafting: &mut Drafting,
+    ) -> Readiness {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             return Readiness::End(Finish::Deadline);
         }
@@ -37,8 +44,10 @@ impl TargetLane {
             }
             Room::Free => self.blocked = None,
         }
-        let Strategy::Lockstep { k, deadline } = self.request.speculation.strategy else {
-            return Readiness::Plan;
+        let (k, deadline) = match self.request.speculation.strategy {
+            Strategy::Lockstep { k, deadline } => (k, deadline),
+            Strategy::Auto if self.awaited > 0 => (self.awaited, self.patience(drafting)),
+            _ => return Readiness::Plan,
         };
         let output = self.usage.completion_tokens;
         let room = self.request.limits.max_tokens.saturating_sub(output + 1);
@@ -49,7 +58,9 @@ impl TargetLane {
         let complete = pending.len() >= wanted
             || pending.last().is_some_and(|t| self.request.limits.stop_ids.contains(t));
         if !waits || complete {
-            self.parked = None;
+            if let (Some(since), true) = (self.parked.take(), self.awaited > 0 && complete) {
+                drafting.wait.record(pending.len() as u32, now.saturating_sub(since));
+            }
             return Readiness::Plan;
         }
         let until = *self.parked.get_or_insert(now) + deadline;
@@ -58,5 +69,13 @@ impl TargetLane {
             return Readiness::Plan;
         }
         Readiness::Hold { until: sooner(until) }
+    }
+
+    /// How long a drafter on the same cores may take: some times what it is expected to.
+    fn patience(&self, drafting: &Drafting) -> Duration {
+        /// Also for drafters that have to compute what was committed first.
+        const LEAST: Duration = Duration::from_millis(100);
+        let step = drafting.cost.seconds(1).unwrap_or_default();
+        LEAST + Duration::from_secs_f64(4.0 * drafting.wait.expected(self.awaited, step))
     }
 }

@@ -1,9 +1,13 @@
 //! Drafts are hints: whatever a drafter and the link to it do, the text is the target's own.
 
 use crate::link::{
-    Dice, Faults, STRATEGIES, Setup, VOCAB, drafter, drive, request, run, run_counting, sampled,
+    Dice, Faults, MODEL_SEED, STRATEGIES, Setup, VOCAB, Watched, drafter, drive, request, run, run_counting,
+    sampled,
 };
+use engine::{Engine, Settings, ToyModel};
 use request::{Request, Sampling, Source, Speculation, Strategy, TokenId};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 fn random_request(dice: &mut Dice, strategy: Strategy) -> Request {
@@ -79,6 +83,7 @@ fn text_does_not_depend_on_drafts_or_the_link() {
 fn text_does_not_depend_on_the_strategy_nor_on_when_it_changes() {
     let mut dice = Dice(99);
     let mut sources = [(0, 0); Source::ALL.len()];
+    let later = Arc::default();
     for case in 0..300 {
         let mut requests: Vec<_> = (0..1 + dice.below(5))
             .map(|_| random_request(&mut dice, STRATEGIES[case % STRATEGIES.len()]))
@@ -110,7 +115,8 @@ fn text_does_not_depend_on_the_strategy_nor_on_when_it_changes() {
         };
         let kill_after = dice.chance(20).then(|| 1 + dice.below(10));
         let drafter = dice.chance(80).then(|| drafter(0.2));
-        let setup = Setup { drafter, faults, kill_after, switch: 30, ..Setup::plain([7, 64][case % 2]) };
+        let setup =
+            Setup { drafter, faults, kill_after, switch: 30, ..Setup::watched([7, 64][case % 2], &later) };
         for (plain, drafted) in plain.iter().zip(&drive(&requests, setup, &mut dice).answers) {
             assert_eq!((&plain.output, plain.finish), (&drafted.output, drafted.finish), "case {case}");
             for (sum, did) in sources.iter_mut().zip(drafted.stats.sources) {
@@ -118,6 +124,8 @@ fn text_does_not_depend_on_the_strategy_nor_on_when_it_changes() {
             }
         }
     }
+    let later = later.load(Ordering::Relaxed);
+    assert!(later > 50, "drafts that stood and were not the first of their siblings: {later}");
     // The run exercised its subject: drafts of every source stood, and others did not. No prediction is sent.
     for (source, (accepted, rejected)) in Source::ALL.into_iter().zip(sources) {
         let enough = accepted > 50 && rejected > 50;
@@ -171,6 +179,33 @@ fn lockstep_waits_once_for_a_silent_drafter() {
     let (answer, steps) = run_counting(&[request], 64, Some(drafter(0.0)), silent, &mut Dice(0));
     assert_eq!(answer[0].output, before[0].output);
     assert!((50..2 * 50 + 40).contains(&steps), "{steps} ms of virtual time");
+}
+
+/// A back end without trees is asked for none, and the text is the same.
+#[test]
+fn a_model_without_trees_verifies_chains() {
+    let mut texts = Vec::new();
+    for trees in [true, false] {
+        let toy = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED);
+        let later = Arc::default();
+        let toy = Watched::new(if trees { toy } else { toy.without_trees() }, &later);
+        let setup = Setup { target: Engine::new(toy, Settings::default()), ..Setup::watched(64, &later) };
+        let requests: Vec<_> = (0..8)
+            .map(|seed| {
+                let speculation = Speculation { strategy: Strategy::Recycle, ..Speculation::default() };
+                let mut request = request(&[1, 2, 3], 60, sampled(seed, 0.8), speculation);
+                let rare = (4..VOCAB).chain([0]).map(|id| (TokenId(id), -100.0));
+                request.adjust.logit_bias = rare.collect();
+                request
+            })
+            .collect();
+        let answers = drive(&requests, setup, &mut Dice(1)).answers;
+        let accepted: u64 = answers.iter().map(|a| a.stats.accepted_tokens).sum();
+        assert!(accepted > 50 && answers.iter().all(|a| a.output.len() == 60), "{accepted}");
+        assert_eq!(later.load(Ordering::Relaxed) > 10, trees);
+        texts.push(answers.into_iter().map(|a| a.output).collect::<Vec<_>>());
+    }
+    assert_eq!(texts[0], texts[1]);
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn answer(engine: &mut Engine<ToyModel>, id: u64, prompt: &[u32]) -> (Vec<TokenI
                 TargetEvent::Started { cached } => hit = cached,
                 TargetEvent::Committed { frame, .. } => text.extend(frame.ids),
                 TargetEvent::Ended(_) => return (text, hit),
-                TargetEvent::Again(_) => {}
+                TargetEvent::Ask { .. } | TargetEvent::Again(_) => {}
             }
         }
     }

@@ -136,7 +136,7 @@ pub fn text(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Option<Finish>) {
         match event {
             TargetEvent::Committed { frame, .. } => ids.extend(frame.ids),
             TargetEvent::Ended(ended) => finish = Some(ended.finish),
-            TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
+            TargetEvent::Started { .. } | TargetEvent::Ask { .. } | TargetEvent::Again(_) => {}
         }
     }
     (ids, finish)
@@ -149,7 +149,7 @@ pub fn answer(outlet: &Kept<TargetEvent>) -> (Vec<TokenId>, Usage) {
         match event {
             TargetEvent::Committed { frame, .. } => ids.extend(frame.ids),
             TargetEvent::Ended(ended) => usage = ended.usage,
-            TargetEvent::Started { .. } | TargetEvent::Again(_) => {}
+            TargetEvent::Started { .. } | TargetEvent::Ask { .. } | TargetEvent::Again(_) => {}
         }
     }
     (ids, usage)

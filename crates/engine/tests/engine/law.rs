@@ -1,9 +1,11 @@
 //! The sampling law: the joint of the first three tokens is the target's, drafted or not.
 
-use crate::link::{Dice, Faults, MODEL_SEED, VOCAB, drafter, request, run, sampled};
+use crate::link::{Dice, Faults, MODEL_SEED, Setup, VOCAB, drafter, drive, request, run, sampled};
 use engine::toy_logits;
 use request::{Rule, SamplingParams, Speculation, Strategy, TokenId};
 use sampling::probabilities;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const PROMPT: [u32; 3] = [3, 1, 2];
@@ -98,6 +100,63 @@ fn the_first_three_tokens_follow_the_exact_law() {
     }
     // The overlap of p and q is the most that any rule can accept.
     assert!(acceptance[2] > acceptance[1], "{acceptance:?}");
+}
+
+/// What is drawn after each token is recycled from one request to the next, as trees: the law is the target's under
+/// every rule (without a drafter nobody draws from a q, so rejection is strict).
+#[test]
+fn trees_follow_the_exact_law() {
+    let (exact, (plain, ..)) = (exact(), draws(Strategy::None, Rule::Coupled));
+    for rule in [Rule::Coupled, Rule::Strict, Rule::Rejection] {
+        let (mut triples, mut accepted, mut drafted, later) = (Vec::new(), 0, 0, Arc::default());
+        let requests: Vec<_> = (0..DRAWS)
+            .map(|seed| {
+                let speculation = Speculation { strategy: Strategy::Recycle, rule, max_draft: None };
+                let mut request = request(&PROMPT, 3, sampled(seed, TEMPERATURE), speculation);
+                request.limits.stop_ids.clear();
+                request
+            })
+            .collect();
+        for batch in requests.chunks(200) {
+            for answer in drive(batch, Setup::watched(64, &later), &mut Dice(1)).answers {
+                triples.push([answer.output[0].0, answer.output[1].0, answer.output[2].0]);
+                accepted += answer.stats.accepted_tokens;
+                drafted += answer.stats.draft_tokens;
+            }
+        }
+        let later = later.load(Ordering::Relaxed);
+        assert!(accepted > DRAWS / 20 && drafted - accepted > DRAWS / 20, "{accepted} of {drafted}");
+        assert!(later > DRAWS / 100, "{rule:?}: {later} later siblings stood");
+        assert_eq!(plain, triples, "{rule:?}: a seed has one text");
+        assert!(excess(&triples, &exact) < 4.0, "{rule:?}: {}", excess(&triples, &exact));
+    }
+}
+
+/// The twin for trees: a verifier that takes a sibling for being likely enough (typical acceptance), not for being
+/// what the target drew.
+#[test]
+fn a_verifier_that_takes_what_is_likely_is_told_apart() {
+    let exact = exact();
+    let prompt: Vec<TokenId> = PROMPT.iter().copied().map(TokenId).collect();
+    let mut biased = Vec::new();
+    for seed in 0..DRAWS {
+        let mut known = prompt.clone();
+        let mut triple = [0u32; 3];
+        for token in &mut triple {
+            let position = known.len() as u32;
+            let logits = toy_logits(MODEL_SEED, &known, VOCAB);
+            let law = probabilities(&logits, &SamplingParams::at(TEMPERATURE));
+            let pick = sampling::pick(&logits, &sampled(seed, TEMPERATURE), position).unwrap();
+            // Two siblings, as they were drawn for others.
+            let siblings = [1, 2]
+                .map(|other| sampling::pick(&logits, &sampled(seed + other, TEMPERATURE), position).unwrap());
+            let likely = siblings.iter().find(|sibling| law[sibling.0 as usize] > 0.15);
+            *token = likely.copied().unwrap_or(pick).0;
+            known.push(TokenId(*token));
+        }
+        biased.push(triple);
+    }
+    assert!(excess(&biased, &exact) > 8.0, "the biased verifier passed: {}", excess(&biased, &exact));
 }
 
 /// The twin that must fail: a verifier that, after a rejection, draws again *without* the rejected

@@ -1,17 +1,19 @@
 //! A target engine and a drafter engine joined by a link that misbehaves on purpose.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, Outcome, Outlet, Room, Settings,
-    TargetEvent, TargetOpen, ToyModel,
+    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, ModelError, ModelSpec, Outcome, Outlet,
+    Picks, Room, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
 };
 use request::{
     Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, Strategy,
     TokenId, TokenLogprobs, Usage,
 };
-use scheduler::SequenceId;
+use sampling::Draw;
+use scheduler::{Parent, Row, SequenceId, Step, TableChange};
 use speculation::Drafts;
 
 pub const VOCAB: u32 = 24;
@@ -120,6 +122,44 @@ pub fn drafter(noise: f64) -> Engine<ToyModel> {
     Engine::new(model, Settings::default())
 }
 
+/// A model that counts what trees came to.
+pub struct Watched<M> {
+    pub model: M,
+    /// Drafts that stood and were not the first of their siblings.
+    pub later: Arc<AtomicU64>,
+    rows: Vec<Row>,
+}
+
+impl<M> Watched<M> {
+    pub fn new(model: M, later: &Arc<AtomicU64>) -> Self {
+        Self { model, later: later.clone(), rows: Vec::new() }
+    }
+}
+
+impl<M: Model> Model for Watched<M> {
+    fn spec(&self) -> &ModelSpec {
+        self.model.spec()
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        for delta in step.deltas.iter().filter(|delta| delta.class.0 == 0) {
+            let TableChange::Keep { row, .. } = delta.change else { continue };
+            let mut at = row as usize;
+            while let parent @ Parent::Row(above) = self.rows[at].parent {
+                let first = self.rows.iter().position(|row| row.parent == parent);
+                self.later.fetch_add(u64::from(first != Some(at)), Ordering::Relaxed);
+                at = above as usize;
+            }
+        }
+        self.rows.clone_from(&step.rows);
+        self.model.submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        self.model.collect(ticket, draws)
+    }
+}
+
 enum Up {
     Drafts(Drafts),
     Resync(u32),
@@ -153,6 +193,23 @@ impl Setup {
     pub fn plain(budget: u32) -> Self {
         let (drafter, faults, kill_after, constraint) = (None, Faults::default(), None, None);
         Self { target: target(budget), drafter, faults, kill_after, switch: 0, constraint }
+    }
+}
+
+impl Setup<Watched<ToyModel>> {
+    /// The same with a count of what trees came to.
+    pub fn watched(budget: u32, later: &Arc<AtomicU64>) -> Self {
+        let settings = Settings { token_budget: budget, ..Settings::default() };
+        let toy = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED);
+        let target = Engine::new(Watched::new(toy, later), settings);
+        Self {
+            target,
+            drafter: None,
+            faults: Faults::default(),
+            kill_after: None,
+            switch: 0,
+            constraint: None,
+        }
     }
 }
 
@@ -301,6 +358,7 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
                     TargetEvent::Started { .. } => {
                         assert!(answers[i].output.is_empty(), "started once, and first");
                     }
+                    TargetEvent::Ask { .. } => panic!("these drafters have cores of their own"),
                     TargetEvent::Again(frame) => down.push((id, frame)),
                     TargetEvent::Ended(Ended { finish, speculation, usage }) => {
                         assert_eq!(

@@ -9,4 +9,5 @@ mod law;
 mod link;
 mod matrix;
 mod replay;
+mod share_cores;
 mod steered;

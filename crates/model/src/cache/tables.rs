@@ -21,7 +21,22 @@ pub(crate) type Table = Vec<Option<PageId>>;
 
 /// Tables as they will be after a step's deltas, not in force yet: a step that turns out to be
 /// wrong leaves no trace.
-pub(crate) struct Changed(BTreeMap<(usize, usize), Table>);
+pub(crate) struct Changed {
+    tables: BTreeMap<(usize, usize), Table>,
+    /// What tree rows of the step before leave to their slots.
+    pub(crate) kept: Vec<Kept>,
+}
+
+/// A page whose positions from some on are those that a tree row saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    pub(crate) row: u32,
+    /// The first position that is kept.
+    pub(crate) from: u32,
+    /// Index of the page in the slot's table.
+    pub(crate) index: u32,
+    pub(crate) page: PageId,
+}
 
 impl Tables {
     /// Empty tables for `slots` slots.
@@ -35,12 +50,12 @@ impl Tables {
 
     /// What the deltas make of the tables.
     pub(crate) fn change(&self, deltas: &[TableDelta]) -> Result<Changed, ModelError> {
-        let mut changed = Changed(BTreeMap::new());
+        let mut changed = Changed { tables: BTreeMap::new(), kept: Vec::new() };
         for delta in deltas {
             let (slot, class) = (delta.slot.0 as usize, usize::from(delta.class.0));
             bound("slot", slot, self.slots.len())?;
             bound("head class", class, self.classes.len())?;
-            let table = changed.0.entry((slot, class)).or_insert_with(|| self.get(slot, class).to_vec());
+            let table = changed.tables.entry((slot, class)).or_insert_with(|| self.get(slot, class).to_vec());
             match delta.change {
                 // A page that is shared holds its keys and values already: nothing to do for a rank
                 // that keeps all its pages in one place.
@@ -62,6 +77,13 @@ impl Tables {
                     table[index as usize] = None;
                 }
                 TableChange::Clear => table.clear(),
+                TableChange::Keep { row, from } => {
+                    // Every page that the slot has from there on; how far the row reaches the back end knows.
+                    let pages = (0..).zip(table.iter()).skip((from / PAGE_POSITIONS) as usize);
+                    let kept =
+                        pages.filter_map(|(index, page)| Some(Kept { row, from, index, page: (*page)? }));
+                    changed.kept.extend(kept);
+                }
             }
         }
         Ok(changed)
@@ -71,7 +93,7 @@ impl Tables {
     #[cfg(feature = "cuda")]
     pub(crate) fn differences(&self, changed: &Changed) -> Vec<(usize, usize, usize, Option<PageId>)> {
         let mut found = Vec::new();
-        for (&(slot, class), table) in &changed.0 {
+        for (&(slot, class), table) in &changed.tables {
             let old = self.get(slot, class);
             for index in 0..old.len().max(table.len()) {
                 let at = |table: &[Option<PageId>]| table.get(index).copied().flatten();
@@ -85,7 +107,7 @@ impl Tables {
 
     /// Puts a change in force.
     pub(crate) fn apply(&mut self, changed: Changed) {
-        for ((slot, class), table) in changed.0 {
+        for ((slot, class), table) in changed.tables {
             if let Some(old) = self.slots.get_mut(slot).and_then(|classes| classes.get_mut(class)) {
                 *old = table;
             }
@@ -103,7 +125,7 @@ impl Tables {
         bound("slot", slot.0 as usize, self.slots.len())?;
         for (index, (class, _)) in self.classes.iter().enumerate() {
             let key = (slot.0 as usize, index);
-            let table = changed.0.get(&key).map_or_else(|| self.get(key.0, index), Vec::as_slice);
+            let table = changed.tables.get(&key).map_or_else(|| self.get(key.0, index), Vec::as_slice);
             for seen in visible(*class, position) {
                 let mut pages = seen.start / PAGE_POSITIONS..seen.end.div_ceil(PAGE_POSITIONS);
                 let there = |page: u32| table.get(page as usize).is_some_and(Option::is_some);

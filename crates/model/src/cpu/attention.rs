@@ -17,7 +17,7 @@ use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::exp::exp;
 use super::pool::Pool;
-use crate::cache::{Storage, Tables, Unit, visible};
+use crate::cache::{Storage, Unit, visible};
 use crate::quant::F16;
 use crate::quant::float::{SPLIT, halves, tree};
 use crate::simd::{Halves, Kernel, LANES, Lanes, Level};
@@ -42,17 +42,17 @@ pub(super) struct Attention<'a> {
     pub(super) map: &'a HeadMap,
     /// By class.
     pub(super) storage: &'a [Storage],
-    pub(super) tables: &'a Tables,
 }
 
 impl Attention<'_> {
-    /// Attends with every head of every row; `row` gives its slot and position, whose pages are there. `q`
+    /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its
+    /// position. `q`
     /// and `out` are rows of `heads * head_dim`.
-    pub(super) fn attend(
+    pub(super) fn attend<'t>(
         &self,
         pool: &mut Pool,
         level: Level,
-        row: impl Fn(usize) -> (usize, u32) + Sync,
+        row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
         q: &[f32],
         out: &mut [f32],
     ) {
@@ -63,12 +63,12 @@ impl Attention<'_> {
         // The query heads that share a KV head lie next to each other: one task reads its keys once.
         let group = heads / kv_heads * head_dim;
         pool.pieces(out, group, |i, out| {
-            let (slot, position) = row(i / kv_heads);
             let unit = Unit { layer: self.layer, kv_head: i % kv_heads };
             let class = self.map.class(unit.layer, unit.kv_head);
+            let (table, position) = row(i / kv_heads, class);
             SCRATCH.with_borrow_mut(|scratch| {
                 level.run(Attend {
-                    table: self.tables.get(slot, class),
+                    table,
                     position,
                     storage: &self.storage[class],
                     unit,

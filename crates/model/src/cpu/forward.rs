@@ -2,10 +2,11 @@
 
 use engine::ModelError;
 use half::f16;
-use kvcache::{HeadMap, PAGE_POSITIONS};
+use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads};
+use super::branches::{self, Branches};
 use super::elementwise::{self, Angles, add, add_to};
 use super::group::{Group, Part};
 use super::inputs::{Inputs, Source};
@@ -34,6 +35,8 @@ pub(super) struct Forward<'a> {
     /// Which class each head is of.
     pub(super) heads: &'a HeadMap,
     pub(super) tables: &'a Tables,
+    /// Of the tree rows.
+    pub(super) branches: &'a Branches,
     pub(super) level: Level,
 }
 
@@ -214,9 +217,8 @@ impl Forward<'_> {
             layer: index,
             map: self.heads,
             storage,
-            tables: self.tables,
         };
-        let of_row = |i: usize| (rows[i].slot.0 as usize, rows[i].position);
+        let of_row = |i: usize, class: usize| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
         let whole = s.inputs.float_mut(rows.len(), width);
         match &mut s.group {
@@ -256,17 +258,32 @@ impl Forward<'_> {
         });
     }
 
+    /// The page table of one class that a row reads and writes.
+    fn table(&self, row: &CheckedRow, class: usize) -> &[Option<PageId>] {
+        match row.branch {
+            Some(branch) => self.branches.table(branch),
+            None => self.tables.get(row.slot.0 as usize, class),
+        }
+    }
+
     fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut [Storage], s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
         let width = s.k.len() / rows.len();
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
+            if let Some(branch) = row.branch {
+                let slot = self.tables.get(row.slot.0 as usize, branches::CLASS);
+                for kv_head in 0..self.heads.class_of.get(layer).map_or(0, Vec::len) {
+                    let unit = Unit { layer, kv_head };
+                    self.branches.inherit(branch, slot, &mut storage[branches::CLASS], unit);
+                }
+            }
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
                 let class = self.heads.class(layer, kv_head);
-                let table = self.tables.get(row.slot.0 as usize, class);
+                let table = self.table(row, class);
                 // Checked before the step began.
                 let Some(page) = table.get(index as usize).copied().flatten() else { continue };
                 self.level.run(Round(k, key));

@@ -193,6 +193,8 @@ impl CudaModel {
                 context,
                 classes: classes.iter().map(|c| (c.class, c.pages)).collect(),
                 slots: options.slots,
+                // Its attention has no rows beside each other at one position yet.
+                tree_rows: 0,
             },
             ranks: Ranks::new(ranks, exchange),
             drawer,

@@ -62,6 +62,9 @@ impl Ranks {
         for rank in &self.all {
             changes.push(rank.kv.change(deltas)?);
         }
+        if changes.iter().any(|changed| !changed.kept.is_empty()) {
+            return Err(ModelError::Unsupported { what: "token trees" });
+        }
         // The tables of all ranks are the same.
         for row in rows {
             self.all[0].kv.tables().covers(&changes[0], row.slot, row.position)?;

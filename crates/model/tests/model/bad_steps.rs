@@ -26,7 +26,21 @@ fn wrong_steps_are_refused_by_name_and_leave_no_trace() {
     let delta = |change| Step { deltas: vec![TableDelta { change, ..append(0, 0) }], rows: vec![good] };
     for (step, error) in [
         (rows(&[Row { token: RowToken::FromStep(0), ..good }]), unsupported("tokens of the step before")),
-        (rows(&[Row { parent: Parent::Row(0), ..good }]), unsupported("token trees")),
+        (rows(&[Row { parent: Parent::Row(0), ..good }]), unsupported("trees without a row before them")),
+        (rows(&[good, Row { parent: Parent::Row(7), ..row(0, 6, 1) }]), outside("parent row", 7, 1)),
+        (
+            rows(&[good, Row { parent: Parent::Row(0), ..row(0, 7, 1) }]),
+            unsupported("tree rows that are not right behind their parents, or too far"),
+        ),
+        (
+            rows(&[good, row(0, 6, 1), Row { parent: Parent::Row(0), ..row(0, 6, 1) }]),
+            unsupported("tree rows behind another sequence or an earlier position"),
+        ),
+        (
+            rows(&[good, Row { parent: Parent::Row(0), ..row(0, 6, 1) }, row(0, 7, 1)]),
+            unsupported("rows of a slot that are not consecutive positions"),
+        ),
+        (delta(TableChange::Keep { row: 0, from: 5 }), outside("kept row", 0, 0)),
         (rows(&[Row { layers: Layers::First(1), ..good }]), unsupported("early exit")),
         (rows(&[Row { output: Output::Hidden(1), ..good }]), unsupported("hidden states")),
         (rows(&[Row { output: Output::Pooled, ..good }]), unsupported("pooled embeddings")),

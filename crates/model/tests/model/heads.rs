@@ -118,7 +118,7 @@ fn scheduled(
         }
         all.extend(model.logits(&step).unwrap().into_iter().map(|(_, logits)| logits));
         for slice in &plan.slices {
-            scheduler.commit(slice, 0, if slice.picks { &[TokenId(1)] } else { &[] });
+            scheduler.commit(slice, 0, None, if slice.picks { &[TokenId(1)] } else { &[] });
             if slice.picks {
                 scheduler.remove(slice.sequence);
                 return (all, cached);
@@ -142,6 +142,7 @@ fn evicted_pages_and_prefix_hits_change_no_bit() {
             token_budget: 30,
             tile: 1,
             policy: Policy::Sarathi,
+            tree_rows: 0,
             max_waiting: 4,
             context: 1024,
             slots: 2,

@@ -13,3 +13,4 @@ mod real;
 mod reference;
 mod steps;
 mod tiny;
+mod trees;

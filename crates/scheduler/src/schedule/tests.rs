@@ -82,6 +82,7 @@ impl Script {
                 max_waiting: number(&words, "queue").unwrap_or(8),
                 context: number(&words, "context").unwrap_or(4096),
                 slots: number(&words, "slots").unwrap(),
+                tree_rows: 64,
                 prefix_cache: number(&words, "prefix_cache").unwrap_or(true),
                 classes,
             }));
@@ -173,7 +174,7 @@ impl Script {
                 let at = slice.position + slice.known + accepted;
                 tokens.push(token(self.texts[&slice.sequence], at));
             }
-            scheduler.commit(slice, accepted, &tokens);
+            scheduler.commit(slice, accepted, None, &tokens);
             if slice.drafts > 0 {
                 self.drafts.remove(&slice.sequence);
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use request::{Source, TokenId};
-use speculation::{Beliefs, Beside, Offer, Shadows, StepCost, choose};
+use speculation::{Beliefs, Beside, Offer, Proposal, Shadows, StepCost, choose};
 
 use crate::simulator::Dice;
 
@@ -41,20 +41,19 @@ impl Sequence {
         let (mut done, mut time) = (0, 0.0);
         // The text is 0 0 0 ...; a wrong draft is 1, and everything after it.
         while done < tokens {
-            let mut found: Vec<(Source, Vec<TokenId>)> = Vec::new();
+            let mut found: Vec<(Source, Proposal)> = Vec::new();
             for (source, right, present) in sources {
                 if self.dice.unit() < *present {
                     let wrong = (0..DEPTH).position(|_| self.dice.unit() >= *right).unwrap_or(DEPTH);
-                    found.push((*source, (0..DEPTH).map(|i| TokenId(u32::from(i >= wrong))).collect()));
+                    let ids = (0..DEPTH).map(|i| TokenId(u32::from(i >= wrong))).collect();
+                    found.push((*source, Proposal::chain(ids, 0)));
                 }
             }
-            for (source, ids) in &found {
-                self.shadows.cast(*source, 0, ids);
+            for (source, proposal) in &found {
+                self.shadows.cast(*source, proposal);
             }
-            let offers: Vec<Offer> = found
-                .iter()
-                .map(|(source, ids)| Offer { source: *source, sureness: 0, drafts: ids.len() })
-                .collect();
+            let offers: Vec<Offer<'_>> =
+                found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
             let chosen = match self.fixed {
                 None => choose(&offers, DEPTH, &self.cost, &self.rank, &self.own, Beside::default()),
                 Some((source, k)) => {
@@ -62,7 +61,7 @@ impl Sequence {
                 }
             };
             let (k, accepted) = chosen.map_or((0, 0), |(index, k)| {
-                (k, found[index].1[..k].iter().take_while(|id| id.0 == 0).count())
+                (k, found[index].1.drafts.ids()[..k].iter().take_while(|id| id.0 == 0).count())
             });
             let seconds = scale * takes(1 + k as u32) * (0.95 + 0.1 * self.dice.unit());
             self.cost.record(1 + k as u32, Duration::from_secs_f64(seconds));

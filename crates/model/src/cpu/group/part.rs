@@ -45,12 +45,7 @@ impl Part {
     ) -> Result<Self, LoadError> {
         let bad = |why| LoadError::BadOption { option: "group", why };
         // Small models have small blocks.
-        let block = if p.feed_forward.is_multiple_of(FFN_BLOCK) && p.feed_forward / FFN_BLOCK >= memory.len()
-        {
-            FFN_BLOCK
-        } else {
-            2 * LANES
-        };
+        let block = if p.feed_forward / FFN_BLOCK >= 8 * memory.len() { FFN_BLOCK } else { 2 * LANES };
         let units = Units {
             heads: map,
             ffn_blocks: p.feed_forward.div_ceil(block) as u32,

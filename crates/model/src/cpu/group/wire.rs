@@ -11,15 +11,16 @@ const PREVIOUS: u32 = u32::MAX;
 pub(super) fn encode(step: &Step) -> Result<Vec<u8>, ModelError> {
     let mut words = vec![step.deltas.len() as u32];
     for delta in &step.deltas {
-        let (kind, argument) = match delta.change {
-            TableChange::Append(page) => (0, page.0),
-            TableChange::Share(page) => (1, page.0),
-            TableChange::Hole => (2, 0),
-            TableChange::Truncate(from) => (3, from),
-            TableChange::Drop(index) => (4, index),
-            TableChange::Clear => (5, 0),
+        let (kind, argument, second) = match delta.change {
+            TableChange::Append(page) => (0, page.0, 0),
+            TableChange::Share(page) => (1, page.0, 0),
+            TableChange::Hole => (2, 0, 0),
+            TableChange::Truncate(from) => (3, from, 0),
+            TableChange::Drop(index) => (4, index, 0),
+            TableChange::Clear => (5, 0, 0),
+            TableChange::Keep { row, from } => (6, row, from),
         };
-        words.extend([delta.slot.0, u32::from(delta.class.0), kind, argument]);
+        words.extend([delta.slot.0, u32::from(delta.class.0), kind, argument, second]);
     }
     for row in &step.rows {
         let refuse = |what| Err(ModelError::Unsupported { what });
@@ -46,13 +47,13 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Step, ModelError> {
     let (words, rest) = bytes.as_chunks();
     let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
     let (count, words) = words.split_first().ok_or_else(bad)?;
-    let deltas = (*count as usize).checked_mul(4).filter(|words_| *words_ <= words.len()).ok_or_else(bad)?;
+    let deltas = (*count as usize).checked_mul(5).filter(|words_| *words_ <= words.len()).ok_or_else(bad)?;
     let (deltas, rows) = words.split_at(deltas);
     let (rows, more) = rows.as_chunks();
     if !rest.is_empty() || !more.is_empty() {
         return Err(bad());
     }
-    let delta = |&[slot, class, kind, argument]: &[u32; 4]| {
+    let delta = |&[slot, class, kind, argument, second]: &[u32; 5]| {
         let change = match kind {
             0 => TableChange::Append(PageId(argument)),
             1 => TableChange::Share(PageId(argument)),
@@ -60,6 +61,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Step, ModelError> {
             3 => TableChange::Truncate(argument),
             4 => TableChange::Drop(argument),
             5 => TableChange::Clear,
+            6 => TableChange::Keep { row: argument, from: second },
             _ => return Err(bad()),
         };
         let class = ClassId(u8::try_from(class).map_err(|_| bad())?);
@@ -94,6 +96,7 @@ mod tests {
             any::<u32>().prop_map(TableChange::Truncate),
             any::<u32>().prop_map(TableChange::Drop),
             Just(TableChange::Clear),
+            any::<(u32, u32)>().prop_map(|(row, from)| TableChange::Keep { row, from }),
         ];
         let delta = (any::<u32>(), any::<u8>(), change).prop_map(|(slot, class, change)| TableDelta {
             slot: Slot(slot),

@@ -19,6 +19,7 @@ fn cost_of_planning_256_sequences() {
             max_waiting: 1024,
             context: 131_072,
             slots,
+            tree_rows: 64,
             classes: vec![(HeadClass::Full, 40_000)],
             prefix_cache: true,
         })
@@ -42,7 +43,7 @@ fn cost_of_planning_256_sequences() {
             let start = Instant::now();
             for slice in &plan.slices {
                 let picks = if slice.picks { &drafts[..1] } else { &[] };
-                scheduler.commit(slice, 0, picks);
+                scheduler.commit(slice, 0, None, picks);
             }
             committed += start.elapsed().as_secs_f64() * 1e6 / f64::from(n);
         }

@@ -17,6 +17,9 @@ pub(super) struct Mirror {
     tables: BTreeMap<(Slot, usize), Vec<Option<PageId>>>,
     /// By class and page; `None` = not written since it was fresh.
     cells: BTreeMap<(usize, PageId), [Option<Content>; PAGE_POSITIONS as usize]>,
+    /// By tree row of the last step: what its positions hold, from the first of its tree on.
+    branches: BTreeMap<u32, (u32, Vec<Content>)>,
+    pub(super) kept: u32,
 }
 
 fn mix(content: Content, token: TokenId) -> Content {
@@ -48,14 +51,34 @@ impl Mirror {
         for delta in &plan.step.deltas {
             self.apply(delta);
         }
+        if plan.slices.is_empty() {
+            // No step: what is to be kept waits for the next one.
+            return;
+        }
+        self.branches.clear();
         for slice in &plan.slices {
             let rows = &plan.step.rows[slice.first_row as usize..(slice.first_row + slice.rows()) as usize];
             let known = &scheduler.tokens(slice.sequence).unwrap()[..slice.position as usize];
+            let (rows, tree) = rows.split_at(if slice.tree { slice.known as usize } else { rows.len() });
             let mut contents = vec![self.roots[&slice.sequence]];
             for token in known.iter().copied().chain(rows.iter().map(tokens_of)) {
                 contents.push(mix(*contents.last().unwrap(), token));
             }
             let content = |position: u32| contents[position as usize + 1];
+            let base = slice.position + slice.known;
+            for (index, row) in tree.iter().enumerate() {
+                let index = slice.first_row + slice.known + index as u32;
+                let Parent::Row(parent) = row.parent else { panic!("a tree row without a parent: {row:?}") };
+                assert!(parent < index && parent + 1 >= slice.first_row + slice.known, "{row:?}");
+                let mut path = self.branches.get(&parent).map(|(_, path)| path.clone()).unwrap_or_default();
+                assert_eq!(row.position, base + path.len() as u32, "{row:?}");
+                path.push(mix(path.last().copied().unwrap_or_else(|| content(base - 1)), tokens_of(row)));
+                self.branches.insert(index, (base, path));
+                // What stands is kept there.
+                for class in 0..scheduler.pools.len() {
+                    let _ = self.page(slice.slot, class, row.position);
+                }
+            }
             for class in 0..scheduler.pools.len() {
                 for row in rows {
                     assert_eq!(row.slot, slice.slot);
@@ -98,6 +121,16 @@ impl Mirror {
                 table.push(Some(page));
             }
             TableChange::Hole => table.push(None),
+            TableChange::Keep { row, from } => {
+                let (base, path) = &self.branches[&row];
+                assert_eq!(*base, from);
+                for (at, content) in (from..).zip(path) {
+                    let page = table[(at / PAGE_POSITIONS) as usize].expect("kept where there is a page");
+                    let cell = (at % PAGE_POSITIONS) as usize;
+                    self.cells.get_mut(&(class, page)).unwrap()[cell] = Some(*content);
+                    self.kept += 1;
+                }
+            }
             TableChange::Truncate(from) => {
                 assert!((from as usize) < table.len());
                 table.truncate(from as usize);

@@ -22,6 +22,7 @@ fn config(policy: Policy, token_budget: u32, tile: u32, slots: u32) -> Config {
         max_waiting: 1000,
         context: 4096,
         slots,
+        tree_rows: 0,
         classes: vec![(HeadClass::Full, 4096)],
         prefix_cache: false,
     }
@@ -50,7 +51,7 @@ fn run(config: Config, trace: &Trace) -> Vec<Seen> {
         seen.push(Seen { rows: plan.step.rows.len() as u32, picked, decoding });
         for slice in &plan.slices {
             let tokens = if slice.picks { &[TokenId(1)][..] } else { &[] };
-            scheduler.commit(slice, 0, tokens);
+            scheduler.commit(slice, 0, None, tokens);
             let output = left.get_mut(&slice.sequence).unwrap();
             *output -= tokens.len() as u32;
             if *output == 0 {
@@ -161,7 +162,7 @@ fn a_long_prompt_costs_running_streams_no_more_than_the_budget() {
     let step = |scheduler: &mut Scheduler| {
         let plan = scheduler.plan(|_| Ahead::Go(&[]));
         for slice in &plan.slices {
-            scheduler.commit(slice, 0, if slice.picks { &[TokenId(1)] } else { &[] });
+            scheduler.commit(slice, 0, None, if slice.picks { &[TokenId(1)] } else { &[] });
         }
         plan
     };

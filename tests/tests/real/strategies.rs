@@ -1,0 +1,172 @@
+//! Every exact strategy, on real weights: the text is plain decoding's, byte for byte, and drafts of each were
+//! accepted and rejected on the way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cluster::Role;
+use engine::{Engine, Settings};
+use model::CpuModel;
+use request::{Request, Sampling, Source, Speculation, Strategy, TokenId};
+use serde_json::{Value, json};
+
+use super::exactness::{Cluster, DRAWS, MODEL, speculation, texts};
+use super::link::{self, Dice, Faults, STRATEGIES, Setup, Watched, drive};
+use super::model::{Corrupted, Weights};
+use crate::support::{Link, Proxy, model_file, start_drafter};
+
+/// Texts that repeat themselves, each other, or neither.
+const PROMPTS: [&str; 4] = [
+    "Repeat this list three times: red, green, blue, red, green, blue, red, green, blue, red,",
+    "Write it again with x renamed to y: def add(x, z):\n    return x + z\n\ndef sub(x, z):\n    return x - z\n",
+    "Count from one to twenty in words.",
+    "Why is the sky blue?",
+];
+
+fn bodies(strategy: &Value) -> Vec<Value> {
+    let body = |draw: (f64, u64), prompt: &str| {
+        json!({
+            "model": MODEL, "messages": [{ "role": "user", "content": prompt }],
+            "temperature": draw.0, "seed": draw.1, "max_tokens": 40, "speculation": strategy,
+        })
+    };
+    DRAWS.iter().flat_map(|draw| PROMPTS.map(|prompt| body(*draw, prompt))).collect()
+}
+
+/// Over HTTP, with a drafter that is often wrong, behind a link of 2 to 4 ms there and back.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_strategy_gives_the_plain_text() {
+    let Some(file) = model_file(MODEL) else { return };
+    let weights = Weights::open(MODEL, &file);
+    let cluster = Cluster::start(&weights, 512).await;
+    let reference = cluster.ask(bodies(&json!({ "strategy": "none" })), 1).await;
+    let drafted = speculation(&reference).0;
+    assert_eq!(drafted, 0, "plain decoding verifies nothing");
+    let reference = texts(&reference);
+    assert!(reference.iter().all(|text| text.len() > 20), "{reference:?}");
+
+    let (proxy, forward) = Proxy::bind().await;
+    let mut config = drafter::Config::default();
+    config.rank.advertise = Some(format!("http://{}", proxy.address));
+    let identity = weights.identity(Role::Drafter, "drafter-liar");
+    let (make, picks) = (weights.make(), Arc::default());
+    let corrupted = move || Corrupted { model: make(), wrong: 25, picks };
+    let grpc = Some(cluster.grpc());
+    let drafter = start_drafter(config, identity, weights.constraints(), grpc, corrupted).await;
+    forward(drafter.address);
+    proxy.set(Link::Delayed { one_way: Duration::from_millis(1), jitter: Duration::from_millis(1) });
+    cluster.has_drafter().await;
+
+    let lockstep = |rule: &str| json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 2000, "rule": rule });
+    for (strategy, must) in [
+        (json!({ "strategy": "ngram" }), "ngram"),
+        (json!({ "strategy": "suffix" }), "suffix"),
+        (json!({ "strategy": "recycle" }), "recycle"),
+        (json!({ "strategy": "auto" }), "any"),
+        // On a drafter's cores a free-running one may come too late for every step: what it did is asserted
+        // under lockstep, where it is waited for.
+        (json!({ "strategy": "pearl" }), ""),
+        (lockstep("coupled"), "draft"),
+        (lockstep("strict"), "draft"),
+    ] {
+        let answers = cluster.ask(bodies(&strategy), 4).await;
+        assert_eq!(texts(&answers), reference, "{strategy}");
+        let (drafted, accepted, histogram) = speculation(&answers);
+        if must.is_empty() {
+            continue;
+        }
+        assert!(accepted > 10 && drafted > accepted, "{strategy}: {accepted} of {drafted}");
+        let depths = histogram.iter().filter(|steps| **steps > 0).count();
+        assert!(depths >= 3, "{strategy}: steps by what they accepted: {histogram:?}");
+        if must == "draft" {
+            // A step verifies four drafts, so one that accepts fewer rejected at that depth.
+            assert!(histogram[..4].iter().all(|steps| *steps > 0), "{strategy}: {histogram:?}");
+        } else if must != "any" {
+            let sources: Vec<&str> =
+                answers.iter().filter_map(|a| a.speculation["strategy"].as_str()).collect();
+            assert!(sources.contains(&must), "{strategy}: {sources:?}");
+        }
+    }
+    assert_eq!(drafter.drain().await.failed, []);
+    cluster.stop().await;
+}
+
+/// Two engines of the real weights on virtual time: strategies change at random in the middle of answers, and the
+/// drafter lies, is late, stands still, loses frames or dies.
+#[test]
+fn the_text_does_not_depend_on_when_the_strategy_changes() {
+    let Some(file) = model_file(MODEL) else { return };
+    let weights = Weights::open(MODEL, &file);
+    let tokenizer = text::Tokenizer::open(&file).unwrap();
+    let later = Arc::default();
+    let engine = || Engine::new(Watched::new(weights.make()(), &later), Settings::default());
+    let requests: Vec<Request> = (0..8)
+        .map(|i| {
+            let prompt: Vec<u32> =
+                tokenizer.encode(PROMPTS[i % 4], false).unwrap().into_iter().map(|id| id.0).collect();
+            let sampling = if i < 4 { Sampling::GREEDY } else { link::sampled(i as u64, 0.8) };
+            let mut request = link::request(&prompt, 32, sampling, Speculation::default());
+            request.speculation.strategy = STRATEGIES[i % STRATEGIES.len()];
+            request
+        })
+        .collect();
+    type Pair = Setup<Watched<CpuModel>, Corrupted>;
+    let setup = |drafter: Option<Engine<Corrupted>>, faults, kill_after, switch| -> Pair {
+        Setup { target: engine(), drafter, faults, kill_after, switch, constraint: None }
+    };
+    let plain: Vec<Request> = requests
+        .iter()
+        .map(|r| Request {
+            speculation: Speculation { strategy: Strategy::None, ..r.speculation },
+            ..r.clone()
+        })
+        .collect();
+    let reference = drive(&plain, setup(None, Faults::default(), None, 0), &mut Dice(0)).answers;
+    let output = |answers: &[link::Answer]| -> Vec<Vec<TokenId>> {
+        answers.iter().map(|a| a.output.clone()).collect()
+    };
+    let mut sources: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for (name, faults, kill_after) in [
+        ("late", Faults { delay: 40, reorder: 20, ..Faults::default() }, None),
+        ("lying", Faults { lie: 30, lose: 15, double: 10, pause: 20, ..Faults::default() }, None),
+        ("killed", Faults::default(), Some(15)),
+    ] {
+        let drafter = Engine::new(
+            Corrupted { model: weights.make()(), wrong: 20, picks: Arc::default() },
+            Settings::default(),
+        );
+        let ran = drive(&requests, setup(Some(drafter), faults, kill_after, 60), &mut Dice(5));
+        assert_eq!(output(&ran.answers), output(&reference), "a drafter that is {name}");
+        for source in Source::ALL {
+            let (right, wrong) = sources.entry(source.name()).or_default();
+            for did in ran.answers.iter().map(|a| a.stats.of(source)) {
+                *right += did.accepted_tokens;
+                *wrong += did.draft_tokens - did.accepted_tokens;
+            }
+        }
+    }
+    for source in [Source::Drafter, Source::Ngram, Source::Suffix, Source::Recycle] {
+        let (right, wrong) = sources[source.name()];
+        assert!(right > 0 && wrong > 0, "{}: {right} right, {wrong} wrong", source.name());
+    }
+
+    // Trees, from what is recycled and from what followed before, in answers long enough to repeat.
+    let long = |strategy: Option<Strategy>| -> Vec<Request> {
+        let long = requests.iter().enumerate().map(|(i, request)| {
+            let mut long = request.clone();
+            long.limits.max_tokens = 64;
+            long.speculation.strategy =
+                strategy.unwrap_or(if i % 4 == 0 { Strategy::Suffix } else { Strategy::Recycle });
+            long
+        });
+        long.collect()
+    };
+    let reference = drive(&long(Some(Strategy::None)), setup(None, Faults::default(), None, 0), &mut Dice(0));
+    let before = later.load(Ordering::Relaxed);
+    let ran = drive(&long(None), setup(None, Faults::default(), None, 0), &mut Dice(0));
+    assert_eq!(output(&ran.answers), output(&reference.answers), "trees");
+    let later = later.load(Ordering::Relaxed) - before;
+    assert!(later > 5, "drafts that stood and were not the first of their siblings: {later}");
+}
