@@ -36,10 +36,10 @@ pub struct IdentifyArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     pub length: u32,
     /// Positions at the start that every head keeps seeing
-    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub sink: u32,
     /// Last positions that every head keeps seeing
-    #[arg(long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub recent: u32,
     /// The same seed gives the same texts
     #[arg(long, default_value_t = 0)]

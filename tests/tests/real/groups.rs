@@ -99,6 +99,6 @@ async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
     }
     assert_eq!(answer.text, client.chat(body(9, 120), |_| {}).await.unwrap().text, "the undisturbed text");
     let ended = group.kill().await;
-    assert!(ended.failed.iter().any(|(task, _)| task == "engine"), "{ended:?}");
+    assert!(ended.failed.iter().any(|(task, _)| *task == "engine"), "{ended:?}");
     assert_eq!(alone.drain().await.failed, []);
 }
