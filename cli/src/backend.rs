@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::Result;
 use engine::Model;
-use model::{CpuModel, CpuOptions, LoadError, Options, PageBudget};
+use model::{CpuModel, CpuOptions, Options, PageBudget};
+
+use crate::group::{NoGroup, Place};
 
 /// A back end and how it is set up.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Backend {
     Cpu(CpuOptions),
+    /// A part of a model that several processes share.
+    Group(CpuOptions, Box<Place>),
     #[cfg(feature = "cuda")]
     Cuda {
         options: model::CudaOptions,
@@ -70,10 +74,27 @@ impl Backend {
         )
     }
 
+    /// The same as a part of a group.
+    pub fn within(self, place: Place) -> Result<Self> {
+        match self {
+            Self::Cpu(cpu) => Ok(Self::Group(cpu, Box::new(place))),
+            _ => anyhow::bail!("rank.group is built for CPUs"),
+        }
+    }
+
+    /// Its place in a group, if it has one.
+    pub fn group(&self) -> Option<(Place, CpuOptions)> {
+        match self {
+            Self::Group(cpu, place) => Some(((**place).clone(), cpu.clone())),
+            _ => None,
+        }
+    }
+
     /// Loads a model.
-    pub fn load(&self, path: &Path, options: &Options) -> Result<Box<dyn Model>, LoadError> {
+    pub fn load(&self, path: &Path, options: &Options) -> Result<Box<dyn Model>, NoGroup> {
         match self {
             Self::Cpu(cpu) => Ok(Box::new(CpuModel::load_as(path, options, cpu)?)),
+            Self::Group(cpu, place) => Ok(Box::new(place.load(path, options, cpu)?)),
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy: None } => {
                 Ok(Box::new(model::CudaModel::load(path, options, cuda)?))
@@ -88,7 +109,7 @@ impl Backend {
     /// Room for keys and values when nothing is said.
     pub fn pages(&self) -> PageBudget {
         match self {
-            Self::Cpu(_) => PageBudget::Bytes(KV_BYTES),
+            Self::Cpu(_) | Self::Group(..) => PageBudget::Bytes(KV_BYTES),
             #[cfg(feature = "cuda")]
             Self::Cuda { .. } => PageBudget::Free(KV_PERCENT),
         }
@@ -98,7 +119,7 @@ impl Backend {
     /// are not even its own in another batch.
     pub fn arithmetic(&self) -> String {
         match self {
-            Self::Cpu(cpu) => match cpu.kv {
+            Self::Cpu(cpu) | Self::Group(cpu, ..) => match cpu.kv {
                 model::KvDtype::F16 => String::new(),
                 model::KvDtype::Int8 => "+kv-int8".to_owned(),
             },

@@ -15,6 +15,7 @@ pub mod coordinator;
 pub mod demo;
 pub mod drafter;
 pub mod generate;
+pub mod group;
 pub mod heads;
 pub mod models;
 pub mod rank;

@@ -14,7 +14,7 @@ use daemon::{Deadlines, Shutdown, Tasks};
 use engine::{Model, Replay, ReplayError, Side, Trace};
 use grammar::{Grammars, Vocabulary};
 use kvcache::HeadMap;
-use model::{LoadError, Options, PageBudget, Pattern};
+use model::{Options, PageBudget, Pattern};
 use request::Quality;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,7 @@ use text::Tokenizer;
 use crate::args::{RankArgs, StoreArgs};
 use crate::backend::Backend;
 use crate::bench::compare::trace;
+use crate::group::{NoGroup, Place};
 
 /// `paceline worker ...`, `paceline drafter ...`; what is left out comes from the environment, then
 /// from the file.
@@ -110,7 +111,7 @@ pub struct Prepared {
 #[derive(Debug, thiserror::Error)]
 pub enum NoModel {
     #[error(transparent)]
-    Load(#[from] LoadError),
+    Load(#[from] NoGroup),
     #[error("--replay: {0}")]
     Replay(#[from] ReplayError),
 }
@@ -222,6 +223,16 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
         threads: config.threads.or(config.cores.as_ref().map(Vec::len)).unwrap_or(cores),
         heads,
+    };
+    let backend = match &config.group {
+        None => backend,
+        Some(_) if role == Role::Drafter => bail!("rank.group is for workers: a drafter's model is small"),
+        Some(group) => {
+            let Options { context, slots, pages, .. } = options;
+            let said = format!("{} context {context:?} slots {slots} {pages:?}", identity.fingerprint);
+            let (config, insecure) = (group.clone(), config.insecure);
+            backend.within(Place { config, insecure, said, token: incarnation.0 })?
+        }
     };
     let constraints = rank::Constraints::new(Some(grammars));
     Ok(Prepared { identity, constraints, path, options, backend, words: None })

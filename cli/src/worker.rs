@@ -17,6 +17,9 @@ pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let prepared = prepared.saying(args.replay.as_deref(), Side::Target)?;
     let instance = prepared.identity.id.to_string();
     let _telemetry = telemetry::init(log, Some((&Service { role: "worker", instance }, &config.telemetry)))?;
+    if config.rank.group.as_ref().is_some_and(|group| group.rank > 0) {
+        return crate::group::follow(prepared, tasks).await;
+    }
     let readiness = Readiness::default();
     let make = prepared.make();
     let Prepared { identity, constraints, .. } = prepared;

@@ -2,6 +2,8 @@
 //!
 //! Made of tokens piece by piece, so that a text with another question keeps every token before it.
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
 use fastrand::Rng;
 use request::TokenId;
@@ -25,6 +27,8 @@ pub(super) struct Haystack {
 pub(super) struct Needle {
     /// Where its number begins, as a share of the text.
     pub(super) depth: f64,
+    /// Of the sentence that tells it.
+    pub(super) place: Range<u32>,
     /// Tokens that ask for it, to follow the text.
     pub(super) question: Vec<TokenId>,
     /// What is to be said then.
@@ -52,13 +56,15 @@ impl Haystack {
             let told = format!(" The passkey of the {vault} vault is");
             let number = random.u32(10_000..100_000).to_string();
             let answer = text(&format!(" {number}"))?;
+            let begin = tokens.len() as u32;
             tokens.extend(text(&told)?);
             let from = tokens.len() as u32;
             tokens.extend(&answer);
             tokens.extend(text(".")?);
+            let place = begin..tokens.len() as u32;
             let question = text(&format!("\n\nAs the report says:{told}"))?;
             let depth = f64::from(from) / f64::from(length);
-            needles.push(Needle { depth, question, answer, number });
+            needles.push(Needle { depth, place, question, answer, number });
         }
         while tokens.len() < length as usize {
             tokens.extend(text(&sentence(&mut random))?);
@@ -169,6 +175,11 @@ pub(super) mod tests {
         for needle in &text.needles {
             let from = (needle.depth * 6000.0).round() as usize;
             assert_eq!(text.tokens[from..from + needle.answer.len()], needle.answer);
+            let told = &text.tokens[needle.place.start as usize..needle.place.end as usize];
+            let told = tokenizer.decode(told);
+            assert!(
+                told.starts_with(" The passkey of the") && told.ends_with(&format!("{}.", needle.number))
+            );
             assert!(tokenizer.decode(&needle.answer).ends_with(&needle.number));
             depths.push((needle.depth * 10.0).floor() as usize);
         }

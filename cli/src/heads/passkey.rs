@@ -36,6 +36,9 @@ pub struct PasskeyArgs {
     /// The share of all heads that see only a window
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     pub sparsity: f64,
+    /// Which heads to compare
+    #[arg(long, value_name = "HEADS", value_delimiter = ',', default_value = "full,identified,random")]
+    pub heads: Vec<Heads>,
     /// Tokens of the texts
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "4096,8192")]
     pub lengths: Vec<u32>,
@@ -52,6 +55,18 @@ pub struct PasskeyArgs {
     // The global flag --log-json has the id json.
     #[arg(id = "report_json", long = "json", value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
+}
+
+/// How the heads with a window are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Heads {
+    /// None has one.
+    Full,
+    /// By the pattern.
+    Identified,
+    /// As many, at random.
+    Random,
 }
 
 /// The results; the fields of `--json`.
@@ -74,7 +89,7 @@ struct Report {
 /// One head map at one length.
 #[derive(Clone, Debug, Serialize)]
 struct Run {
-    heads: &'static str,
+    heads: Heads,
     length: u32,
     /// Found, by depth.
     hits: [u32; DEPTHS],
@@ -110,13 +125,13 @@ fn measure(args: &PasskeyArgs, path: &Path) -> Result<Report> {
     let tokenizer = Tokenizer::open(path).with_context(|| path.display().to_string())?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args.threads.unwrap_or(cores);
-    let maps = [
-        ("full", None),
-        ("identified", Some(pattern.map(args.sparsity)?)),
-        ("random", Some(random(&pattern, args.seed)?.map(args.sparsity)?)),
-    ];
     let mut runs = Vec::new();
-    for (heads, map) in maps {
+    for &heads in &args.heads {
+        let map = match heads {
+            Heads::Full => None,
+            Heads::Identified => Some(pattern.map(args.sparsity)?),
+            Heads::Random => Some(random(&pattern, args.seed)?.map(args.sparsity)?),
+        };
         let mut asker = Asker::new(args, path, &tokenizer, threads, map)?;
         for &length in &args.lengths {
             let start = Instant::now();
@@ -130,7 +145,7 @@ fn measure(args: &PasskeyArgs, path: &Path) -> Result<Report> {
                     run.found += u32::from(found);
                     run.asked += 1;
                     run.cached += u64::from(cached);
-                    eprintln!("{heads}, {length} tokens, depth {:.2}: {found}", needle.depth);
+                    eprintln!("{heads:?}, {length} tokens, depth {:.2}: {found}", needle.depth);
                 }
             }
             run.seconds = start.elapsed().as_secs_f64();
@@ -251,7 +266,9 @@ impl Report {
         for run in &self.runs {
             let found = format!("{}/{}", run.found, run.asked);
             let hits = run.hits.iter().map(u32::to_string);
-            table.push_record([run.heads.to_owned(), run.length.to_string(), found].into_iter().chain(hits));
+            table.push_record(
+                [format!("{:?}", run.heads), run.length.to_string(), found].into_iter().chain(hits),
+            );
         }
         format!(
             "{}, sparsity {}, window {} first and {} last, {} texts of each length, {} build\n{}\n\n{}",
@@ -284,7 +301,7 @@ mod tests {
     #[test]
     fn the_table_has_a_line_a_run() {
         let run = Run {
-            heads: "random",
+            heads: Heads::Random,
             length: 4096,
             hits: [1, 0, 0, 0, 0, 0, 0, 0, 0, 1],
             asked: 10,
@@ -306,7 +323,7 @@ mod tests {
             runs: vec![run],
         };
         let text = report.table();
-        assert!(text.contains("random") && text.contains("2/10"), "{text}");
+        assert!(text.contains("Random") && text.contains("2/10"), "{text}");
         assert_eq!(serde_json::to_value(&report).unwrap()["runs"][0]["hits"][9], 1);
     }
 }

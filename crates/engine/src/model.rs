@@ -120,4 +120,8 @@ pub enum ModelError {
     PageSize { expected: usize, found: usize },
     #[error("device: {0}")]
     Device(String),
+    /// The model cannot go on: a rank of its group is gone. The engine ends without a word to its sequences, which are
+    /// placed elsewhere.
+    #[error("the worker group is lost: {0}")]
+    Lost(String),
 }

@@ -109,6 +109,15 @@ impl<M: Model> Engine<M> {
             | ModelError::Draws { .. }
             | ModelError::PageSize { .. }
             | ModelError::Device(_) => self.lanes.keys().copied().collect(),
+            // Their answers are not wrong, only unfinished: an outlet that is dropped without an end says so.
+            ModelError::Lost(_) => {
+                let facts = Facts { failed: self.lanes.len() as u32, ..self.planned(plan) };
+                self.lost = Some(error.clone());
+                for id in std::mem::take(&mut self.lanes).into_keys() {
+                    self.scheduler.remove(id);
+                }
+                return facts;
+            }
         };
         let all = !doomed.is_empty() && doomed.len() == self.lanes.len();
         let facts = Facts { failed: doomed.len() as u32, ..self.planned(plan) };

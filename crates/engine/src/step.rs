@@ -15,7 +15,7 @@ use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, Server, TargetLane};
 use crate::turnover::Turnover;
-use crate::{Command, Facts, Model, ModelSpec, Room};
+use crate::{Command, Facts, Model, ModelError, ModelSpec, Room};
 
 /// What the engine is told about its rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,6 +83,8 @@ pub struct Engine<M> {
     pub(crate) dropped: Drops,
     pub(crate) drafting: Drafting,
     pub(crate) pacing: Pacing,
+    /// Why nothing more is computed.
+    pub(crate) lost: Option<ModelError>,
 }
 
 impl<M> std::fmt::Debug for Engine<M> {
@@ -116,7 +118,13 @@ impl<M: Model> Engine<M> {
             dropped: Drops::default(),
             drafting,
             pacing,
+            lost: None,
         }
+    }
+
+    /// Why the model cannot go on, if it cannot: this engine is of no use any more.
+    pub fn lost(&self) -> Option<&ModelError> {
+        self.lost.as_ref()
     }
 
     pub fn spec(&self) -> &ModelSpec {

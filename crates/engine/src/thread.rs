@@ -147,6 +147,9 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
             Outcome::Worked(facts) => {
                 let took = clock().saturating_sub(started);
                 observer(&seen(Some((facts, took))));
+                if engine.lost().is_some() {
+                    return;
+                }
                 engine.took(&facts, took);
             }
             Outcome::Idle { until } => {

@@ -12,7 +12,8 @@
 //! its own [`PagePool`], and a sequence has one [`PageTable`] per class. Owned and shared pages are
 //! values that cannot be copied, so using one after it was given back, or writing one that is
 //! sealed, does not compile. A sealed page is named by a [`PageHash`] over everything before it.
-//! A [`HeadMap`] says which head is of which class.
+//! A [`HeadMap`] says which head is of which class, [`Shards`] which rank of a
+//! group holds which head.
 //!
 //! Not here: tensors (`model::cache`), bytes in flight (`transport`), which sequence has to give way
 //! (`scheduler`). Start at [`PageTable`].
@@ -24,6 +25,7 @@ mod map;
 mod page;
 mod pool;
 mod prefix;
+mod shard;
 mod table;
 
 pub use class::{ClassId, HeadClass};
@@ -32,4 +34,5 @@ pub use map::{BadHeadMap, HeadMap};
 pub use page::{PAGE_POSITIONS, PageId, pages_for};
 pub use pool::{OwnedPage, PagePool, SharedPage};
 pub use prefix::{PageHash, PrefixChain, PrefixRoot, Scope};
+pub use shard::{Shards, Unit, Units, Unshardable};
 pub use table::PageTable;

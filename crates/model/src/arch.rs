@@ -12,9 +12,7 @@ mod names;
 mod rope;
 
 pub(crate) use config::Config;
-#[cfg(feature = "cuda")]
-pub(crate) use decoder::Linear;
-pub(crate) use decoder::{Decoder, Layer};
+pub(crate) use decoder::{Decoder, Layer, Linear};
 pub use metadata::refuse_split;
 pub(crate) use names::{Names, Part};
 pub(crate) use rope::{Llama3, Rope, RopeStyle, Scaling, Yarn};

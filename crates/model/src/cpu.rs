@@ -7,6 +7,7 @@ mod cores;
 mod elementwise;
 mod exp;
 mod forward;
+mod group;
 mod inputs;
 mod packed;
 mod pool;
@@ -14,6 +15,7 @@ mod probe;
 mod product;
 
 pub use bandwidth::memory_bandwidth;
+pub use group::{Group, GroupError, GroupPlan};
 pub use probe::Asked;
 
 use std::path::Path;
@@ -31,6 +33,7 @@ use crate::{LoadError, Options, PageBudget};
 use branches::Branches;
 use cores::Cores;
 use forward::{Forward, Picking, Scratch};
+use group::Part;
 use packed::Packed;
 use pool::Pool;
 
@@ -80,12 +83,53 @@ impl CpuModel {
 
     /// As [`Self::load`], with what only a CPU can be told.
     pub fn load_as(path: &Path, options: &Options, cpu: &CpuOptions) -> Result<Self, LoadError> {
+        Self::load_part(path, options, cpu, None)
+    }
+
+    /// This rank's part of a model that a group shares. Pages are counted as if the whole model were here, so that all
+    /// ranks have as many. Rank 0 is then a model like any other; the others [`follow`](Self::follow).
+    pub fn load_in(
+        path: &Path,
+        options: &Options,
+        cpu: &CpuOptions,
+        group: Group,
+    ) -> Result<Self, LoadError> {
+        let mut model = Self::load_part(path, options, cpu, Some(group))?;
+        if let Some((group, _)) = &mut model.scratch.group {
+            group.ready().map_err(|error| LoadError::Group(error.to_string()))?;
+        }
+        Ok(model)
+    }
+
+    /// A follower's life: executes what rank 0 sends until rank 0 is gone.
+    ///
+    /// # Errors
+    /// The group is lost, or this rank is none of a group's followers.
+    pub fn follow(&mut self) -> Result<(), ModelError> {
+        loop {
+            let step = match &mut self.scratch.group {
+                Some((group, _)) if group.rank() > 0 => group.next()?,
+                _ => return Err(ModelError::Unsupported { what: "following without a group" }),
+            };
+            let Some(step) = step else { return Ok(()) };
+            self.pool.enter();
+            self.layers(&step)?;
+            self.head(|_, _| Ok(()))?;
+        }
+    }
+
+    fn load_part(
+        path: &Path,
+        options: &Options,
+        cpu: &CpuOptions,
+        group: Option<Group>,
+    ) -> Result<Self, LoadError> {
         options.validate()?;
         let cores = Cores::new(&cpu.cores)?;
         let opened = Opened::open(path)?;
         let context = context(options.context, &opened.parameters)?;
         opened.weights.prefetch();
-        let (architecture, parameters, decoder) = opened.decoder()?;
+        let (architecture, parameters, mut decoder) = opened.decoder()?;
 
         let heads = heads(options.heads.as_ref(), &parameters)?;
         let classes = 0..heads.classes.len();
@@ -94,6 +138,18 @@ impl CpuModel {
             .map(|class| Storage::page_bytes(&heads, class, &parameters, cpu.kv) as u64)
             .collect();
         let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
+        let group = group.map(|group| {
+            let part = Part::new(&parameters, &heads, group.memory(), group.rank())?;
+            Ok::<_, LoadError>((group, part))
+        });
+        let group = group.transpose()?;
+        let (heads, rows) = match &group {
+            None => (heads, None),
+            Some((_, part)) => {
+                part.cut_biases(&mut decoder);
+                (part.map(&heads), Some(part))
+            }
+        };
         let width = parameters.vocab as u32;
         let drawn = drawn(options.vocab, width)?;
         // Padding is not drawn, whoever lists it.
@@ -105,7 +161,9 @@ impl CpuModel {
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
             Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
-        let packed = Packed::new(&decoder, shortlist, &mut pool)?;
+        let packed = Packed::new(&decoder, shortlist, rows, &mut pool)?;
+        let mut scratch = Scratch::new(&parameters);
+        scratch.group = group;
         let level = Level::best();
         tracing::info!(
             architecture = architecture.name, layers = parameters.layers, context, ?pages,
@@ -127,7 +185,7 @@ impl CpuModel {
             branches: Branches::default(),
             level,
             pool,
-            scratch: Scratch::new(&parameters),
+            scratch,
             parameters,
             tickets: 0,
             picking: Picking::default(),
@@ -177,6 +235,11 @@ impl CpuModel {
         for row in &rows {
             self.tables.covers(&changed, row.slot, row.position)?;
         }
+        if let Some((group, _)) = &mut self.scratch.group
+            && group.rank() == 0
+        {
+            group.begin(step)?;
+        }
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
         self.branches.set(&rows, &self.tables, &self.storage);
@@ -192,8 +255,7 @@ impl CpuModel {
             level: self.level,
         };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
-        forward.layers(&mut self.pool, &rows, storage, scratch, picking);
-        Ok(())
+        forward.layers(&mut self.pool, &rows, storage, scratch, picking)
     }
 
     /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
@@ -234,17 +296,24 @@ impl Model for CpuModel {
         &self.spec
     }
 
+    /// Pages of a rank that has a part of the heads are nobody else's.
     fn layers(&self) -> u32 {
-        self.parameters.layers as u32
+        if self.scratch.group.is_some() { 0 } else { self.parameters.layers as u32 }
     }
 
     fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        if self.scratch.group.is_some() {
+            return Err(ModelError::Unsupported { what: "reading pages out of a worker group" });
+        }
         let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
         into.extend_from_slice(bytes);
         Ok(())
     }
 
     fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        if self.scratch.group.is_some() {
+            return Err(ModelError::Unsupported { what: "pages from elsewhere in a worker group" });
+        }
         self.storage_of(class)?;
         let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
         if to.len() != bytes.len() {

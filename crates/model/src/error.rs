@@ -49,6 +49,8 @@ pub enum LoadError {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cuda(#[from] crate::CudaError),
+    #[error("the worker group did not start: {0}")]
+    Group(String),
     #[error("the compute threads did not start: {0}")]
     Threads(String),
 }

@@ -29,7 +29,7 @@ mod weights;
 
 pub use arch::refuse_split;
 pub use cache::KvDtype;
-pub use cpu::{Asked, CpuModel, CpuOptions, memory_bandwidth};
+pub use cpu::{Asked, CpuModel, CpuOptions, Group, GroupError, GroupPlan, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, Mode, Moved, PageMove, Shape, Timing,

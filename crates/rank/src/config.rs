@@ -6,7 +6,7 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::{grpc, join};
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Dtype, KvDtype, Weights};
+use crate::{Device, Dtype, Group, KvDtype, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,8 @@ pub struct Config {
     pub head_map: Option<PathBuf>,
     /// With `head_map`: the share of all heads that see only a window.
     pub sparsity: Option<f64>,
+    /// On a worker's CPU: the processes that share its model.
+    pub group: Option<Group>,
     /// Bind more than loopback although there is no TLS yet.
     pub insecure: bool,
     /// Address of the admin port; none when it is left out.
@@ -81,6 +83,7 @@ impl Default for Config {
             dummy_weights: None,
             head_map: None,
             sparsity: None,
+            group: None,
             insecure: false,
             admin: None,
             advertise: None,
@@ -148,6 +151,12 @@ impl Check for Config {
         }
         if self.head_map.is_none() && self.sparsity.is_some() {
             return Err(Wrong::new("sparsity", "is of a head_map, and none is named"));
+        }
+        if let Some(group) = &self.group {
+            if self.device != Device::Cpu {
+                return Err(Wrong::new("group", "is built for CPUs; GPUs of a machine are named in device"));
+            }
+            group.check().map_err(|w| w.within("group"))?;
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))

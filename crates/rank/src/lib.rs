@@ -9,6 +9,7 @@
 mod config;
 mod constraints;
 mod device;
+mod group;
 mod observe;
 mod pace;
 mod start;
@@ -16,5 +17,6 @@ mod start;
 pub use config::Config;
 pub use constraints::{Constraints, NoConstraint};
 pub use device::{Device, Dtype, KvDtype, NoDevice, Weights};
+pub use group::Group;
 pub use pace::Pace;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

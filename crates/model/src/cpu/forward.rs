@@ -8,6 +8,7 @@ use super::RowLogits;
 use super::attention::{Attention, Heads};
 use super::branches::Branches;
 use super::elementwise::{self, Angles, add, add_to};
+use super::group::{Group, Part};
 use super::inputs::{Inputs, Source};
 use super::packed::{LayerWeights, Packed};
 use super::pool::{Parts, Pool};
@@ -58,6 +59,12 @@ pub(super) struct Scratch {
     halves: Vec<[u8; 2]>,
     /// Where attention goes, while somebody asks.
     pub(super) probe: Option<Probe>,
+    /// The other ranks that share the model.
+    pub(super) group: Option<(Group, Part)>,
+    /// This rank's columns of a row, on their way to the others.
+    part: Vec<f32>,
+    /// Whole rows of what the ranks computed.
+    whole: Vec<f32>,
 }
 
 /// The picking rows of a step between its layers and its head.
@@ -91,6 +98,9 @@ impl Scratch {
             wide: Vec::new(),
             halves: Vec::new(),
             probe: None,
+            group: None,
+            part: Vec::new(),
+            whole: Vec::new(),
         }
     }
 }
@@ -105,9 +115,9 @@ impl Forward<'_> {
         storage: &mut [Storage],
         scratch: &mut Scratch,
         picking: &mut Picking,
-    ) {
+    ) -> Result<(), ModelError> {
         for piece in rows.chunks(PIECE) {
-            self.piece(pool, piece, storage, scratch);
+            self.piece(pool, piece, storage, scratch)?;
             for (row, x) in piece.iter().zip(scratch.x.chunks_exact(self.parameters.hidden)) {
                 if row.pick {
                     picking.rows.push((row.row, row.position));
@@ -115,6 +125,7 @@ impl Forward<'_> {
                 }
             }
         }
+        Ok(())
     }
 
     /// Final norm and head; hands the logits of the rows, a few at a time and in order, to `each`.
@@ -127,11 +138,18 @@ impl Forward<'_> {
     ) -> Result<(), ModelError> {
         let (p, head) = (self.parameters, &self.packed.head);
         let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
-        for (rows, x) in pieces {
+        for (index, (rows, x)) in pieces.enumerate() {
             let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
             s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [&head.weight]);
             multiply(pool, self.level, &s.inputs, [(&head.weight, &mut s.out)]);
+            if let Some((group, part)) = &mut s.group {
+                s.wide.resize(s.wide.len().max(rows.len() * p.vocab), 0.0);
+                if !group.to_leader(&part.vocab, (index, rows.len()), &s.out, &mut s.wide)? {
+                    continue;
+                }
+            }
             let (all, width) = match &head.ids {
+                None if s.group.is_some() => (&s.wide, p.vocab),
                 None => (&s.out, p.vocab),
                 Some(ids) => {
                     s.wide.resize(s.wide.len().max(rows.len() * self.drawn), f32::NEG_INFINITY);
@@ -154,7 +172,13 @@ impl Forward<'_> {
     }
 
     /// Embedding and all layers; leaves the residual stream in `scratch.x`.
-    fn piece(&self, pool: &mut Pool, rows: &[CheckedRow], storage: &mut [Storage], scratch: &mut Scratch) {
+    fn piece(
+        &self,
+        pool: &mut Pool,
+        rows: &[CheckedRow],
+        storage: &mut [Storage],
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
         let hidden = self.parameters.hidden;
         scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
@@ -162,9 +186,10 @@ impl Forward<'_> {
             self.decoder.embedding.dequantise_row(rows[i].token.0 as usize, x);
         });
         for (index, (layer, weights)) in self.decoder.layers.iter().zip(&self.packed.layers).enumerate() {
-            self.attention(pool, index, (layer, weights), rows, storage, scratch);
-            self.feed_forward(pool, (layer, weights), rows.len(), scratch);
+            self.attention(pool, index, (layer, weights), rows, storage, scratch)?;
+            self.feed_forward(pool, index, (layer, weights), rows.len(), scratch)?;
         }
+        Ok(())
     }
 
     fn attention(
@@ -175,7 +200,7 @@ impl Forward<'_> {
         rows: &[CheckedRow],
         storage: &mut [Storage],
         s: &mut Scratch,
-    ) {
+    ) -> Result<(), ModelError> {
         let (p, level) = (self.parameters, self.level);
         let (q, k, v) = (&weights.q, &weights.k, &weights.v);
         let norm = Source::Norm { x: &s.x, weight: &layer.attention_norm, epsilon: p.epsilon };
@@ -185,27 +210,37 @@ impl Forward<'_> {
         // All keys first: rows of one slot see each other.
         self.write(index, rows, storage, s);
 
+        // Of this rank.
+        let kv_heads = self.heads.class_of.get(index).map_or(0, Vec::len);
         let attention = Attention {
-            heads: Heads { heads: p.heads, kv_heads: p.kv_heads, head_dim: p.head_dim },
+            heads: Heads { heads: p.heads / p.kv_heads * kv_heads, kv_heads, head_dim: p.head_dim },
             layer: index,
             map: self.heads,
             storage,
         };
         let of_row = |i: usize, class| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
-        attention.attend(pool, level, of_row, &s.q, s.inputs.float_mut(rows.len(), width));
+        let whole = s.inputs.float_mut(rows.len(), width);
+        match &mut s.group {
+            None => attention.attend(pool, level, of_row, &s.q, whole),
+            Some((group, part)) => {
+                s.part.resize(s.q.len(), 0.0);
+                attention.attend(pool, level, of_row, &s.q, &mut s.part);
+                group.gather(&part.heads[index], rows.len(), &s.part, whole)?;
+            }
+        }
         if let Some(probe) = &mut s.probe {
             probe.observe(pool, attention.heads, index, rows, &s.q, &attention.storage[0]);
         }
         s.inputs.set(pool, level, (rows.len(), width), Source::There, [&weights.o]);
         multiply(pool, level, &s.inputs, [(&weights.o, &mut s.out)]);
-        add(pool, &mut s.x, &s.out);
+        add_outputs(pool, rows.len(), s)
     }
 
     /// Biases, norms of heads, RoPE.
     fn turn(&self, pool: &mut Pool, layer: &Layer, rows: usize, s: &mut Scratch) {
         let (p, level, angles) = (self.parameters, self.level, &s.angles);
-        let (wide, narrow) = (p.heads * p.head_dim, p.kv_heads * p.head_dim);
+        let (wide, narrow) = (s.q.len() / rows, s.k.len() / rows);
         let (k, v) = (Parts::new(&mut s.k), Parts::new(&mut s.v));
         let norms = layer.qk_norm.as_ref();
         pool.pieces(&mut s.q, wide, |row, q| {
@@ -221,7 +256,6 @@ impl Forward<'_> {
                 add_to(v, bias);
             }
         });
-        debug_assert_eq!(s.q.len(), rows * wide);
     }
 
     /// The page table that a row reads and writes for a class.
@@ -234,7 +268,7 @@ impl Forward<'_> {
 
     fn write(&self, layer: usize, rows: &[CheckedRow], storage: &mut [Storage], s: &mut Scratch) {
         let head_dim = self.parameters.head_dim;
-        let width = self.parameters.kv_heads * head_dim;
+        let width = s.k.len() / rows.len();
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
         for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
@@ -266,19 +300,61 @@ impl Forward<'_> {
     fn feed_forward(
         &self,
         pool: &mut Pool,
+        index: usize,
         (layer, weights): (&Layer, &LayerWeights),
         rows: usize,
         s: &mut Scratch,
-    ) {
+    ) -> Result<(), ModelError> {
         let (p, level) = (self.parameters, self.level);
         let (gate, up, down) = (&weights.gate, &weights.up, &weights.down);
         let norm = Source::Norm { x: &s.x, weight: &layer.feed_forward_norm, epsilon: p.epsilon };
         s.inputs.set(pool, level, (rows, p.hidden), norm, [gate, up]);
         multiply(pool, level, &s.inputs, [(gate, &mut s.gate), (up, &mut s.up)]);
-        let gated = Source::Gate { gate: &s.gate, up: &s.up };
+        let gated = match &mut s.group {
+            None => Source::Gate { gate: &s.gate, up: &s.up },
+            Some((group, part)) => {
+                s.part.resize(s.gate.len(), 0.0);
+                let width = s.gate.len() / rows;
+                pool.pieces(&mut s.part, width, |row, out| {
+                    let part = row * width..(row + 1) * width;
+                    level.run(Gated { gate: &s.gate[part.clone()], up: &s.up[part], out });
+                });
+                let whole = s.inputs.float_mut(rows, p.feed_forward);
+                group.gather(&part.ffn[index], rows, &s.part, whole)?;
+                Source::There
+            }
+        };
         s.inputs.set(pool, level, (rows, p.feed_forward), gated, [down]);
         multiply(pool, level, &s.inputs, [(down, &mut s.out)]);
+        add_outputs(pool, rows, s)
+    }
+}
+
+/// Adds what a product gave to the residual stream; in a group, after the ranks' parts of it were put together.
+fn add_outputs(pool: &mut Pool, rows: usize, s: &mut Scratch) -> Result<(), ModelError> {
+    let Some((group, part)) = &mut s.group else {
         add(pool, &mut s.x, &s.out);
+        return Ok(());
+    };
+    s.whole.resize(s.x.len(), 0.0);
+    group.gather(&part.hidden, rows, &s.out, &mut s.whole)?;
+    add(pool, &mut s.x, &s.whole);
+    Ok(())
+}
+
+/// `silu(gate) * up`.
+struct Gated<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Kernel for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        elementwise::gate(self.gate, self.up, self.out);
     }
 }
 

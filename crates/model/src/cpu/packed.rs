@@ -13,6 +13,7 @@ use std::sync::Arc;
 use memmap2::Advice;
 use memmap2::MmapMut;
 
+use super::group::Part;
 use super::pool::Pool;
 use crate::LoadError;
 use crate::arch::{Decoder, Layer};
@@ -50,6 +51,7 @@ impl Packed {
     pub(super) fn new(
         decoder: &Decoder,
         shortlist: Option<Vec<u32>>,
+        part: Option<&Part>,
         pool: &mut Pool,
     ) -> Result<Self, LoadError> {
         if let Some(ids) = &shortlist {
@@ -59,8 +61,29 @@ impl Packed {
             .layers
             .iter()
             .flat_map(|l: &Layer| [&l.q.matrix, &l.k.matrix, &l.v.matrix, &l.o, &l.gate, &l.up, &l.down]);
-        let head = Rows { matrix: &decoder.head, only: shortlist.as_deref() };
-        let matrices: Vec<Rows<'_>> = in_layers.map(Rows::all).chain([head]).collect();
+        // Of a group's rank: its rows, matrix by matrix.
+        let own: Option<Vec<Vec<u32>>> = part.map(|part| {
+            let layers = (0..decoder.layers.len()).flat_map(|layer| part.rows(layer));
+            layers.chain([part.head_rows()]).collect()
+        });
+        if let Some(own) = &own {
+            if shortlist.is_some() {
+                let why = "is not built for a model that a group shares".to_owned();
+                return Err(LoadError::BadOption { option: "shortlist", why });
+            }
+            let mut all = in_layers.clone().chain([&decoder.head]);
+            if let Some(floats) = all.find(|matrix| stride(matrix).is_none()) {
+                let why =
+                    format!("is built for quantised matrices, and this model has one in {:?}", floats.format);
+                return Err(LoadError::BadOption { option: "group", why });
+            }
+            debug_assert_eq!(own.len(), decoder.layers.len() * 7 + 1);
+        }
+        let only = |i: usize| own.as_ref().and_then(|own| own.get(i)).map(Vec::as_slice);
+        let head = only(decoder.layers.len() * 7).or(shortlist.as_deref());
+        let head = Rows { matrix: &decoder.head, only: head };
+        let in_layers = in_layers.enumerate().map(|(i, matrix)| Rows { matrix, only: only(i) });
+        let matrices: Vec<Rows<'_>> = in_layers.chain([head]).collect();
         let mut weights = pack(&matrices, pool)?;
         // One a matrix: seven a layer, then the head.
         let weight = weights.split_off(decoder.layers.len() * 7).remove(0);
@@ -108,6 +131,7 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    #[cfg(test)]
     pub(super) fn all(matrix: &'a Matrix) -> Self {
         Self { matrix, only: None }
     }

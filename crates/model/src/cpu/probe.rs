@@ -51,6 +51,9 @@ impl CpuModel {
     ) -> Result<Vec<Vec<Vec<f64>>>, ModelError> {
         /// Rows of a step.
         const CHUNK: usize = 256;
+        if self.scratch.group.is_some() {
+            return Err(ModelError::Unsupported { what: "measuring attention in a worker group" });
+        }
         let heads = self.parameters.heads;
         let pages = pages_for(tokens.len() as u32);
         fits(&self.spec, tokens, pages)?;

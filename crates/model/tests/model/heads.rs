@@ -5,7 +5,7 @@ use gguf::TensorKind;
 use kvcache::{HeadClass, HeadMap, PrefixRoot};
 use model::{CpuModel, Level, Options, PageBudget};
 use request::TokenId;
-use scheduler::{Ahead, Config, NewSequence, Scheduler, SequenceId};
+use scheduler::{Ahead, Config, NewSequence, Policy, Scheduler, SequenceId};
 
 use crate::bits::{assert_batch_equals_alone, assert_equal};
 use crate::reference::{distance, median, naive};
@@ -141,7 +141,8 @@ fn evicted_pages_and_prefix_hits_change_no_bit() {
         let mut scheduler = Scheduler::new(Config {
             token_budget: 30,
             tile: 1,
-            policy: scheduler::Policy::Sarathi,
+            policy: Policy::Sarathi,
+            tree_rows: 0,
             max_waiting: 4,
             context: 1024,
             slots: 2,

@@ -7,6 +7,7 @@ mod bad_steps;
 mod bits;
 mod files;
 mod folders;
+mod group;
 mod heads;
 mod real;
 mod reference;
