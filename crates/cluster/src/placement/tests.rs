@@ -51,6 +51,7 @@ fn answer(members: &[&str], problem: impl FnOnce(&mut Problem<'_>), tried: &str,
         prefer: None,
         in_flight: &in_flight,
         random: 0,
+        split: None,
     };
     problem(&mut asked);
     match place(&asked) {
@@ -136,6 +137,7 @@ fn a_refusal_says_why() {
         prefer: None,
         in_flight: &HashMap::new(),
         random: 0,
+        split: None,
     };
     assert!(place(&problem).unwrap_err().all_draining());
 }
@@ -156,6 +158,7 @@ fn equal_workers_share_the_work() {
             prefer: None,
             in_flight: &in_flight,
             random: random ^ (random >> 29),
+            split: None,
         };
         let worker = place(&problem).unwrap().worker.id.clone();
         *in_flight.entry(worker).or_insert(0) += 1;
@@ -191,6 +194,7 @@ proptest! {
         tried in prop::collection::vec(0u8..12, 0..4),
         positions in 0u32..5,
         random: u64,
+        split: None,
         own in prop::collection::hash_map(0u8..12, 0u32..9, 0..6),
     ) {
         let view: View = members.into_iter().collect();
