@@ -194,7 +194,6 @@ proptest! {
         tried in prop::collection::vec(0u8..12, 0..4),
         positions in 0u32..5,
         random: u64,
-        split: None,
         own in prop::collection::hash_map(0u8..12, 0u32..9, 0..6),
     ) {
         let view: View = members.into_iter().collect();
@@ -203,13 +202,15 @@ proptest! {
         let in_flight: HashMap<NodeId, u32> = own.into_iter().map(|(n, count)| (name(n), count)).collect();
         let problem = Problem {
             view: &view, model: "m", positions, tried: &tried, prefer: None, in_flight: &in_flight, random,
+            split: None,
         };
         let answer = place(&problem);
         prop_assert_eq!(&answer, &place(&problem));
         let usable = |m: &&Member| m.record.role == Role::Worker && m.record.model == "m" && m.takes_work()
             && m.record.context >= positions && !tried.contains(&m.record.id);
         match answer {
-            Ok(Placement { worker, drafters }) => {
+            Ok(Placement { worker, drafters, prefill }) => {
+                prop_assert_eq!(prefill, None);
                 prop_assert!(view.members().iter().filter(usable).any(|m| m.record == worker));
                 prop_assert!(drafters.len() <= MAX_DRAFTERS);
                 for drafter in drafters {
