@@ -374,7 +374,7 @@ mod tests {
         let mut worker = sections::<worker::Config>().unwrap();
         // Their order depends on a feature of serde_json that other crates may turn on.
         worker.sort();
-        assert_eq!(worker, ["engine", "rank", "telemetry"]);
+        assert_eq!(worker, ["engine", "pages", "rank", "telemetry"]);
         let given = |name: &str| vec![(name.into(), "1".into())];
         for (name, taken) in [
             ("PACELINE_RANK__SLOTS", false),

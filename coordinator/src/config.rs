@@ -39,6 +39,8 @@ pub struct Config {
     /// How long the rest of a broken answer may look for a worker.
     #[serde(with = "duration")]
     pub replay_timeout: Duration,
+    /// Prompts of so many tokens may be computed by a worker for prompts (`pages.duty`), where there is one and it pays.
+    pub split_at_tokens: u32,
     /// How long a client may leave its answer unread before it is given up.
     #[serde(with = "duration")]
     pub slow_client_timeout: Duration,
@@ -78,6 +80,7 @@ impl Default for Config {
             request_timeout: Duration::from_secs(600),
             accept_timeout: Duration::from_secs(30),
             replay_timeout: Duration::from_secs(15),
+            split_at_tokens: 512,
             slow_client_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
             registry: registry::Config::default(),
@@ -113,6 +116,7 @@ impl Check for Config {
         }
         within("max_body_bytes", self.max_body_bytes.as_u64(), 1024, 256 << 20)?;
         within("max_in_flight", self.max_in_flight.into(), 1, 1 << 20)?;
+        within("split_at_tokens", self.split_at_tokens.into(), 17, 1 << 20)?;
         within("default_max_tokens", self.default_max_tokens.into(), 1, 1 << 20)?;
         for (key, time) in [
             ("request_timeout", self.request_timeout),

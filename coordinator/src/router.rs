@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cluster::{Incarnation, NoPlace, NodeId, NodeRecord, Problem, Role, View, VocabHash, place};
+use cluster::{
+    Duty, Incarnation, Member, NoPlace, NodeId, NodeRecord, Problem, Role, Split, View, VocabHash, place,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -33,6 +35,8 @@ pub(crate) struct Router {
     /// Workers of another vocabulary that were warned of: it is asked for every request. Holds members
     /// of the map only.
     foreign: Mutex<HashMap<NodeId, Incarnation>>,
+    /// Prompts of so many tokens may be computed by another worker.
+    split_at: u32,
 }
 
 /// What a request needs of a worker.
@@ -43,6 +47,8 @@ pub(crate) struct Need<'a> {
     pub(crate) vocab_hash: VocabHash,
     /// Prompt and most output.
     pub(crate) positions: u32,
+    /// Tokens to compute: prompt and what was delivered.
+    pub(crate) tokens: u32,
     /// Workers that refused it or broke.
     pub(crate) tried: &'a [NodeId],
     /// Numerics fingerprint of the text so far.
@@ -58,8 +64,11 @@ pub(crate) struct Placed {
     pub(crate) worker: Arc<NodeRecord>,
     /// Best first.
     pub(crate) drafters: Vec<Arc<NodeRecord>>,
+    /// Who computes the prompt; `None`: the worker.
+    pub(crate) prefill: Option<Arc<NodeRecord>>,
     pub(crate) channel: Channel,
     _in_flight: Counted,
+    _prefill_in_flight: Option<Counted>,
 }
 
 /// Who serves a model now.
@@ -74,13 +83,14 @@ pub(crate) struct Serving {
 }
 
 impl Router {
-    pub(crate) fn new(view: watch::Receiver<View>) -> Self {
+    pub(crate) fn new(view: watch::Receiver<View>, split_at: u32) -> Self {
         Self {
             view,
             channels: Channels::default(),
             in_flight: Arc::default(),
             full: Full::default(),
             foreign: Mutex::default(),
+            split_at,
         }
     }
 
@@ -98,6 +108,7 @@ impl Router {
             prefer: need.prefer,
             in_flight: &self.in_flight.since_heartbeat(&view),
             random,
+            split: Some(Split { tokens: need.tokens, at: self.split_at }),
         })
         .map_err(|no_place| match soonest {
             Some(soonest) if matches!(no_place, NoPlace::NoneLeft { .. }) => overloaded(need.model, soonest),
@@ -108,7 +119,15 @@ impl Router {
         })?;
         self.full.asked(&placement.worker.id, Instant::now());
         let counted = self.in_flight.count(&placement.worker.id, &view);
-        Ok(Placed { worker: placement.worker, drafters: placement.drafters, channel, _in_flight: counted })
+        let prefill = placement.prefill;
+        Ok(Placed {
+            _prefill_in_flight: prefill.as_ref().map(|p| self.in_flight.count(&p.id, &view)),
+            worker: placement.worker,
+            drafters: placement.drafters,
+            prefill,
+            channel,
+            _in_flight: counted,
+        })
     }
 
     /// Remembers for a moment that a worker is full. What is said of one field (a compiler of constraints
@@ -129,7 +148,7 @@ impl Router {
     /// that it is full.
     pub(crate) fn full(&self, model: &str, vocab_hash: VocabHash, priority: i32) -> Option<Failure> {
         let view = self.usable(model, vocab_hash);
-        let ready = view.role(Role::Worker).filter(|m| m.takes_work() && m.record.model == model).count();
+        let ready = view.role(Role::Worker).filter(|m| answers(m, model)).count();
         let full = self.full_of(&view, model, priority);
         let soonest = full.iter().map(|(_, retry_after)| *retry_after).min()?;
         (full.len() == ready).then(|| overloaded(model, soonest))
@@ -138,7 +157,7 @@ impl Router {
     fn full_of(&self, view: &View, model: &str, priority: i32) -> Vec<(NodeId, Duration)> {
         let now = Instant::now();
         view.role(Role::Worker)
-            .filter(|m| m.takes_work() && m.record.model == model)
+            .filter(|m| answers(m, model))
             .filter_map(|m| Some((m.record.id.clone(), self.full.stands(&m.record, priority, now)?)))
             .collect()
     }
@@ -152,7 +171,7 @@ impl Router {
     pub(crate) fn serving(&self, model: &str, vocab_hash: VocabHash) -> Serving {
         let view = self.usable(model, vocab_hash);
         let mut serving = Serving::default();
-        for worker in view.role(Role::Worker).filter(|m| m.takes_work() && m.record.model == model) {
+        for worker in view.role(Role::Worker).filter(|m| answers(m, model)) {
             serving.ready_workers += 1;
             serving.context = serving.context.max(worker.record.context);
             serving.fingerprints.push(worker.record.fingerprint.clone());
@@ -171,12 +190,21 @@ impl Router {
     /// Longest context among workers that take requests for the model; without one, why there is none.
     pub(crate) fn context(&self, model: &str, vocab_hash: VocabHash) -> Result<u32, Failure> {
         let view = self.usable(model, vocab_hash);
-        let contexts = view.role(Role::Worker).filter(|m| m.takes_work() && m.record.model == model);
+        let contexts = view.role(Role::Worker).filter(|m| answers(m, model));
         if let Some(longest) = contexts.map(|m| m.record.context).max() {
             return Ok(longest);
         }
         let (tried, in_flight) = (&[], &HashMap::new());
-        let problem = Problem { view: &view, model, positions: 0, tried, prefer: None, in_flight, random: 0 };
+        let problem = Problem {
+            view: &view,
+            model,
+            positions: 0,
+            tried,
+            prefer: None,
+            in_flight,
+            random: 0,
+            split: None,
+        };
         place(&problem).map(|placement| placement.worker.context).map_err(refusal)
     }
 
@@ -187,7 +215,7 @@ impl Router {
     /// The map without workers of `model` whose vocabulary is not ours.
     fn usable(&self, model: &str, vocab_hash: VocabHash) -> View {
         let view = self.view.borrow().clone();
-        let foreign = |m: &cluster::Member| {
+        let foreign = |m: &Member| {
             m.record.role == Role::Worker && m.record.model == model && m.record.vocab_hash != vocab_hash
         };
         if !view.members().iter().any(foreign) {
@@ -205,6 +233,11 @@ impl Router {
         }
         view.members().iter().filter(|m| !foreign(m)).cloned().collect()
     }
+}
+
+/// Whether a worker takes requests for the model now.
+fn answers(member: &Member, model: &str) -> bool {
+    member.takes_work() && member.record.model == model && member.record.duty != Duty::Prefill
 }
 
 fn refusal(no_place: NoPlace) -> Failure {
@@ -246,6 +279,7 @@ mod tests {
             context: 512,
             slots: 4,
             state: NodeState::Ready,
+            duty: Duty::Mixed,
         };
         Member { record: Arc::new(record), load: Load::default(), presence: Presence::Alive, heard }
     }
@@ -258,11 +292,12 @@ mod tests {
     async fn full_workers_are_not_asked_while_their_word_stands() {
         let members = view([member("v", Duration::ZERO), member("w", Duration::ZERO)]);
         let (_send, receive) = watch::channel(members.clone());
-        let router = Router::new(receive);
+        let router = Router::new(receive, 512);
         let need = |new| Need {
             model: "m",
             vocab_hash: VocabHash([1; 32]),
             positions: 8,
+            tokens: 4,
             tried: &[],
             prefer: None,
             new,

@@ -73,7 +73,8 @@ impl Coordinator {
         let mut tasks = Tasks::new(shutdown.clone());
         let (registry, owner) = Registry::new(&config.registry, &shutdown);
         tasks.spawn("registry", owner);
-        let door = Arc::new(FrontDoor::new(&config, models, Router::new(registry.view())));
+        let door =
+            Arc::new(FrontDoor::new(&config, models, Router::new(registry.view(), config.split_at_tokens)));
         tasks.spawn("admission", close_at_drain(Arc::clone(&door), shutdown.clone()));
 
         let slow_client = config.slow_client_timeout;

@@ -70,7 +70,7 @@ where
     let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
     let incarnation = identity.incarnation;
     let settings = config.sessions.settings(&config.rank);
-    let (rank, server) = Rank::start(&config.rank, identity, settings, make).await?;
+    let (rank, server) = Rank::start(&config.rank, identity, cluster::Duty::Mixed, settings, make).await?;
     let streams = TaskTracker::new();
     let stop = tasks.shutdown().stop_token();
     tasks.spawn("sessions", {

@@ -40,6 +40,9 @@ pub const MAX_DISTRIBUTION: usize = 64;
 /// Drafters named to a worker.
 pub const MAX_DRAFTERS: usize = 16;
 
+/// Units described in one message of a hand-off.
+pub const MAX_UNITS: usize = 1024;
+
 /// Messages of a chat prompt.
 pub const MAX_CHAT_MESSAGES: usize = 4096;
 

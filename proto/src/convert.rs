@@ -9,6 +9,7 @@ mod asked;
 pub(crate) mod constraint;
 mod node;
 mod outcome;
+mod pages;
 mod placed;
 pub(crate) mod sampling;
 mod speculation;
@@ -18,6 +19,7 @@ pub use asked::{Asked, Prediction, Prompt};
 pub(crate) use node::incarnation;
 pub use node::{Listed, heartbeat_interval, member, node_state, role, vocab_hash};
 pub use outcome::finish;
+pub use pages::{PrefillAsked, PrefillSaid, UnitSealed};
 pub use placed::{Candidate, Placed};
 pub use speculation::{quality, rule};
 

@@ -16,7 +16,9 @@ pub mod frame;
 pub mod reason;
 mod timeout;
 
-pub use convert::{Answer, Asked, Candidate, Listed, Placed, Prediction, Prompt};
+pub use convert::{
+    Answer, Asked, Candidate, Listed, Placed, Prediction, PrefillAsked, PrefillSaid, Prompt, UnitSealed,
+};
 pub use error::WireError;
 pub use timeout::timeout;
 

@@ -11,6 +11,7 @@ mod nodes;
 mod question;
 
 mod faults;
+mod hand_over;
 mod leaving;
 mod lying_drafter;
 mod lying_worker;

@@ -2,6 +2,7 @@
 
 mod exactness;
 mod groups;
+mod hand_over;
 /// The engine's own tests drive toys with it; here it joins two engines of real weights.
 #[path = "../../crates/engine/tests/engine/link.rs"]
 #[allow(dead_code, reason = "what only toys need")]

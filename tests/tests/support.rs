@@ -6,7 +6,9 @@ mod node;
 mod proxy;
 
 pub(crate) use byte_model::{BYTES, byte_model};
-pub(crate) use node::{Node, coordinator, coordinator_with, identity, start_drafter, start_worker};
+pub(crate) use node::{
+    Node, coordinator, coordinator_with, identity, start_drafter, start_worker, start_worker_over,
+};
 pub(crate) use proxy::{Link, Proxy};
 
 use std::path::PathBuf;

@@ -4,6 +4,8 @@ use daemon::config::{Check, Wrong, duration};
 use engine::Settings;
 use serde::{Deserialize, Serialize};
 
+use crate::PagesConfig;
+
 /// What a worker can be told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -11,6 +13,7 @@ pub struct Config {
     pub rank: rank::Config,
     pub telemetry: telemetry::Config,
     pub engine: EngineConfig,
+    pub pages: PagesConfig,
 }
 
 /// How the target's engine plans.
@@ -91,7 +94,8 @@ impl Check for Config {
             return Err(Wrong::new("rank.shortlist", why));
         }
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
-        self.engine.check().map_err(|w| w.within("engine"))
+        self.engine.check().map_err(|w| w.within("engine"))?;
+        self.pages.check().map_err(|w| w.within("pages"))
     }
 }
 

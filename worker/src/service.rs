@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use cluster::{Load, NodeRecord, NodeState};
 use daemon::Shutdown;
-use engine::{Command, Constraint, Inbox, Refusal, TargetOpen};
+use engine::{Command, Constraint, Inbox, Refusal, TargetOpen, pages_to_hand_over};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use proto::reason::{Reason, status};
 use proto::worker::worker_server::Worker;
 use proto::worker::{GenerateRequest, GenerateResponse, StatusRequest, StatusResponse};
-use proto::{Answer, Placed, timeout};
+use proto::{Answer, Candidate, Placed, timeout};
 use rank::{Constraints, NoConstraint};
 use request::{InvalidField, Quality};
 use scheduler::{Refused, SequenceId};
@@ -27,10 +27,11 @@ use tracing::{Instrument as _, Span};
 
 use crate::answer::AnswerOutlet;
 use crate::drafts::{Attendance, Links, Port, attend};
+use crate::pages::{Fetch, fetch};
 use crate::stages::{self, Stages};
 
 /// The engine answers between two steps; a step of a long prompt takes a while on a small machine.
-const ADMISSION: Duration = Duration::from_secs(30);
+pub(crate) const ADMISSION: Duration = Duration::from_secs(30);
 /// What a refused client is told to wait.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -47,7 +48,8 @@ pub(crate) struct Service {
     pub(crate) constraints: Constraints,
     /// Zero of the engine's clock.
     pub(crate) clock: Instant,
-    pub(crate) next_sequence: AtomicU64,
+    pub(crate) next_sequence: Arc<AtomicU64>,
+    pub(crate) fetch: Arc<Fetch>,
     /// One token an answer, from before the draining check to the engine's last word.
     pub(crate) answers: TaskTracker,
 }
@@ -84,7 +86,7 @@ impl Service {
             return Err(status(Reason::Draining, "this worker is draining; ask another", None, Some(RETRY)));
         }
         let deadline = timeout(request.metadata())?.map(|left| self.clock.elapsed() + left);
-        let Placed { model, request, drafters } = Placed::try_from(request.into_inner())?;
+        let Placed { model, request, drafters, prefill } = Placed::try_from(request.into_inner())?;
         if model != self.record.model {
             let why = format!("this worker serves {}, not {model}", self.record.model);
             return Err(status(Reason::ModelNotFound, &why, Some("model"), None));
@@ -126,7 +128,7 @@ impl Service {
         };
         let stages = Stages::new(telemetry::meters(), span, &self.record.model, &request);
         let outlet = AnswerOutlet {
-            reader,
+            reader: reader.clone(),
             prompt_len: request.prompt.len() as u32,
             stages,
             cached: 0,
@@ -135,24 +137,80 @@ impl Service {
             _answer: under_way,
             _attending: done.drop_guard(),
         };
-        self.admit(sequence, request, constraint, deadline, outlet).await?;
-        if !attendance.candidates.is_empty() {
-            self.links.me().tasks.spawn(attend(self.links.clone(), attendance));
+        let opening = Opening { inbox: self.inbox.clone(), sequence, request, constraint, deadline, outlet };
+        let links = self.links.clone();
+        let attending = move || {
+            if !attendance.candidates.is_empty() {
+                links.me().tasks.spawn(attend(links.clone(), attendance));
+            }
+        };
+        match prefill.filter(|_| pages_to_hand_over(opening.request.known().len()) > 0) {
+            None => {
+                opening.admit().await?;
+                attending();
+            }
+            // The caller has its Accepted: another worker may take long for the prompt.
+            Some(from) => {
+                let (fetch, stop) = (self.fetch.clone(), self.links.me().stop.clone());
+                self.links.me().tasks.spawn(async move {
+                    let admitted = tokio::select! {
+                        admitted = opening.fetched(&fetch, &from) => admitted,
+                        // The client left, or the process stops: nothing is admitted any more.
+                        () = reader.closed() => return,
+                        () = stop.cancelled() => return,
+                    };
+                    match admitted {
+                        Ok(()) => attending(),
+                        Err(status) => drop(reader.try_send(Err(status))),
+                    }
+                });
+            }
         }
         // A process that leaves at once cuts its answers: without Finish they count as incomplete.
         let shutdown = self.shutdown.clone();
         let cut = async move { shutdown.aborting().await };
         Ok(Response::new(ReceiverStream::new(answer).take_until(cut).boxed()))
     }
+}
 
-    async fn admit(
-        &self,
-        sequence: SequenceId,
-        request: request::Request,
-        constraint: Option<Box<dyn Constraint>>,
-        deadline: Option<Duration>,
-        outlet: AnswerOutlet,
-    ) -> Result<(), Status> {
+/// A request on its way into the engine.
+struct Opening {
+    inbox: Inbox,
+    sequence: SequenceId,
+    request: request::Request,
+    constraint: Option<Box<dyn Constraint>>,
+    deadline: Option<Duration>,
+    outlet: AnswerOutlet,
+}
+
+/// Gives up the pages that are held for a sequence, unless it came.
+struct Holds {
+    inbox: Inbox,
+    sequence: SequenceId,
+    came: bool,
+}
+
+impl Drop for Holds {
+    fn drop(&mut self) {
+        if !self.came {
+            // A full inbox: the engine is so far behind that its end is near or the client's.
+            let _ = self.inbox.send(Command::Cancel(self.sequence));
+        }
+    }
+}
+
+impl Opening {
+    /// Takes what another worker computes of the prompt, then admits the request with that.
+    async fn fetched(self, fetching: &Fetch, from: &Candidate) -> Result<(), Status> {
+        let mut holds = Holds { inbox: self.inbox.clone(), sequence: self.sequence, came: false };
+        fetch(fetching, self.sequence, &self.request, from).await;
+        let admitted = self.admit().await;
+        holds.came = admitted.is_ok();
+        admitted
+    }
+
+    async fn admit(self) -> Result<(), Status> {
+        let Self { inbox, sequence, request, constraint, deadline, outlet } = self;
         let (answer, admitted) = oneshot::channel();
         let taken = outlet.stages.admitted();
         let open = TargetOpen {
@@ -167,7 +225,7 @@ impl Service {
                 let _ = answer.send(admission);
             }),
         };
-        if self.inbox.send(Command::Target(Box::new(open))).is_err() {
+        if inbox.send(Command::Target(Box::new(open))).is_err() {
             return Err(status(Reason::Overloaded, "this worker's inbox is full", None, Some(RETRY)));
         }
         match tokio::time::timeout(ADMISSION, admitted).await {
@@ -195,7 +253,7 @@ fn unconstrained(field: &'static str, why: &NoConstraint) -> Status {
     }
 }
 
-fn refused(refusal: &Refusal) -> Status {
+pub(crate) fn refused(refusal: &Refusal) -> Status {
     let (reason, field, retry) = match refusal {
         Refusal::Invalid(field) => return invalid(field),
         Refusal::Wait { predicted, most } => {

@@ -69,6 +69,7 @@ impl Attempt {
             model: placed.worker.model.clone(),
             request: request.clone(),
             drafters: placed.drafters.iter().map(|d| Candidate::from(&**d)).collect(),
+            prefill: placed.prefill.as_deref().map(Candidate::from),
         });
         let mut call = tonic::Request::new(message);
         call.set_timeout(deadline.saturating_duration_since(Instant::now()) + ROUNDING);

@@ -34,6 +34,7 @@ impl Choice {
                 model: &self.model.name,
                 vocab_hash: self.model.text.vocab_hash(),
                 positions: positions(&self.request),
+                tokens: tokens(&self.request),
                 tried: &self.tried,
                 prefer: Some(self.fingerprint.as_str()).filter(|f| !f.is_empty()),
                 // Who lost its worker in mid-answer asks them all.
@@ -133,6 +134,10 @@ fn most_telling(before: Option<Failure>, now: Failure) -> Failure {
         Some(before) if now.reason == Reason::NoWorker => before,
         _ => now,
     }
+}
+
+fn tokens(request: &Request) -> u32 {
+    (request.prompt.len() + request.committed.len()).try_into().unwrap_or(u32::MAX)
 }
 
 fn positions(request: &Request) -> u32 {

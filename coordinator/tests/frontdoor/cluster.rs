@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use ::cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
 use coordinator::{Config, Coordinator, ModelConfig, Running};
 use daemon::config::Valid;
 use daemon::join::{self, Node};
@@ -201,6 +201,7 @@ impl Front {
             context: 512,
             slots: 4,
             state: NodeState::Ready,
+            duty: Duty::Mixed,
         }
     }
 

@@ -13,11 +13,13 @@
 mod endpoint;
 mod member;
 mod placement;
+mod split;
 mod table;
 
 pub use endpoint::Endpoint;
 pub use member::{
-    Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
+    Duty, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
 };
 pub use placement::{MAX_DRAFTERS, NoPlace, Placement, Problem, place};
+pub use split::Split;
 pub use table::{Change, Patience, Refused, StreamId, Table, View};

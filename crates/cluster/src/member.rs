@@ -95,6 +95,28 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// Which part of a request a worker is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Duty {
+    /// Whole requests.
+    #[default]
+    Mixed,
+    /// Prompts of requests that others answer.
+    Prefill,
+    /// Whole requests, but long prompts are better computed elsewhere.
+    Decode,
+}
+
+impl std::fmt::Display for Duty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Mixed => "mixed",
+            Self::Prefill => "prefill",
+            Self::Decode => "decode",
+        })
+    }
+}
+
 /// What a node says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeState {
@@ -131,6 +153,8 @@ pub struct NodeRecord {
     /// Sequences (worker) or sessions (drafter) it runs at once, at least 1.
     pub slots: u32,
     pub state: NodeState,
+    /// Of a worker; a drafter's is `Mixed`.
+    pub duty: Duty,
 }
 
 impl NodeRecord {
@@ -175,6 +199,10 @@ pub struct Load {
     pub free_pages: u32,
     /// Recent time of one step; zero before the first.
     pub step_time: Duration,
+    /// Prompt tokens a second that it computed lately; 0: not known.
+    pub prefill_rate: u32,
+    /// Prompt tokens a second whose pages it was handed lately; 0: not known.
+    pub handed_rate: u32,
 }
 
 /// One message of a node's Join stream.
@@ -244,6 +272,7 @@ pub(crate) mod tests {
             context: 1024,
             slots: 4,
             state: NodeState::Ready,
+            duty: Duty::Mixed,
         }
     }
 

@@ -1,7 +1,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{Member, NodeId, NodeRecord, Role, View};
+use crate::split::{self, Split};
+use crate::{Duty, Member, NodeId, NodeRecord, Role, View};
 
 /// Most drafters ranked for one placement; a worker that is refused by so many decodes plainly.
 pub const MAX_DRAFTERS: usize = 4;
@@ -23,6 +24,8 @@ pub struct Problem<'a> {
     pub in_flight: &'a HashMap<NodeId, u32>,
     /// 64 random bits.
     pub random: u64,
+    /// Whether another worker may compute the prompt; `None`: no.
+    pub split: Option<Split>,
 }
 
 /// The answer: ask this worker, and name it these drafters, best first.
@@ -31,6 +34,8 @@ pub struct Placement {
     pub worker: Arc<NodeRecord>,
     /// At most [`MAX_DRAFTERS`], none full ones before one with room; empty means plain decoding.
     pub drafters: Vec<Arc<NodeRecord>>,
+    /// Computes the prompt and hands its pages over; `None`: the worker does it.
+    pub prefill: Option<Arc<NodeRecord>>,
 }
 
 /// Why nobody can be asked.
@@ -38,6 +43,10 @@ pub struct Placement {
 pub enum NoPlace {
     #[error("no worker serves model `{model}`; {}", serves(.served))]
     NoSuchModel { model: String, served: Vec<String> },
+    #[error(
+        "every worker of model `{model}` is for prompts alone; start one with pages.duty mixed or decode"
+    )]
+    PrefillOnly { model: String },
     #[error(
         "the request needs {needed} positions and the longest context of a worker of `{model}` is {longest}: shorten the prompt or lower max_tokens"
     )]
@@ -68,7 +77,11 @@ pub fn place(problem: &Problem<'_>) -> Result<Placement, NoPlace> {
         candidates.retain(|m| m.record.fingerprint == fingerprint);
     }
     let worker = two_choices(&candidates, problem);
-    Ok(Placement { worker: Arc::clone(&worker.record), drafters: drafters(&worker.record, problem) })
+    Ok(Placement {
+        worker: Arc::clone(&worker.record),
+        drafters: drafters(&worker.record, problem),
+        prefill: split::prefill(worker, problem),
+    })
 }
 
 /// Workers that may be asked; never empty.
@@ -77,7 +90,12 @@ fn candidates<'a>(problem: &Problem<'a>) -> Result<Vec<&'a Member>, NoPlace> {
 
     let of_model: Vec<&Member> =
         problem.view.role(Role::Worker).filter(|m| m.record.model == problem.model).collect();
+    let (of_model, prefill): (Vec<&Member>, Vec<&Member>) =
+        of_model.into_iter().partition(|m| m.record.duty != Duty::Prefill);
     let model = || problem.model.to_owned();
+    if of_model.is_empty() && !prefill.is_empty() {
+        return Err(NoPlace::PrefillOnly { model: model() });
+    }
     let Some(longest) = of_model.iter().map(|m| m.record.context).max() else {
         return Err(NoPlace::NoSuchModel { model: model(), served: problem.view.models() });
     };
@@ -130,7 +148,7 @@ fn drafters(worker: &NodeRecord, problem: &Problem<'_>) -> Vec<Arc<NodeRecord>> 
 }
 
 /// Orders by work per slot: what the node reported and what this coordinator placed on it since.
-fn fuller(a: &Member, b: &Member, problem: &Problem<'_>) -> std::cmp::Ordering {
+pub(crate) fn fuller(a: &Member, b: &Member, problem: &Problem<'_>) -> std::cmp::Ordering {
     let work = |m: &Member| {
         let own = problem.in_flight.get(&m.record.id).copied().unwrap_or(0);
         u64::from(m.load.running) + u64::from(m.load.waiting) + u64::from(own)

@@ -90,5 +90,6 @@ pub(crate) fn record(name: &str, incarnation: u64) -> NodeRecord {
         context: 1024,
         slots: 4,
         state: NodeState::Ready,
+        duty: cluster::Duty::Mixed,
     }
 }

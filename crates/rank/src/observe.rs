@@ -1,6 +1,8 @@
 //! What the engine's thread tells, as load for the heartbeats and as metrics.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use cluster::{Load, Role};
 use engine::{Facts, Observed};
@@ -14,6 +16,7 @@ use crate::Pace;
 pub(crate) fn observe(
     publish: watch::Sender<Load>,
     step_time: Arc<Pace>,
+    mut rates: Rates,
     slots: u32,
     ended: CancellationToken,
     numbers: Numbers,
@@ -29,6 +32,7 @@ pub(crate) fn observe(
             if facts.known_rows == facts.decodes {
                 step_time.record(time);
             }
+            rates.step(&facts, time);
             if facts.failed > 0 {
                 tracing::error!(sequences = facts.failed, "the model failed in a step; their answers end");
             }
@@ -40,10 +44,43 @@ pub(crate) fn observe(
             free_slots: slots.saturating_sub(running),
             free_pages: seen.free_pages,
             step_time: step_time.mean(),
+            prefill_rate: rates.prefill(),
+            handed_rate: rates.handed.load(Ordering::Relaxed),
         };
         publish.send_if_modified(|old| std::mem::replace(old, load) != load);
     })
 }
+
+/// Prompt tokens a second, computed here and handed over from elsewhere.
+#[derive(Debug)]
+pub(crate) struct Rates {
+    prefill: f64,
+    handed: Arc<AtomicU32>,
+}
+
+impl Rates {
+    pub(crate) fn new(handed: Arc<AtomicU32>) -> Self {
+        Self { prefill: 0.0, handed }
+    }
+
+    /// Steps with a chunk of some length tell; a few rows beside decodes say nothing of prompts.
+    fn step(&mut self, facts: &Facts, time: Duration) {
+        let rows = facts.known_rows.saturating_sub(facts.decodes);
+        if rows >= CHUNK && !time.is_zero() {
+            let new = f64::from(rows) / time.as_secs_f64();
+            self.prefill = if self.prefill > 0.0 { 0.75 * self.prefill + 0.25 * new } else { new };
+        }
+    }
+
+    /// Rounded: a heartbeat is sent for it only when it changed by some percents.
+    fn prefill(&self) -> u32 {
+        let rounded = self.prefill as u32;
+        rounded - rounded % (rounded / 16).max(1)
+    }
+}
+
+/// Rows of prompts in a step that are worth a look at the clock.
+const CHUNK: u32 = 16;
 
 /// The metrics of one rank, with their labels.
 #[derive(Debug)]
@@ -120,8 +157,6 @@ impl Numbers {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn shown(role: Role, seen: &[Observed]) -> String {
@@ -129,7 +164,8 @@ mod tests {
         let (publish, load) = watch::channel(Load::default());
         let numbers = Numbers::new(meters, role, "m");
         let ended = CancellationToken::new();
-        let mut observer = observe(publish, Arc::default(), 8, ended.clone(), numbers);
+        let mut observer =
+            observe(publish, Arc::default(), Rates::new(Arc::default()), 8, ended.clone(), numbers);
         assert_eq!(load.borrow().free_slots, 8);
         seen.iter().for_each(&mut observer);
         drop(observer);

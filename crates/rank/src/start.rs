@@ -1,8 +1,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
 
-use cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
 use engine::{EngineThread, Inbox, Model, ModelSpec, Settings};
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::observe::{Numbers, observe};
+use crate::observe::{Numbers, Rates, observe};
 use crate::{Config, Pace};
 
 /// Commands that wait for the engine between two of its steps.
@@ -60,6 +61,8 @@ pub struct Rank {
     pub load: watch::Receiver<Load>,
     /// Of steps without prompt chunks: what a drafter must keep up with.
     pub step_time: Arc<Pace>,
+    /// Prompt tokens a second whose pages came from other workers: told with the load; 0 until somebody sets it.
+    pub handed_rate: Arc<AtomicU32>,
     /// Zero of the engine's clock.
     pub clock: Instant,
     config: Config,
@@ -75,6 +78,7 @@ impl Rank {
     pub async fn start<M, E>(
         config: &Config,
         identity: Identity,
+        duty: Duty,
         settings: Settings,
         make: impl FnOnce() -> Result<M, E> + Send + 'static,
     ) -> Result<(Self, grpc::Server), StartError<E>>
@@ -98,7 +102,9 @@ impl Rank {
         let (publish, load) = watch::channel(Load::default());
         let (step_time, ended) = (Arc::new(Pace::default()), CancellationToken::new());
         let numbers = Numbers::new(telemetry::meters(), identity.role, &identity.model);
-        let observer = observe(publish, step_time.clone(), config.slots, ended.clone(), numbers);
+        let handed_rate = Arc::new(AtomicU32::new(0));
+        let rates = Rates::new(handed_rate.clone());
+        let observer = observe(publish, step_time.clone(), rates, config.slots, ended.clone(), numbers);
         let clock = Instant::now();
         let started = tokio::task::spawn_blocking(move || {
             EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
@@ -119,6 +125,7 @@ impl Rank {
             context: spec.context,
             slots: spec.slots,
             state: NodeState::Ready,
+            duty,
         };
         record.validate()?;
         let rank = Self {
@@ -127,6 +134,7 @@ impl Rank {
             inbox,
             load,
             step_time,
+            handed_rate,
             clock,
             config: config.clone(),
             admin,

@@ -221,6 +221,14 @@ catalogue! {
         "From sending a commit to the first drafts that follow it";
     draft_sessions: Counter("paceline.draft_sessions", "{session}", NONE) MODEL_REASON, WORKER,
         "Sessions asked of drafters: `granted`, `refused`, `late`, `unreachable`, `unpaired`";
+
+    // Prompts that another worker computes.
+    handed_pages: Counter("paceline.handed_pages", "{page}", NONE) MODEL, WORKER,
+        "Page indices that another worker computed and this one took";
+    handed_bytes: Counter("paceline.handed_bytes", "{byte}", NONE) MODEL, WORKER,
+        "Bytes of keys and values that came that way";
+    hand_over_faults: Counter("paceline.hand_over_faults", "{transfer}", NONE) MODEL_REASON, WORKER,
+        "Hand-offs that ended early, the rest computed here: `unreachable`, `refused`, `closed`, `hung`, `damaged`, `truncated`, `order`, `stale`, `prefix`, `no_room`, `failed`";
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl Link for LocalLink {
         let fault = self.network.shared.faults.as_ref().map(|faults| {
             let mut faults = lock(faults);
             let fault = faults.next(head.kind);
-            faults.before_framing(fault, &mut message);
+            faults.before_framing(head.kind, fault, &mut message);
             fault
         });
         let mut frame = [&header(head, self.sent, &message)[..], &message].concat();

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use ::cluster::{
-    Endpoint, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
+    Duty, Endpoint, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role,
+    VocabHash,
 };
 
 use super::micros;
@@ -33,6 +34,7 @@ impl From<&NodeRecord> for wire::NodeRecord {
             context: record.context,
             slots: record.slots,
             state: wire::NodeState::from(record.state).into(),
+            duty: wire::Duty::from(record.duty).into(),
         }
     }
 }
@@ -55,6 +57,7 @@ impl TryFrom<wire::NodeRecord> for NodeRecord {
             context: from.context,
             slots: from.slots,
             state: node_state(from.state)?,
+            duty: duty(from.duty)?,
         };
         record.validate()?;
         Ok(record)
@@ -69,6 +72,8 @@ impl From<Load> for wire::Load {
             free_slots: load.free_slots,
             free_pages: load.free_pages,
             step_time_us: micros(load.step_time),
+            prefill_tokens_per_s: load.prefill_rate,
+            handed_tokens_per_s: load.handed_rate,
         }
     }
 }
@@ -81,6 +86,8 @@ impl From<wire::Load> for Load {
             free_slots: load.free_slots,
             free_pages: load.free_pages,
             step_time: Duration::from_micros(load.step_time_us.into()),
+            prefill_rate: load.prefill_tokens_per_s,
+            handed_rate: load.handed_tokens_per_s,
         }
     }
 }
@@ -171,6 +178,26 @@ pub fn role(value: i32) -> Result<Role, WireError> {
         Ok(wire::Role::Worker) => Ok(Role::Worker),
         Ok(wire::Role::Drafter) => Ok(Role::Drafter),
         Err(_) => Err(WireError::unknown("role", value)),
+    }
+}
+
+impl From<Duty> for wire::Duty {
+    fn from(duty: Duty) -> Self {
+        match duty {
+            Duty::Mixed => Self::Mixed,
+            Duty::Prefill => Self::Prefill,
+            Duty::Decode => Self::Decode,
+        }
+    }
+}
+
+/// Reads a `Duty` field; a node of a release without it is mixed.
+fn duty(value: i32) -> Result<Duty, WireError> {
+    match wire::Duty::try_from(value) {
+        Ok(wire::Duty::Unspecified | wire::Duty::Mixed) => Ok(Duty::Mixed),
+        Ok(wire::Duty::Prefill) => Ok(Duty::Prefill),
+        Ok(wire::Duty::Decode) => Ok(Duty::Decode),
+        Err(_) => Err(WireError::unknown("duty", value)),
     }
 }
 

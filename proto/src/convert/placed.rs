@@ -14,9 +14,11 @@ pub struct Placed {
     pub request: Request,
     /// Ranked, best first.
     pub drafters: Vec<Candidate>,
+    /// Who computes the prompt; `None`: the worker itself.
+    pub prefill: Option<Candidate>,
 }
 
-/// A drafter that a worker may ask.
+/// Another node that a worker may ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub id: NodeId,
@@ -32,7 +34,7 @@ impl From<&NodeRecord> for Candidate {
 
 impl From<Placed> for worker::GenerateRequest {
     fn from(placed: Placed) -> Self {
-        let Placed { model, request, drafters } = placed;
+        let Placed { model, request, drafters, prefill } = placed;
         Self {
             request_id: request.id.as_str().to_owned(),
             attempt: request.attempt,
@@ -55,6 +57,7 @@ impl From<Placed> for worker::GenerateRequest {
             prediction: request.prediction.to_ids(),
             priority: request.priority,
             cache_salt: request.cache_salt,
+            prefill: prefill.map(Into::into),
         }
     }
 }
@@ -94,7 +97,8 @@ impl TryFrom<worker::GenerateRequest> for Placed {
         };
         request.validate()?;
         let drafters = from.drafters.into_iter().map(Candidate::try_from).collect::<Result<_, _>>()?;
-        Ok(Self { model: from.model, request, drafters })
+        let prefill = from.prefill.map(Candidate::try_from).transpose()?;
+        Ok(Self { model: from.model, request, drafters, prefill })
     }
 }
 
@@ -116,6 +120,28 @@ impl TryFrom<worker::DrafterCandidate> for Candidate {
             id: NodeId::new(&from.node_id)?,
             endpoint: Endpoint::new(&from.endpoint)?,
             incarnation: super::incarnation("drafters.incarnation", from.incarnation)?,
+        })
+    }
+}
+
+impl From<Candidate> for worker::PrefillCandidate {
+    fn from(candidate: Candidate) -> Self {
+        Self {
+            node_id: candidate.id.as_str().to_owned(),
+            endpoint: candidate.endpoint.as_str().to_owned(),
+            incarnation: candidate.incarnation.0,
+        }
+    }
+}
+
+impl TryFrom<worker::PrefillCandidate> for Candidate {
+    type Error = WireError;
+
+    fn try_from(from: worker::PrefillCandidate) -> Result<Self, WireError> {
+        Ok(Self {
+            id: NodeId::new(&from.node_id)?,
+            endpoint: Endpoint::new(&from.endpoint)?,
+            incarnation: super::incarnation("prefill.incarnation", from.incarnation)?,
         })
     }
 }

@@ -3,7 +3,9 @@ mod refusals;
 use std::cell::Cell;
 use std::time::Duration;
 
-use ::cluster::{Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, NodeUpdate, Role, VocabHash};
+use ::cluster::{
+    Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, NodeUpdate, Role, VocabHash,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -98,8 +100,13 @@ fn incarnations() -> impl Strategy<Value = Incarnation> {
 }
 
 fn placed() -> impl Strategy<Value = Placed> {
-    let candidate = (node_id(), endpoint(), incarnations())
-        .prop_map(|(id, endpoint, incarnation)| Candidate { id, endpoint, incarnation });
+    let candidate = || {
+        (node_id(), endpoint(), incarnations()).prop_map(|(id, endpoint, incarnation)| Candidate {
+            id,
+            endpoint,
+            incarnation,
+        })
+    };
     let request = (
         ("[!-~]{1,128}", any::<u32>()),
         (ids(50), any::<u32>(), ids(20)),
@@ -137,8 +144,8 @@ fn placed() -> impl Strategy<Value = Placed> {
                 }
             },
         );
-    ("[!-~]{1,256}", request, vec(candidate, 0..=MAX_DRAFTERS))
-        .prop_map(|(model, request, drafters)| Placed { model, request, drafters })
+    ("[!-~]{1,256}", request, vec(candidate(), 0..=MAX_DRAFTERS), prop::option::of(candidate()))
+        .prop_map(|(model, request, drafters, prefill)| Placed { model, request, drafters, prefill })
 }
 
 fn answer() -> impl Strategy<Value = Answer> {
@@ -205,20 +212,25 @@ const FINISHES: [Finish; 6] =
 fn update() -> impl Strategy<Value = NodeUpdate> {
     let state = || prop::sample::select(vec![NodeState::Ready, NodeState::Draining]);
     let load = || {
-        any::<[u32; 5]>().prop_map(|[running, waiting, free_slots, free_pages, us]| Load {
-            running,
-            waiting,
-            free_slots,
-            free_pages,
-            step_time: Duration::from_micros(us.into()),
-        })
+        any::<[u32; 7]>().prop_map(
+            |[running, waiting, free_slots, free_pages, us, prefill_rate, handed_rate]| Load {
+                running,
+                waiting,
+                free_slots,
+                free_pages,
+                step_time: Duration::from_micros(us.into()),
+                prefill_rate,
+                handed_rate,
+            },
+        )
     };
     let record = (
         (node_id(), incarnations(), prop::sample::select(vec![Role::Worker, Role::Drafter]), endpoint()),
         ("[!-~]{1,256}", "[!-~]{1,128}", any::<[u8; 32]>(), 1u32.., 1u32.., state()),
+        prop::sample::select(vec![Duty::Mixed, Duty::Prefill, Duty::Decode]),
     )
         .prop_map(
-            |((id, incarnation, role, endpoint), (model, fingerprint, hash, context, slots, state))| {
+            |((id, incarnation, role, endpoint), (model, fingerprint, hash, context, slots, state), duty)| {
                 NodeRecord {
                     id,
                     incarnation,
@@ -230,6 +242,7 @@ fn update() -> impl Strategy<Value = NodeUpdate> {
                     context,
                     slots,
                     state,
+                    duty,
                 }
             },
         );

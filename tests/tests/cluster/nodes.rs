@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cluster::{Endpoint, Load, NodeState, Role};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket, ToyModel};
+use kvcache::{ClassId, PageId};
 use proto::Candidate;
 use proto::worker::StatusRequest;
 use proto::worker::worker_client::WorkerClient;
@@ -15,9 +16,11 @@ use sampling::Draw;
 use scheduler::Step;
 use tokio::time::timeout;
 use tonic::transport::Channel;
+use transport::Fabric;
+use transport::tcp::TcpFabric;
 
 use super::question::Question;
-use crate::support::{HANG, Node, Proxy, eventually, identity, start_drafter, start_worker};
+use crate::support::{HANG, Node, Proxy, eventually, identity, start_drafter, start_worker_over};
 
 pub(crate) const VOCAB: u32 = 24;
 pub(crate) const MODEL_SEED: u64 = 42;
@@ -49,6 +52,18 @@ pub(crate) struct Paced {
 impl Model for Paced {
     fn spec(&self) -> &ModelSpec {
         self.toy.spec()
+    }
+
+    fn layers(&self) -> u32 {
+        self.toy.layers()
+    }
+
+    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        self.toy.export(class, page, layer, into)
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.toy.import(class, page, layer, bytes)
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
@@ -99,21 +114,34 @@ impl Target {
     }
 
     pub(crate) async fn with(id: &str, toy: Toy, config: worker::Config) -> Self {
-        let identity = identity(Role::Worker, id, MODEL, toy.vocab);
-        Self::named(identity, toy, config).await
+        let fabric = TcpFabric::listen(config.pages.listen, false).unwrap();
+        Self::over(Arc::new(fabric), id, toy, config).await
     }
 
     /// One that says of its texts that they are of this quality.
     pub(crate) async fn of_quality(id: &str, quality: Quality) -> Self {
         let identity = Identity { quality, ..identity(Role::Worker, id, MODEL, Toy::TARGET.vocab) };
-        Self::named(identity, Toy::TARGET, worker::Config::default()).await
+        let config = worker::Config::default();
+        let fabric = TcpFabric::listen(config.pages.listen, false).unwrap();
+        Self::named(Arc::new(fabric), identity, Toy::TARGET, config).await
     }
 
-    async fn named(identity: Identity, toy: Toy, mut config: worker::Config) -> Self {
+    /// Over a data plane of a test's own.
+    pub(crate) async fn over(fabric: Arc<dyn Fabric>, id: &str, toy: Toy, config: worker::Config) -> Self {
+        let identity = identity(Role::Worker, id, MODEL, toy.vocab);
+        Self::named(fabric, identity, toy, config).await
+    }
+
+    async fn named(
+        fabric: Arc<dyn Fabric>,
+        identity: Identity,
+        toy: Toy,
+        mut config: worker::Config,
+    ) -> Self {
         config.rank.slots = toy.slots;
         let step = StepTime::new(toy.step);
         let make = toy.make(step.clone());
-        let node = start_worker(config, identity, Constraints::new(None), None, make).await;
+        let node = start_worker_over(fabric, config, identity, Constraints::new(None), None, make).await;
         let dialled = daemon::grpc::dial(&node.record.endpoint, HANG).unwrap();
         let client = WorkerClient::new(dialled.connect().await.unwrap());
         Self { node, client, step }

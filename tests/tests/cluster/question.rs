@@ -29,6 +29,7 @@ impl Question {
                 Limits::new(max_tokens, Vec::new()),
             ),
             drafters: Vec::new(),
+            prefill: None,
         })
     }
 
@@ -41,6 +42,11 @@ impl Question {
 
     pub(crate) fn drafted_by(mut self, drafters: &[Candidate]) -> Self {
         self.0.drafters = drafters.to_vec();
+        self
+    }
+
+    pub(crate) fn prefilled_by(mut self, worker: &Target) -> Self {
+        self.0.prefill = Some(Candidate::from(&worker.node.record));
         self
     }
 
@@ -172,7 +178,12 @@ impl Reading {
     }
 
     /// Reads to the end and requires that the answer is the right one.
-    pub(crate) async fn right(mut self) -> SpeculationStats {
+    pub(crate) async fn right(self) -> SpeculationStats {
+        self.right_end().await.stats
+    }
+
+    /// The same, with all that the worker said at the end.
+    pub(crate) async fn right_end(mut self) -> End {
         let End { finish, usage, stats } = self.end().await.expect("the answer ended without Finish");
         let (text, expected) = self.question.answer();
         assert_eq!(self.text, text, "{:?}", self.question);
@@ -183,7 +194,7 @@ impl Reading {
         let shown = self.drafted.iter().filter(|d| **d).count() as u64;
         assert!(shown <= stats.accepted_tokens, "{shown} shown as drafted, {stats:?}");
         assert_eq!(stats.histogram.iter().sum::<u64>(), stats.drafts);
-        stats
+        End { finish, usage, stats }
     }
 }
 

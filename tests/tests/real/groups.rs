@@ -82,7 +82,13 @@ async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let broken = tokio::spawn({
         let (client, body) = (client.clone(), body(9, 120));
-        async move { client.chat(body, move |_| drop(told.send(()))).await }
+        async move {
+            client
+                .chat(body, move |_| {
+                    let _ = told.send(());
+                })
+                .await
+        }
     });
     for _ in 0..5 {
         hears.recv().await.unwrap();

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use engine::Model;
 use rank::{Constraints, Identity};
 use request::Quality;
 use tokio::task::JoinHandle;
+use transport::Fabric;
+use transport::tcp::TcpFabric;
 
 /// A worker or drafter whose parts run in this process.
 pub(crate) struct Node {
@@ -68,6 +71,19 @@ fn joining(mut rank: rank::Config, coordinator: Option<SocketAddr>) -> rank::Con
 const DEADLINES: Deadlines = Deadlines { drain: Duration::from_secs(30), stop: Duration::from_secs(5) };
 
 pub(crate) async fn start_worker<M: Model + 'static>(
+    config: worker::Config,
+    identity: Identity,
+    constraints: Constraints,
+    coordinator: Option<SocketAddr>,
+    make: impl FnOnce() -> M + Send + 'static,
+) -> Node {
+    let tcp = TcpFabric::listen(config.pages.listen, config.rank.insecure).unwrap();
+    start_worker_over(Arc::new(tcp), config, identity, constraints, coordinator, make).await
+}
+
+/// The same over a data plane of a test's own.
+pub(crate) async fn start_worker_over<M: Model + 'static>(
+    fabric: Arc<dyn Fabric>,
     mut config: worker::Config,
     identity: Identity,
     constraints: Constraints,
@@ -79,7 +95,9 @@ pub(crate) async fn start_worker<M: Model + 'static>(
     let mut tasks = Tasks::new(shutdown.clone());
     let make = || Ok::<_, std::convert::Infallible>(make());
     let readiness = Readiness::default();
-    let running = worker::start(&config, identity, constraints, make, &readiness, &mut tasks).await.unwrap();
+    let running = worker::start_over(fabric, &config, identity, constraints, make, &readiness, &mut tasks)
+        .await
+        .unwrap();
     let (record, address, admin) = (running.record.clone(), running.address, running.admin);
     Node { record, address, admin, shutdown, life: tokio::spawn(tasks.run(running.idle(), DEADLINES)) }
 }

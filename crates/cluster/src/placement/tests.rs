@@ -51,6 +51,7 @@ fn answer(members: &[&str], problem: impl FnOnce(&mut Problem<'_>), tried: &str,
         prefer: None,
         in_flight: &in_flight,
         random: 0,
+        split: None,
     };
     problem(&mut asked);
     match place(&asked) {
@@ -136,6 +137,7 @@ fn a_refusal_says_why() {
         prefer: None,
         in_flight: &HashMap::new(),
         random: 0,
+        split: None,
     };
     assert!(place(&problem).unwrap_err().all_draining());
 }
@@ -156,6 +158,7 @@ fn equal_workers_share_the_work() {
             prefer: None,
             in_flight: &in_flight,
             random: random ^ (random >> 29),
+            split: None,
         };
         let worker = place(&problem).unwrap().worker.id.clone();
         *in_flight.entry(worker).or_insert(0) += 1;
@@ -199,13 +202,15 @@ proptest! {
         let in_flight: HashMap<NodeId, u32> = own.into_iter().map(|(n, count)| (name(n), count)).collect();
         let problem = Problem {
             view: &view, model: "m", positions, tried: &tried, prefer: None, in_flight: &in_flight, random,
+            split: None,
         };
         let answer = place(&problem);
         prop_assert_eq!(&answer, &place(&problem));
         let usable = |m: &&Member| m.record.role == Role::Worker && m.record.model == "m" && m.takes_work()
             && m.record.context >= positions && !tried.contains(&m.record.id);
         match answer {
-            Ok(Placement { worker, drafters }) => {
+            Ok(Placement { worker, drafters, prefill }) => {
+                prop_assert_eq!(prefill, None);
                 prop_assert!(view.members().iter().filter(usable).any(|m| m.record == worker));
                 prop_assert!(drafters.len() <= MAX_DRAFTERS);
                 for drafter in drafters {

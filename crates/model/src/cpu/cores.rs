@@ -95,7 +95,8 @@ mod tests {
             });
             let mut on = on.join().unwrap();
             let mut expected = cores.clone();
-            (on.sort_unstable(), expected.sort_unstable());
+            on.sort_unstable();
+            expected.sort_unstable();
             assert_eq!(on, expected);
         });
     }

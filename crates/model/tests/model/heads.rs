@@ -142,7 +142,6 @@ fn evicted_pages_and_prefix_hits_change_no_bit() {
             token_budget: 30,
             tile: 1,
             policy: Policy::Sarathi,
-            tree_rows: 0,
             max_waiting: 4,
             context: 1024,
             slots: 2,

@@ -62,8 +62,8 @@ impl Faults {
     }
 
     /// What the sender's memory holds instead of `message`; remembers it for the next time.
-    pub(crate) fn before_framing(&mut self, fault: Option<Fault>, message: &mut [u8]) {
-        if self.fault != Fault::Stale {
+    pub(crate) fn before_framing(&mut self, kind: u32, fault: Option<Fault>, message: &mut [u8]) {
+        if self.fault != Fault::Stale || kind != self.kind {
             return;
         }
         let fresh = message.to_vec();

@@ -14,8 +14,10 @@ fn head(item: u64) -> Head {
     Head { kind: DATA, token: 5, item }
 }
 
+type Seen = Vec<(Head, Vec<u8>)>;
+
 /// Sends `messages` messages over a link with this fault; what the other end saw, up to the first error.
-fn under(fault: Fault, one_in: u64, messages: u64) -> (Network, Vec<(Head, Vec<u8>)>, Option<FabricError>) {
+fn under(fault: Fault, one_in: u64, messages: u64) -> (Network, Seen, Option<FabricError>) {
     let network = Network::with_faults(Faults::new(1, fault, DATA, one_in));
     let (mut a, mut b) = pair(&network);
     for i in 0..messages {
