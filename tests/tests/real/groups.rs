@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cli::client::Client;
+use cli::client::{Client, Segment};
 use cluster::Role;
 use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
 use serde_json::json;
@@ -82,7 +82,12 @@ async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
     let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
     let broken = tokio::spawn({
         let (client, body) = (client.clone(), body(9, 120));
-        async move { client.chat(body, move |_| drop(told.send(()))).await }
+        async move {
+            let tell = move |_: &Segment| {
+                let _ = told.send(());
+            };
+            client.chat(body, tell).await
+        }
     });
     for _ in 0..5 {
         hears.recv().await.unwrap();
