@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cli::client::Client;
+use cli::client::{Client, Segment};
 use cluster::Role;
 use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
 use serde_json::json;
