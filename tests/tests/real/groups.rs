@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cli::client::{Client, Segment};
+use cli::client::Client;
 use cluster::Role;
 use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
 use serde_json::json;
@@ -79,13 +79,13 @@ async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
         of_group.push(client.chat(body(n, 40), |_| {}).await.unwrap().text);
     }
     // The answer that will lose its worker: alone on the group until it is under way.
-    let (told, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (told, mut hears) = tokio::sync::mpsc::channel(1024);
     let broken = tokio::spawn({
         let (client, body) = (client.clone(), body(9, 120));
         async move {
             client
                 .chat(body, move |_| {
-                    let _ = told.send(());
+                    let _ = told.try_send(());
                 })
                 .await
         }

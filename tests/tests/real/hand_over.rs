@@ -95,7 +95,7 @@ fn body(prompt: &str, temperature: f64, tokens: u32, drafted: bool) -> Value {
 fn bodies(drafted: bool) -> Vec<Value> {
     let story = "A fox, a heron and an owl share a wood. The fox says: the night is mine. The heron says: the pond is \
                  mine. And the owl says nothing at all, but looks at both of them for a long while. ";
-    let prompts = [story.repeat(1), story.repeat(3), story.repeat(6)];
+    let prompts = [story.to_owned(), story.repeat(3), story.repeat(6)];
     let asked = prompts.iter().zip(["Who owns the wood?", "What does the owl think?", "Tell it again."]);
     let asked = asked.map(|(story, question)| format!("{story}{question}"));
     asked.flat_map(|prompt| [0.0, 0.8].map(|t| body(&prompt, t, TOKENS, drafted))).collect()

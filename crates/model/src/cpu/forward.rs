@@ -144,7 +144,7 @@ impl Forward<'_> {
             multiply(pool, self.level, &s.inputs, [(&head.weight, &mut s.out)]);
             if let Some((group, part)) = &mut s.group {
                 s.wide.resize(s.wide.len().max(rows.len() * p.vocab), 0.0);
-                if !group.to_leader(&part.vocab, (index, rows.len()), &s.out, &mut s.wide)? {
+                if !group.gather_logits(&part.vocab, (index, rows.len()), &s.out, &mut s.wide)? {
                     continue;
                 }
             }

@@ -245,14 +245,14 @@ impl Group {
     }
 
     /// The same for logits, which only rank 0 needs: whether this is rank 0.
-    pub(super) fn to_leader(
+    pub(super) fn gather_logits(
         &mut self,
         cut: &Cut,
         (piece, rows): (usize, usize),
         own: &[f32],
         whole: &mut [f32],
     ) -> Result<bool, ModelError> {
-        let item = self.step << 32 | FIRST_LOGITS + piece as u64;
+        let item = (self.step << 32) | (FIRST_LOGITS + piece as u64);
         let within = self.plan.within;
         if self.rank > 0 {
             self.payload.clear();

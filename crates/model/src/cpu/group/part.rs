@@ -59,7 +59,8 @@ impl Part {
             columns: (0..ranks)
                 .map(|rank| {
                     let run = of(rank);
-                    vec![(run.start as usize * size).min(width)..(run.end as usize * size).min(width)]
+                    let at = |block: u32| (block as usize * size).min(width);
+                    std::iter::once(at(run.start)..at(run.end)).collect()
                 })
                 .collect(),
             width,
