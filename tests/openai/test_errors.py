@@ -54,7 +54,7 @@ REFUSED = [
     ("required without tools", {"tool_choice": "required"}, "tool_choice", INVALID),
     ("deprecated functions", {"functions": [{"name": "f"}]}, "functions", NOT_BUILT),
     ("audio", {"modalities": ["audio"]}, "modalities", NOT_BUILT),
-    ("lossy", {"quality": "approximate"}, "quality", NOT_BUILT),
+    ("quality", {"quality": "lossless"}, "quality", INVALID),
     ("strategy", {"speculation": {"strategy": "magic"}}, "speculation.strategy", INVALID),
     ("k missing", {"speculation": {"strategy": "lockstep"}}, "speculation.k", INVALID),
     ("answer too long", {"max_completion_tokens": 10_000_000}, "max_completion_tokens", TOO_LONG),

@@ -94,8 +94,7 @@ async fn a_draining_worker_finishes_what_it_has() {
 async fn a_draining_drafter_keeps_its_sessions_and_grants_none() {
     let worker = Target::start("worker", Toy::TARGET).await;
     let drafter = drafter("drafter", Toy::DRAFTER).await;
-    // Under `auto` a draft may come from what was said before instead.
-    let question = |n| Question::numbered(n, LONG).strategy(Strategy::Draft).drafted_by(&[at(&drafter)]);
+    let question = |n| Question::numbered(n, LONG).drafted_by(&[at(&drafter)]);
     let mut first = question(3).ask(&worker).await;
     first.until_drafted().await;
     drafter.begin_drain();

@@ -40,8 +40,13 @@ impl Question {
         if n.is_multiple_of(2) { question } else { question.sampled(0.8, 1000 + u64::from(n)) }
     }
 
+    /// By these and nobody else: under `auto` a draft may come from what was said before instead.
     pub(crate) fn drafted_by(mut self, drafters: &[Candidate]) -> Self {
         self.0.drafters = drafters.to_vec();
+        let strategy = &mut self.0.request.speculation.strategy;
+        if *strategy == Strategy::Auto && !drafters.is_empty() {
+            *strategy = Strategy::Draft;
+        }
         self
     }
 

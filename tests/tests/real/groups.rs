@@ -44,7 +44,7 @@ fn follower(path: PathBuf, fabric: LocalFabric) -> JoinHandle<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
-    let Some(path) = model_file("smollm2-135m.gguf") else { return };
+    let Some(path) = model_file("smollm2-135m") else { return };
     let weights = Weights::open(MODEL, &path);
     let running = coordinator(MODEL, &path).await;
     let client = Client::new(&format!("http://{}", running.http_addr())).unwrap();
