@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use kvcache::{PAGE_POSITIONS, pages_for};
+use kvcache::{HeadMap, PAGE_POSITIONS, pages_for};
 use model::{Ceilings, CudaModel, CudaOptions, Dtype, Mode, Options, PageBudget, Shape, Timing, Weights};
 use serde::Serialize;
 use tabled::builder::Builder;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use cudarc::driver::{CudaEvent, sys};
 use engine::ModelError;
-use kvcache::{ClassId, PAGE_POSITIONS, PageId};
+use kvcache::{ClassId, HeadMap, PAGE_POSITIONS, PageId};
 
 use self::plan::Run;
 pub use self::rates::{TransferRate, transfer_rates};

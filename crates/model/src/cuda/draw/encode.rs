@@ -82,7 +82,7 @@ pub(crate) fn encode(draws: &[Draw], positions: &[u32], bounds: Bounds) -> Resul
     for (draw, position) in draws.iter().zip(positions) {
         let place = match beyond(draw) {
             Some(why) => Place::Host(why),
-            None => out.row(draw, *position, bounds),
+            None => out.row(draw, position.saturating_add(draw.ahead), bounds),
         };
         if place != Place::Device {
             out.asks.push(Kind::Host as u32);
@@ -98,7 +98,8 @@ fn beyond(draw: &Draw) -> Option<&'static str> {
     match draw.how {
         How::Pick => {}
         How::Judge { .. } => return Some("the rejection rule"),
-        How::Top => return Some("a drafter's law"),
+        How::Top | How::Told { .. } => return Some("a drafter's law"),
+        How::Pulled { .. } => return Some("a target pulled towards its drafter"),
     }
     if draw.logprobs.is_some() {
         return Some("log-probabilities");

@@ -26,9 +26,9 @@ const IN_A_ROW: usize = 8;
 /// GPUs, which must differ.
 pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Vec<TransferRate>, ModelError> {
     let map = &from.layout.map;
-    let sizes: u64 = (0..map.classes.len())
-        .map(|class| map.page_bytes(class, from.layout.head_dim, from.layout.dtype) as u64)
-        .sum();
+    // Key and value of one position of one head.
+    let unit = 2 * (from.layout.head_dim * from.layout.dtype.bytes()) as u64;
+    let sizes: u64 = (0..map.classes.len()).map(|class| map.page_bytes(class, unit)).sum();
     let count = bytes.div_ceil(sizes.max(1)) as u32;
     let classes = 0..map.classes.len() as u8;
     let moves: Vec<PageMove> = classes

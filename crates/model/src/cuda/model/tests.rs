@@ -5,7 +5,7 @@ mod quantised;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use kvcache::{ClassId, HeadClass, PageId, pages_for};
+use kvcache::{ClassId, PageId, pages_for};
 use request::{Sampling, SamplingParams, TokenId};
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, TableChange, TableDelta};
 
