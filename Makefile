@@ -8,7 +8,7 @@ SHELL := /bin/bash
 # coder-1.5b with coder-0.5b as its drafter; another MODEL runs alone unless DRAFTER names one.
 export MODEL DRAFTER
 
-.PHONY: help demo test lint bench cuda
+.PHONY: help demo test fuzz lint bench cuda
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ demo: ## Build, fetch models, start a cluster, stream an answer (MODEL=smollm2-1
 
 test: ## Run all tests (PACELINE_REQUIRE=all: a skipped test fails)
 	@scripts/test.sh
+
+fuzz: ## Run the property tests on fresh random cases (CASES=2000 each)
+	@scripts/fuzz.sh
 
 lint: ## Check format, clippy, protos, licences
 	@scripts/lint.sh

@@ -156,9 +156,7 @@ impl Layer {
             .filter(ours)
             .filter_map(|(name, text)| {
                 let key = name.strip_prefix(ENV_PREFIX)?.to_ascii_lowercase().replace("__", ".");
-                // Numbers, booleans, [lists] and {tables} are read as such, all else as text.
-                let Ok(value) = text.parse::<Value>();
-                let dict = figment::util::nest(&key, value).into_dict()?;
+                let dict = figment::util::nest(&key, value_of(&text)).into_dict()?;
                 Some(Self { name: format!("environment variable {name}"), dict })
             })
             .collect()
@@ -181,6 +179,20 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         Ok(Profile::Default.collect(self.dict.clone()))
     }
+}
+
+/// Numbers, booleans, [lists] and {tables} are read as such, all else as text.
+///
+/// Figment's reader takes the place of an escape for a byte while it counts characters (0.10.19):
+/// after a non-ASCII one it cuts the text short or panics. Such values are left to TOML's reader.
+fn value_of(text: &str) -> Value {
+    let misread = !text.is_ascii() && text.contains('\\');
+    let value = match text.trim().parse::<toml::Value>() {
+        Ok(value) if misread => Value::serialize(value).ok(),
+        _ if misread => None,
+        _ => text.parse().ok(),
+    };
+    value.unwrap_or_else(|| Value::from(text))
 }
 
 /// Drops flags that were not given, so that they hide nothing of the layers below.

@@ -156,6 +156,24 @@ fn an_error_names_the_key_and_its_layer() {
     assert!(missing.starts_with("configuration file /nowhere/p.toml: No such file"), "{missing}");
 }
 
+#[test]
+fn values_of_the_environment() {
+    for (text, expected) in [
+        ("true", Value::from(true)),
+        ("12", Value::from(12_usize)),
+        ("[a, b]", Value::from(vec!["a", "b"])),
+        ("500ms", Value::from("500ms")),
+        ("\"a\\tb\"", Value::from("a\tb")),
+        // An escape after a character of several bytes: figment's reader panics at the first of
+        // these (kept from a failed run of the property below) and drops half of the second.
+        ("\"¡\\a\"", Value::from("\"¡\\a\"")),
+        ("\"¡¡\\n!\"", Value::from("¡¡\n!")),
+        ("C:\\modèles", Value::from("C:\\modèles")),
+    ] {
+        assert_eq!(value_of(text), expected, "{text}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_environment_is_taken_or_refused(name in "PACELINE_[A-Z_.]{0,12}", value in ".{0,40}") {
