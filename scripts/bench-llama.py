@@ -32,13 +32,15 @@ COMPILERS = {"rustc", "cc1plus", "cc1", "cicc", "ptxas", "ld", "lld"}
 
 
 def busy():
-    """Whether something compiles on this machine."""
-    for comm in pathlib.Path("/proc").glob("[0-9]*/comm"):
+    """Whether something compiles on this machine; a stopped process (state T) does not."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
-            if comm.read_text().strip() in COMPILERS:
-                return True
+            _, _, rest = stat.read_text().partition("(")
         except OSError:
-            pass
+            continue
+        name, _, fields = rest.rpartition(")")
+        if name in COMPILERS and fields.split()[0] != "T":
+            return True
     return False
 
 
