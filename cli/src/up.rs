@@ -1,5 +1,6 @@
 //! `paceline up`: a whole cluster on this machine, one process a role.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ pub struct UpArgs {
     pub port: u16,
     #[command(flatten)]
     pub rank: RankArgs,
+    /// Worker and drafter on cores of their own, half of them each (Linux), as if on two machines
+    #[arg(long)]
+    pub split_cores: bool,
+    /// For measurements: where workers find the drafter, when a proxy stands before it
+    #[arg(skip)]
+    pub drafter_advertises: Option<SocketAddr>,
     /// For measurements: what worker and drafter say instead of their own words
     #[arg(long, hide = true, value_name = "TRACE")]
     pub replay: Option<std::path::PathBuf>,
@@ -131,18 +138,28 @@ impl Cluster {
         let grpc = cluster.grpc().trim_start_matches("http://").to_owned();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let drafters = if drafting { args.drafters } else { 0 };
-        let (target_threads, drafter_threads) = threads(cores, args.workers, drafters);
+        let (mut target_threads, mut drafter_threads) = threads(cores, args.workers, drafters);
+        let split = args.split(cores, drafters)?;
+        if let Some((targets, drafters)) = &split {
+            (target_threads, drafter_threads) = (targets.len(), drafters.len());
+        }
         let wanted = |threads| args.rank.threads.unwrap_or(threads);
-        let share_cores =
-            drafters > 0 && wanted(target_threads) + wanted(drafter_threads) > cores && on_cpu(&args.rank);
+        let share_cores = drafters > 0
+            && split.is_none()
+            && wanted(target_threads) + wanted(drafter_threads) > cores
+            && on_cpu(&args.rank);
         // A pattern of heads is the target's, a shortlist the drafter's.
-        let target = RankArgs { shortlist: None, ..args.rank.clone() };
+        let (target_cores, drafter_cores) = split.unzip();
+        let target = RankArgs { shortlist: None, cores: target_cores, ..args.rank.clone() };
         let mut target_flags = rank_flags(&target, target_threads)?;
         if share_cores {
             target_flags.push("--drafters-share-cores".to_owned());
         }
-        let drafter = RankArgs { head_map: None, sparsity: None, ..args.rank.clone() };
-        let drafter_flags = rank_flags(&drafter, drafter_threads)?;
+        let drafter = RankArgs { head_map: None, sparsity: None, cores: drafter_cores, ..args.rank.clone() };
+        let mut drafter_flags = rank_flags(&drafter, drafter_threads)?;
+        if let Some(address) = args.drafter_advertises {
+            drafter_flags.extend(["--advertise".to_owned(), format!("http://{address}")]);
+        }
         let nodes = std::iter::repeat_n(("worker", Some(&target_file), &target_flags), args.workers.into())
             .chain(std::iter::repeat_n(("drafter", drafter_file.as_ref(), &drafter_flags), drafters.into()));
         for (role, model, flags) in nodes {
@@ -156,6 +173,12 @@ impl Cluster {
         }
         cluster.ready().await?;
         Ok(cluster)
+    }
+
+    /// Where the drafter listens, whatever it advertises.
+    pub fn drafter_listens(&self) -> Option<SocketAddr> {
+        let drafter = self.parts.iter().find(|part| part.announcement.node.starts_with("drafter"));
+        drafter.and_then(|part| part.announcement.listens)
     }
 
     async fn spawn(&mut self, program: &std::path::Path, words: &[&str]) -> Result<()> {
@@ -224,7 +247,7 @@ impl Cluster {
     pub fn describe(&self) -> String {
         let width = self.parts.iter().map(|p| p.announcement.node.len()).max().unwrap_or(0);
         let line = |part: &Part| {
-            let Announcement { node, grpc, http, admin } = &part.announcement;
+            let Announcement { node, grpc, http, admin, .. } = &part.announcement;
             let pid = part.child.id().unwrap_or_default();
             let http = http.as_ref().map(|h| format!("   http {h}")).unwrap_or_default();
             let metrics = admin.as_ref().map(|a| format!("   metrics {a}/metrics")).unwrap_or_default();
@@ -274,6 +297,21 @@ impl Cluster {
             }
         }
         self.parts.clear();
+    }
+}
+
+impl UpArgs {
+    /// The cores of worker and drafter, when they are to have their own.
+    fn split(&self, cores: usize, drafters: u16) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
+        if !self.split_cores {
+            return Ok(None);
+        }
+        ensure!(
+            (self.workers, drafters) == (1, 1) && cores >= 2 && self.rank.threads.is_none(),
+            "--split-cores is for one worker and one drafter on two cores or more, without --threads"
+        );
+        let half = cores.div_ceil(2);
+        Ok(Some(((0..half).collect(), (half..cores).collect())))
     }
 }
 

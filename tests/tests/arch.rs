@@ -57,6 +57,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("text", &["request", "gguf"]),
     ("grammar", &["request", "sampling", "engine", "text"]),
     ("transport", &[]),
+    ("proxy", &[]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
     ("telemetry", &[]),

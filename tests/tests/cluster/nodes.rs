@@ -206,7 +206,7 @@ pub(crate) fn at(node: &Node) -> Candidate {
 
 /// The drafter, reached through a proxy.
 pub(crate) async fn through_proxy(node: &Node) -> (Proxy, Candidate) {
-    let (proxy, connect) = Proxy::bind().await;
+    let (proxy, connect) = Proxy::bind().await.unwrap();
     connect(node.record.endpoint.authority().parse().unwrap());
     let endpoint = Endpoint::try_from(proxy.address).unwrap();
     (proxy, Candidate { endpoint, ..at(node) })

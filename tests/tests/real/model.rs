@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cluster::{Role, VocabHash};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket};
 use grammar::{Grammars, Vocabulary};
-use model::{CpuModel, Options, PageBudget};
+use model::{CpuModel, CpuOptions, Options, PageBudget};
 use rank::{Constraints, Identity};
 use request::TokenId;
 use sampling::Draw;
@@ -66,19 +66,27 @@ impl Weights {
         self.with_context(Size::LARGE, context)
     }
 
+    /// It draws of the most common tokens only (FR-Spec, arXiv 2502.14856).
+    pub(crate) fn shortlisted(&self, tokens: u32) -> CpuModel {
+        let shortlist = Some(Tokenizer::open(&self.path).unwrap().vocabulary().common(tokens));
+        let cpu = CpuOptions { shortlist, ..CpuOptions::default() };
+        CpuModel::load_as(&self.path, &options(Size::LARGE, 2048), &cpu).unwrap()
+    }
+
     fn with_context(&self, size: Size, context: u32) -> impl FnOnce() -> CpuModel + Send + 'static {
         let path = self.path.clone();
-        move || {
-            let options = Options {
-                context: Some(context),
-                vocab: None,
-                slots: size.slots,
-                pages: PageBudget::Pages(size.pages),
-                threads: 1,
-                heads: None,
-            };
-            CpuModel::load(&path, &options).unwrap()
-        }
+        move || CpuModel::load(&path, &options(size, context)).unwrap()
+    }
+}
+
+fn options(size: Size, context: u32) -> Options {
+    Options {
+        context: Some(context),
+        vocab: None,
+        slots: size.slots,
+        pages: PageBudget::Pages(size.pages),
+        threads: 1,
+        heads: None,
     }
 }
 

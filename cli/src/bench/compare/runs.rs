@@ -16,8 +16,10 @@ use crate::client::Client;
 #[serde(into = "String")]
 pub struct Drafting {
     name: &'static str,
-    /// Drafts that a lockstep waits for.
+    /// Drafts that are waited for.
     k: Option<u32>,
+    /// Tokens that RAPID's drafter may read of the prompt besides its ends.
+    budget: Option<u32>,
 }
 
 /// Names, and what the API calls them.
@@ -34,7 +36,7 @@ const NAMES: [(&str, &str); 8] = [
 ];
 
 impl Drafting {
-    pub const NONE: Self = Self { name: "none", k: None };
+    pub const NONE: Self = Self { name: "none", k: None, budget: None };
 
     /// Auto takes a drafter where there is one.
     pub(super) fn needs_drafter(&self) -> bool {
@@ -52,6 +54,10 @@ impl Drafting {
     }
 
     fn field(&self) -> Value {
+        if let (Some(k), Some(budget)) = (self.k, self.budget) {
+            let retrieval = json!({ "budget": budget });
+            return json!({ "strategy": "rapid", "retrieval": retrieval, "k": k, "deadline_ms": 5000 });
+        }
         match self.k {
             // So long that it is the strategy that is measured, not the deadline.
             Some(k) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
@@ -70,26 +76,32 @@ impl FromStr for Drafting {
         if let Some(k) = word.strip_prefix("lockstep-") {
             let k = k.parse().ok().filter(|k| (1..=64).contains(k));
             return k
-                .map(|k| Self { name: "lockstep", k: Some(k) })
+                .map(|k| Self { name: "lockstep", k: Some(k), budget: None })
                 .ok_or("lockstep-K: K must be 1 to 64".into());
+        }
+        if let Some((budget, k)) = word.strip_prefix("rapid-").and_then(|rest| rest.split_once('-')) {
+            let budget = budget.parse().ok().filter(|budget| (8..=1 << 20).contains(budget));
+            let k = k.parse().ok().filter(|k| (1..=64).contains(k));
+            return match (budget, k) {
+                (Some(budget), Some(k)) => Ok(Self { name: "rapid", k: Some(k), budget: Some(budget) }),
+                _ => Err("rapid-TOKENS-K: TOKENS must be 8 to 1048576, K 1 to 64".into()),
+            };
         }
         if word == "del" {
             return Err(format!("{word} is not built yet"));
         }
         let names = NAMES.map(|(name, _)| name);
         match names.into_iter().find(|name| *name == word) {
-            Some(name) => Ok(Self { name, k: None }),
-            None => Err(format!("no strategy is called {word}; there are {}, lockstep-K", names.join(", "))),
+            Some(name) => Ok(Self { name, k: None, budget: None }),
+            None => Err(format!("no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K", names.join(", "))),
         }
     }
 }
 
 impl fmt::Display for Drafting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.k {
-            Some(k) => write!(f, "{}-{k}", self.name),
-            None => f.write_str(self.name),
-        }
+        f.write_str(self.name)?;
+        self.budget.iter().chain(&self.k).try_for_each(|number| write!(f, "-{number}"))
     }
 }
 
@@ -109,6 +121,8 @@ pub(super) struct Run {
     pub(super) decode_s: f64,
     /// It is plain decoding's text.
     pub(super) same_text: bool,
+    /// It holds what was expected; null where nothing was.
+    pub(super) hit: Option<bool>,
     /// vLLM's figures of it, as the server sent them.
     pub(super) speculation: Value,
 }
@@ -140,6 +154,7 @@ pub(super) async fn run(args: &CompareArgs, asked: &[Asked], url: &str) -> Resul
             tokens: answer.completion_tokens,
             decode_s: answer.decode.as_secs_f64(),
             same_text: answer.text == plain,
+            hit: one.expect.as_ref().map(|expect| answer.text.contains(expect)),
             speculation: answer.speculation,
         }));
         eprintln!("{} of {}: {}", nth + 1, asked.len(), one.name);
@@ -156,6 +171,10 @@ mod tests {
         for (word, field) in [
             ("pearl", json!({ "strategy": "draft" })),
             ("recycle", json!({ "strategy": "recycle" })),
+            (
+                "rapid-512-4",
+                json!({ "strategy": "rapid", "retrieval": { "budget": 512 }, "k": 4, "deadline_ms": 5000 }),
+            ),
             ("lockstep-4", json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 5000 })),
         ] {
             let drafting: Drafting = word.parse().unwrap();
