@@ -262,7 +262,10 @@ impl<M: Model> Engine<M> {
                     Room::Full => {
                         held.insert(*id);
                     }
-                    Room::Free if self.scheduler.tokens(*id).is_some_and(|known| lane.stopped(known)) => {
+                    Room::Free
+                        if lane.session.rests()
+                            || self.scheduler.tokens(*id).is_some_and(|known| lane.stopped(known)) =>
+                    {
                         held.insert(*id);
                     }
                     Room::Free => {}

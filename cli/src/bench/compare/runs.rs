@@ -93,7 +93,10 @@ impl FromStr for Drafting {
         let names = NAMES.map(|(name, _)| name);
         match names.into_iter().find(|name| *name == word) {
             Some(name) => Ok(Self { name, k: None, budget: None }),
-            None => Err(format!("no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K", names.join(", "))),
+            None => Err(format!(
+                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K",
+                names.join(", ")
+            )),
         }
     }
 }
