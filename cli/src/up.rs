@@ -94,15 +94,20 @@ pub async fn run(args: UpArgs, store: &StoreArgs) -> Result<()> {
 impl Cluster {
     /// Fetches what is missing, starts all processes and waits until the cluster answers.
     pub async fn start(args: &UpArgs, store: &StoreArgs) -> Result<Self> {
-        let target = store.resolve(&args.target).await?;
+        let target_file = store.resolve(&args.target).await?;
         let drafting = args.drafter != "none" && args.drafters > 0;
-        let drafter = match drafting {
+        let drafter_file = match drafting {
             true => Some(store.resolve(&args.drafter).await?),
             false => None,
         };
         if args.rank.cores.is_some() {
             bail!(
                 "--cores is for one model: leave it out, or start worker and drafter with a --cores of their own"
+            );
+        }
+        if args.rank.dummy_weights.is_some() {
+            bail!(
+                "--dummy-weights is one model's shape: start worker and drafter with a CONFIG of their own"
             );
         }
         let own = std::env::current_exe().context("where is this program?")?;
@@ -115,7 +120,7 @@ impl Cluster {
                 &[
                     "coordinator",
                     "--model",
-                    &path(&target),
+                    &path(&target_file),
                     "--listen",
                     &port,
                     "--grpc-listen",
@@ -130,21 +135,16 @@ impl Cluster {
         let wanted = |threads| args.rank.threads.unwrap_or(threads);
         let share_cores =
             drafters > 0 && wanted(target_threads) + wanted(drafter_threads) > cores && on_cpu(&args.rank);
-        let mut target_flags = rank_flags(&args.rank, target_threads);
-        if let (Some(folder), Some(sparsity)) = (&args.rank.head_map, args.rank.sparsity) {
-            let folder = folder.to_str().context("--head-map: the path is not UTF-8")?;
-            target_flags
-                .extend(["--head-map", folder, "--sparsity", &sparsity.to_string()].map(str::to_owned));
-        }
+        // A pattern of heads is the target's, a shortlist the drafter's.
+        let target = RankArgs { shortlist: None, ..args.rank.clone() };
+        let mut target_flags = rank_flags(&target, target_threads)?;
         if share_cores {
             target_flags.push("--drafters-share-cores".to_owned());
         }
-        let mut drafter_flags = rank_flags(&args.rank, drafter_threads);
-        if let Some(tokens) = args.rank.shortlist {
-            drafter_flags.extend(["--shortlist".to_owned(), tokens.to_string()]);
-        }
-        let nodes = std::iter::repeat_n(("worker", Some(&target), &target_flags), args.workers.into())
-            .chain(std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_flags), drafters.into()));
+        let drafter = RankArgs { head_map: None, sparsity: None, ..args.rank.clone() };
+        let drafter_flags = rank_flags(&drafter, drafter_threads)?;
+        let nodes = std::iter::repeat_n(("worker", Some(&target_file), &target_flags), args.workers.into())
+            .chain(std::iter::repeat_n(("drafter", drafter_file.as_ref(), &drafter_flags), drafters.into()));
         for (role, model, flags) in nodes {
             let Some(model) = model else { continue };
             let model = path(model);
@@ -294,21 +294,51 @@ fn threads(cores: usize, workers: u16, drafters: u16) -> (usize, usize) {
     (each(targets, workers), each(cores - targets, drafters))
 }
 
-/// A rank's flags; `threads` unless it says otherwise.
-fn rank_flags(rank: &RankArgs, threads: usize) -> Vec<String> {
-    let mut flags = vec!["--threads".to_owned(), rank.threads.unwrap_or(threads).to_string()];
-    if let Some(context) = rank.context {
-        flags.extend(["--context".to_owned(), context.to_string()]);
+/// A rank's flags, each that was given; `threads` unless it says otherwise.
+fn rank_flags(rank: &RankArgs, threads: usize) -> Result<Vec<String>> {
+    let rank = RankArgs { threads: Some(rank.threads.unwrap_or(threads)), ..rank.clone() };
+    let serde_json::Value::Object(given) = serde_json::to_value(&rank)? else { bail!("flags are no object") };
+    let mut flags = Vec::new();
+    for (name, value) in given {
+        let flag = format!("--{}", name.replace('_', "-"));
+        match value {
+            serde_json::Value::Bool(true) => flags.push(flag),
+            serde_json::Value::String(text) => flags.extend([flag, text]),
+            serde_json::Value::Array(many) => {
+                let many: Vec<String> = many.iter().map(ToString::to_string).collect();
+                flags.extend([flag, many.join(",")]);
+            }
+            value => flags.extend([flag, value.to_string()]),
+        }
     }
-    if let Some(slots) = rank.slots {
-        flags.extend(["--slots".to_owned(), slots.to_string()]);
-    }
-    flags
+    Ok(flags)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        rank: RankArgs,
+    }
+
+    #[test]
+    fn every_flag_of_a_rank_reaches_it() {
+        let words = "--threads 3 --cores 0,1,2 --shortlist 9 --context 100 --slots 4 --device cuda:1 \
+                     --batch-invariant --head-map folder/a --sparsity 0.5 --dummy-weights config.json";
+        let typed =
+            Typed::try_parse_from(std::iter::once("up").chain(words.split_whitespace())).unwrap().rank;
+        let flags = rank_flags(&typed, 1).unwrap();
+        let again = Typed::try_parse_from(std::iter::once("worker").chain(flags.iter().map(String::as_str)));
+        let again = again.unwrap_or_else(|e| panic!("{flags:?}: {e}")).rank;
+        assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&typed).unwrap());
+        assert_eq!(flags.len(), words.split_whitespace().count(), "{flags:?}");
+        assert_eq!(rank_flags(&RankArgs::default(), 2).unwrap(), ["--threads", "2"]);
+    }
 
     #[test]
     fn the_cores_are_shared_among_all_ranks() {

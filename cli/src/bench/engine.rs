@@ -7,6 +7,7 @@ mod curve;
 mod phases;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -65,6 +66,8 @@ struct Report {
     version: &'static str,
     /// dev or release.
     build: &'static str,
+    /// Seconds from the file to a model that can compute: layouts repacked, memory taken.
+    load_s: f64,
     /// Bytes of weights that a step reads.
     weight_bytes: u64,
     /// Bytes a second that these threads read from memory, measured before the rest. A model smaller than the
@@ -151,7 +154,9 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         threads,
         heads: None,
     };
+    let start = Instant::now();
     let mut model = CpuModel::load(path, &options)?;
+    let load_s = start.elapsed().as_secs_f64();
     let context = model.spec().context;
     ensure!(
         longest <= context,
@@ -181,6 +186,7 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         hardware: Hardware::here(),
         version: env!("CARGO_PKG_VERSION"),
         build: if cfg!(debug_assertions) { "dev" } else { "release" },
+        load_s,
         weight_bytes,
         memory_bytes_per_s,
         prefill_tokens_per_s: first.prefill_tokens_per_s.p50,
@@ -193,7 +199,7 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
 impl Report {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\n{} MB of weights a step, memory gives {} GB/s\n\n",
+            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\nloaded in {} s, {} MB of weights a step, memory gives {} GB/s\n\n",
             self.model,
             self.prompt,
             self.generate,
@@ -202,6 +208,7 @@ impl Report {
             self.build,
             self.repeat,
             self.hardware.line(),
+            figure(self.load_s),
             figure(self.weight_bytes as f64 / 1e6),
             figure(self.memory_bytes_per_s / 1e9),
         );
@@ -257,6 +264,7 @@ mod tests {
             hardware: Hardware::here(),
             version: "0",
             build: "dev",
+            load_s: 1.5,
             weight_bytes: 1000,
             memory_bytes_per_s: 2e10,
             prefill_tokens_per_s: 900.5,

@@ -76,8 +76,8 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
-    /// touched.
+    /// Opens a `.gguf` file or a folder: the matrices of the layers are read and laid out for the kernels, the
+    /// embedding stays mapped; the KV cache is reserved, not touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
         Self::load_as(path, options, &CpuOptions::default())
     }
@@ -200,8 +200,8 @@ impl CpuModel {
         self.level
     }
 
-    /// Bytes of weights that a step reads, however many rows it has: with [`memory_bandwidth`] the least
-    /// time that it can take.
+    /// Bytes of weights that a step of up to 16 rows reads: with [`memory_bandwidth`] the least time that it can
+    /// take. The head is read again for every 16 rows that pick; keys and values come on top.
     pub fn weight_bytes(&self) -> u64 {
         self.packed.bytes()
     }
