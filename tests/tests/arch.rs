@@ -64,7 +64,10 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
     ("rank", &["request", "cluster", "engine", "grammar", "daemon", "telemetry"]),
     // processes: never on each other
-    ("coordinator", &["request", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"]),
+    (
+        "coordinator",
+        &["request", "kvcache", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"],
+    ),
     ("worker", RANK),
     ("drafter", RANK),
     // product

@@ -27,6 +27,7 @@ mod outcome;
 mod pacing;
 mod paged_tokens;
 mod prefill_lane;
+mod prefixes;
 mod replay;
 mod steering;
 mod step;
@@ -46,6 +47,7 @@ pub use open::Refusal;
 pub use prefill_lane::{
     PAGES_AT_ONCE, PageOut, PrefillEvent, PrefillOpen, PrefillOutlet, pages_to_hand_over,
 };
+pub use prefixes::PrefixChange;
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};

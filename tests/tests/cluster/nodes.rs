@@ -58,7 +58,13 @@ impl Model for Paced {
         self.toy.layers()
     }
 
-    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         self.toy.export(class, page, layer, into)
     }
 
