@@ -28,6 +28,7 @@ mod pacing;
 mod paged_tokens;
 mod prefill_lane;
 mod replay;
+mod self_draft;
 mod steering;
 mod step;
 mod target_lane;
@@ -47,6 +48,7 @@ pub use prefill_lane::{
     PAGES_AT_ONCE, PageOut, PrefillEvent, PrefillOpen, PrefillOutlet, pages_to_hand_over,
 };
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
+pub use self_draft::{Layered, SaidBy, SelfDraft};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};

@@ -16,12 +16,14 @@ use crate::client::Client;
 #[serde(into = "String")]
 pub struct Drafting {
     name: &'static str,
-    /// Drafts that a lockstep waits for.
+    /// Drafts that a lockstep waits for, or of a fixed exit.
     k: Option<u32>,
+    /// Layers of a fixed exit.
+    exit: Option<u32>,
 }
 
 /// Names, and what the API calls them.
-const NAMES: [(&str, &str); 8] = [
+const NAMES: [(&str, &str); 9] = [
     ("none", "none"),
     ("ngram", "ngram"),
     ("suffix", "suffix"),
@@ -29,12 +31,13 @@ const NAMES: [(&str, &str); 8] = [
     ("draft", "draft"),
     ("pearl", "draft"),
     ("auto", "auto"),
+    ("del", "del"),
     // Lossy: its text is not plain decoding's.
     ("rapid", "rapid"),
 ];
 
 impl Drafting {
-    pub const NONE: Self = Self { name: "none", k: None };
+    pub const NONE: Self = Self { name: "none", k: None, exit: None };
 
     /// Auto takes a drafter where there is one.
     pub(super) fn needs_drafter(&self) -> bool {
@@ -52,10 +55,11 @@ impl Drafting {
     }
 
     fn field(&self) -> Value {
-        match self.k {
+        match (self.exit, self.k) {
+            (Some(exit), k) => json!({ "strategy": "del", "exit": exit, "k": k }),
             // So long that it is the strategy that is measured, not the deadline.
-            Some(k) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
-            None => {
+            (None, Some(k)) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
+            (None, None) => {
                 let called = NAMES.iter().find(|(name, _)| *name == self.name);
                 json!({ "strategy": called.map_or(self.name, |(_, called)| called) })
             }
@@ -70,26 +74,32 @@ impl FromStr for Drafting {
         if let Some(k) = word.strip_prefix("lockstep-") {
             let k = k.parse().ok().filter(|k| (1..=64).contains(k));
             return k
-                .map(|k| Self { name: "lockstep", k: Some(k) })
+                .map(|k| Self { name: "lockstep", k: Some(k), exit: None })
                 .ok_or("lockstep-K: K must be 1 to 64".into());
         }
-        if word == "del" {
-            return Err(format!("{word} is not built yet"));
+        if let Some((exit, k)) = word.strip_prefix("del-").and_then(|fixed| fixed.split_once('-')) {
+            let fixed = (exit.parse().ok(), k.parse().ok());
+            let (Some(exit), Some(k @ 1..=16)) = fixed else {
+                return Err("del-E-K: E must be a number of layers, K must be 1 to 16".into());
+            };
+            return Ok(Self { name: "del", k: Some(k), exit: Some(exit) });
         }
         let names = NAMES.map(|(name, _)| name);
         match names.into_iter().find(|name| *name == word) {
-            Some(name) => Ok(Self { name, k: None }),
-            None => Err(format!("no strategy is called {word}; there are {}, lockstep-K", names.join(", "))),
+            Some(name) => Ok(Self { name, k: None, exit: None }),
+            None => Err(format!(
+                "no strategy is called {word}; there are {}, lockstep-K, del-E-K",
+                names.join(", ")
+            )),
         }
     }
 }
 
 impl fmt::Display for Drafting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.k {
-            Some(k) => write!(f, "{}-{k}", self.name),
-            None => f.write_str(self.name),
-        }
+        f.write_str(self.name)?;
+        self.exit.map_or(Ok(()), |exit| write!(f, "-{exit}"))?;
+        self.k.map_or(Ok(()), |k| write!(f, "-{k}"))
     }
 }
 
@@ -155,6 +165,8 @@ mod tests {
     fn names_are_what_the_api_takes() {
         for (word, field) in [
             ("pearl", json!({ "strategy": "draft" })),
+            ("del-8-6", json!({ "strategy": "del", "exit": 8, "k": 6 })),
+            ("del", json!({ "strategy": "del" })),
             ("recycle", json!({ "strategy": "recycle" })),
             ("lockstep-4", json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 5000 })),
         ] {
