@@ -1,14 +1,14 @@
 //! Drafts of the first layers: the step that goes on behind them gives what it would have given, to the bit.
 
 use engine::{Model, ModelError, SaidBy, SelfDraft};
-use gguf::TensorKind;
+use gguf::{Array, TensorKind, Value};
 use model::CpuModel;
 use request::{Sampling, SamplingParams, TokenId};
 use scheduler::Slot;
 
 use crate::bits::assert_equal;
 use crate::steps::{Sequences, clear, logits};
-use crate::tiny::{Shape, Tiny, tokens};
+use crate::tiny::{Shape, Tiny, VOCAB, tokens};
 
 fn ask(token: u32, position: usize, exit: u32, most: u32) -> SelfDraft {
     SelfDraft {
@@ -131,4 +131,52 @@ fn nonsense_is_refused_and_leaves_nothing_behind() {
     let found = model.logits(&sequences.step(&[(0, 4, &prompt[4..])])).unwrap();
     let mut plain = Tiny::new(Shape::of("llama", TensorKind::F32)).load(1).unwrap();
     assert_eq!(found[0].1, logits(&mut plain, &prompt, 64).unwrap()[4]);
+}
+
+/// A file that says after which layers its model speaks, and with which tokens: only those are heard and drafted, and
+/// the step is what it would have been.
+#[test]
+fn a_trained_model_drafts_with_its_own_tokens() {
+    let mut tiny = Tiny::new(Shape { layers: 5, ..Shape::of("llama", TensorKind::Q8_0) });
+    let plain_model = tiny.load(1).unwrap();
+    let listed: Vec<i32> = (0..VOCAB as i32).filter(|id| id % 3 == 1).collect();
+    tiny.key("paceline.early.layers", Value::Array(Array::I32(vec![1, 4])));
+    tiny.key("paceline.early.tokens", Value::Array(Array::I32(listed.clone())));
+    let (mut model, mut plain) = (tiny.load(2).unwrap(), plain_model);
+    let dearer = plain.spec().layered.unwrap().draft;
+    assert!(model.spec().layered.unwrap().draft < dearer / 2.0, "a third of the head");
+    let prompt = tokens(20);
+    let mut sequences = Sequences::new(1, 64);
+    prefill(&mut model, &mut sequences, &prompt);
+    let asked = ask(prompt[19], 19, 2, 16);
+    let drafts = model.self_draft(&asked).unwrap();
+    assert!(drafts.iter().all(|(id, _)| listed.contains(&(id.0 as i32))), "{drafts:?}");
+    let rows: Vec<u32> = std::iter::once(prompt[19]).chain(drafts.iter().map(|(id, _)| id.0)).collect();
+    let found = model.logits(&sequences.step(&[(0, 19, &rows)])).unwrap();
+    let expected = logits(&mut plain, &[&prompt[..19], &rows].concat(), 64).unwrap();
+    let found: Vec<Vec<f32>> = found.into_iter().map(|(_, logits)| logits).collect();
+    assert_equal(&found, &expected[19..], "the head of the target has all tokens");
+    let said = model.said(Slot(0), 17, &asked.sampling).unwrap();
+    assert_eq!(said.iter().map(|by| by.exit).collect::<Vec<_>>(), [1, 4]);
+    assert!(said.iter().flat_map(|by| &by.said).all(|(id, _)| listed.contains(&(id.0 as i32))));
+}
+
+#[test]
+fn what_a_file_says_of_early_exit_is_checked() {
+    for (key, numbers) in [
+        ("paceline.early.layers", vec![0, 1]),
+        ("paceline.early.layers", vec![5]),
+        ("paceline.early.layers", vec![2, 2]),
+        ("paceline.early.tokens", vec![-1, 3]),
+        ("paceline.early.tokens", vec![3, 1]),
+        ("paceline.early.tokens", vec![VOCAB as i32]),
+    ] {
+        let mut tiny = Tiny::new(Shape { layers: 5, ..Shape::of("llama", TensorKind::Q8_0) });
+        tiny.key(key, Value::Array(Array::I32(numbers)));
+        let error = tiny.load(1).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("rising order"), "{error}");
+    }
+    let mut floats = Tiny::new(Shape::of("llama", TensorKind::F32));
+    floats.key("paceline.early.tokens", Value::Array(Array::I32(vec![1, 2])));
+    assert!(floats.load(1).unwrap_err().to_string().contains("quantised output layers"));
 }
