@@ -91,6 +91,10 @@ impl Exits {
             drafted.tokens.truncate(fit);
             drafted.states.truncate(fit * hidden);
             drafted.heard.values_mut().for_each(|states| states.truncate(fit * hidden));
+            if fit == 0 {
+                // It was only to be watched: nothing was written.
+                return true;
+            }
             let (_, branch) = Branches::of_slot(*slot, drafted.base, tables, storage);
             let end = drafted.base + fit as u32;
             for (class, storage) in storage.iter_mut().enumerate() {

@@ -47,14 +47,15 @@ fn a_step_behind_its_own_drafts_has_the_bits_of_one_without() {
         // Drafts begin at each side of a page's border, and reach over it and over a span.
         for length in [2, 15, 16, 17, 33, 505] {
             for exit in 1..layers {
-                // All of the drafts; the first two and another; none of them.
-                for (keep, other) in [(16, None), (2, Some(7)), (0, None)] {
+                // All of the drafts; the first two and another; none of them; none were made, only watched.
+                for (most, keep, other) in [(16, 16, None), (16, 2, Some(7)), (16, 0, None), (0, 0, Some(7))]
+                {
                     let prompt = tokens(length);
                     let mut sequences = Sequences::new(1, 64);
                     prefill(&mut model, &mut sequences, &prompt);
                     let last = prompt[length - 1];
-                    let drafts = model.self_draft(&ask(last, length - 1, exit, 16)).unwrap();
-                    assert_eq!(drafts.len(), 16);
+                    let drafts = model.self_draft(&ask(last, length - 1, exit, most)).unwrap();
+                    assert_eq!(drafts.len(), most as usize);
                     let drafts = drafts.into_iter().map(|(id, _)| id.0).take(keep).chain(other);
                     let rows: Vec<u32> = std::iter::once(last).chain(drafts).collect();
                     let step = sequences.step(&[(0, length as u32 - 1, &rows)]);
@@ -62,7 +63,8 @@ fn a_step_behind_its_own_drafts_has_the_bits_of_one_without() {
                         model.logits(&step).unwrap().into_iter().map(|(_, l)| l).collect();
                     let text = [&prompt[..length - 1], &rows].concat();
                     let expected = logits(&mut plain, &text, 64).unwrap()[length - 1..].to_vec();
-                    let what = format!("{architecture} {kind}, {length} tokens, exit {exit}, {keep} kept");
+                    let what =
+                        format!("{architecture} {kind}, {length} tokens, exit {exit}, {keep} of {most} kept");
                     assert_equal(&found, &expected, &what);
                     // And so has what follows.
                     let next = sequences.step(&[(0, text.len() as u32, &[5])]);
