@@ -7,7 +7,7 @@ use request::{Sampling, TokenId};
 use sampling::Draw;
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
 
-use crate::{Engine, Model, ModelError};
+use crate::{Engine, Layered, Model, ModelError, SelfDraft};
 
 /// Each size is run so often; the fastest counts, as nothing makes a step faster than it is.
 const RUNS: usize = 2;
@@ -47,8 +47,46 @@ impl<M: Model> Engine<M> {
             }
             self.drafting.cost.record(rows, fastest);
         }
+        let drafted = measured.and_then(|()| self.calibrate_drafts(clock, room));
         self.scheduler.clear_tables();
-        measured
+        drafted
+    }
+
+    /// Times drafts of the model's own first layers, behind few and behind many; what a layer takes and what a draft
+    /// takes besides follow from that, and from a step what its head takes.
+    fn calibrate_drafts(&mut self, clock: &dyn Fn() -> Duration, room: u32) -> Result<(), ModelError> {
+        const DRAFTS: u32 = 4;
+        let Some(Layered { layers, .. }) = self.drafting.layered else { return Ok(()) };
+        let (few, many) = (1, layers.div_ceil(2));
+        if many <= few || room <= DRAFTS {
+            return Ok(());
+        }
+        let mut seconds = [f64::INFINITY; 2];
+        for (fastest, exit) in seconds.iter_mut().zip([few, many]) {
+            let asked = SelfDraft {
+                slot: Slot(0),
+                token: TokenId(0),
+                position: 0,
+                exit,
+                most: DRAFTS,
+                stop_below: None,
+                stop_ids: Vec::new(),
+                sampling: Sampling::GREEDY,
+                watch: false,
+            };
+            for _ in 0..=RUNS {
+                let start = clock();
+                self.model.self_draft(&asked)?;
+                let took = clock().saturating_sub(start).as_secs_f64();
+                *fastest = fastest.min(took / f64::from(DRAFTS));
+            }
+        }
+        let layer = (seconds[1] - seconds[0]) / f64::from(many - few);
+        let Some(step) = self.drafting.cost.seconds(1).filter(|_| layer > 0.0) else { return Ok(()) };
+        let head = (step / layer - f64::from(layers)).max(0.0);
+        let draft = (seconds[0] / layer - f64::from(few)).max(0.0);
+        self.drafting.layered = Some(Layered { layers, head, draft });
+        Ok(())
     }
 
     /// Pages for the first `positions` of the first slot.

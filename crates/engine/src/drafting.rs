@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 
 use speculation::{Beliefs, Library, StepCost, Wait};
 
+use crate::Layered;
+
 /// What steps cost, how right each source is, and what was said before.
 #[derive(Debug)]
 pub(crate) struct Drafting {
     pub(crate) cost: StepCost,
+    /// What drafting with the model's own first layers costs; `None`: it does not.
+    pub(crate) layered: Option<Layered>,
     pub(crate) beliefs: Beliefs,
     /// For a drafter on the target's own cores.
     pub(crate) wait: Wait,
@@ -24,7 +28,7 @@ impl Drafting {
     pub(crate) fn new(vocab_size: u32) -> Self {
         let libraries = BTreeMap::new();
         let (cost, beliefs, wait) = (StepCost::default(), Beliefs::default(), Wait::default());
-        Self { cost, beliefs, wait, libraries, uses: 0, vocab_size }
+        Self { cost, layered: None, beliefs, wait, libraries, uses: 0, vocab_size }
     }
 
     /// What sequences of this salt left, and what the rank believes.

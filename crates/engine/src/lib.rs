@@ -29,6 +29,7 @@ mod paged_tokens;
 mod prefill_lane;
 mod prefixes;
 mod replay;
+mod self_draft;
 mod steering;
 mod step;
 mod target_lane;
@@ -49,6 +50,7 @@ pub use prefill_lane::{
 };
 pub use prefixes::PrefixChange;
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
+pub use self_draft::{Layered, SaidBy, SelfDraft};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};

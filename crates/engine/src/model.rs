@@ -1,8 +1,11 @@
 //! The seam between bookkeeping and arithmetic.
 
 use kvcache::{ClassId, HeadClass, PageId};
+use request::{Sampling, TokenId};
 use sampling::{Draw, Drawn};
-use scheduler::Step;
+use scheduler::{Slot, Step};
+
+use crate::{Layered, SaidBy, SelfDraft};
 
 /// What the engine must know of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +20,8 @@ pub struct ModelSpec {
     pub slots: u32,
     /// Most rows of trees that one step may have; 0: it refuses them.
     pub tree_rows: u32,
+    /// How it could draft with its own first layers; `None`: it refuses to.
+    pub layered: Option<Layered>,
 }
 
 /// A step under way. It must be collected before the next one is submitted to a model that
@@ -70,6 +75,18 @@ pub trait Model {
 
     /// Finishes a step: `draws` holds one entry for each row with `Output::Pick`, in row order.
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError>;
+
+    /// Drafts with the first layers and the head: tokens, and how sure the layer is of each. What it computes of the last known token and the drafts is the next
+    /// step's, if that has the same rows: it goes on behind those layers, and gives what it would have given.
+    fn self_draft(&mut self, _asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        Err(ModelError::Unsupported { what: "early exit" })
+    }
+
+    /// Of the first `rows` picking rows of a slot in the step that was collected last, if it was to be watched
+    /// ([`SelfDraft::watch`]): what some layers would have said (DEL's shadow tokens), the lower ones first.
+    fn said(&mut self, _slot: Slot, _rows: u32, _sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        Err(ModelError::Unsupported { what: "early exit" })
+    }
 }
 
 /// So that a process can choose among back ends when it starts.
@@ -106,6 +123,14 @@ impl<M: Model + ?Sized> Model for Box<M> {
 
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
         (**self).collect(ticket, draws)
+    }
+
+    fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        (**self).self_draft(asked)
+    }
+
+    fn said(&mut self, slot: Slot, rows: u32, sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        (**self).said(slot, rows, sampling)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvcache::PrefixRoot;
-use request::{Finish, InvalidField, TokenId};
+use request::{Del, Finish, InvalidField, Request, Strategy, TokenId};
 use scheduler::{NewSequence, Refused};
 use speculation::Session;
 
@@ -11,7 +11,7 @@ use crate::draft_lane::DraftLane;
 use crate::steering::Steering;
 use crate::step::Lane;
 use crate::target_lane::TargetLane;
-use crate::{DraftOpen, Engine, Model, TargetOpen};
+use crate::{DraftOpen, Engine, Layered, Model, TargetOpen};
 
 /// Why the engine did not take a sequence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,7 @@ impl<M: Model> Engine<M> {
             checked =
                 Err(InvalidField::not_built(wanted.field(), "this node has no compiler for constraints"));
         }
+        let checked = checked.and_then(|()| layers_there(&request, self.spec().layered));
         if let Err(invalid) = checked {
             drop(outlet);
             return admitted(Err(invalid.into()));
@@ -162,6 +163,22 @@ impl<M: Model> Engine<M> {
                 (open.admitted)(Err(refusal));
             }
         }
+    }
+}
+
+/// A model drafts by itself only after layers that it has.
+fn layers_there(request: &Request, layered: Option<Layered>) -> Result<(), InvalidField> {
+    let Strategy::Del(Del { fixed }) = request.speculation.strategy else { return Ok(()) };
+    match (layered, fixed) {
+        (None, _) => {
+            let why = "del: the back end of this rank does not draft with its own first layers";
+            Err(InvalidField::not_built("speculation.strategy", why))
+        }
+        (Some(Layered { layers, .. }), Some((exit, _))) if exit >= layers => Err(InvalidField::new(
+            "speculation.del.exit",
+            format!("{exit} is not below the model's {layers} layers"),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -48,6 +48,14 @@ impl<M: Model> Engine<M> {
                     }
                     let judged = lane.judge(known, slice.drafts as usize, drawn, &mut self.drafting);
                     facts.accepted += judged.accepted;
+                    let said = if lane.watches() {
+                        let (rows, sampling) = (judged.tokens.len() as u32, lane.request.sampling);
+                        // Only figures: without them the exit stays what it is.
+                        self.model.said(slice.slot, rows, &sampling).unwrap_or_default()
+                    } else {
+                        Vec::new()
+                    };
+                    lane.heard(&said, &judged, slice.drafts);
                     if let Some(leaf) = judged.leaf {
                         self.scheduler.keep_path(slice, leaf);
                     }

@@ -150,7 +150,7 @@ impl<M: Model> Replay<M> {
         let class = spec.classes.iter().position(|(class, _)| *class == HeadClass::Full);
         let class = class.and_then(|c| u8::try_from(c).ok()).ok_or(ReplayError::NoFullClass)?;
         let tokens = PagedTokens::new(spec);
-        let spec = ModelSpec { tree_rows: 0, ..spec.clone() };
+        let spec = ModelSpec { tree_rows: 0, layered: None, ..spec.clone() };
         Ok(Self { inner, spec, trace, side, class, tokens, places: HashMap::new(), words: Vec::new() })
     }
 

@@ -115,7 +115,8 @@ impl<M: Model> Engine<M> {
         if settings.prefix_cache && settings.tell_prefixes {
             scheduler.watch_pages();
         }
-        let drafting = Drafting::new(spec.vocab_size);
+        let mut drafting = Drafting::new(spec.vocab_size);
+        drafting.layered = spec.layered;
         let pacing = Pacing::new(settings.tpot_target, settings.token_budget, model.tile());
         Self {
             model,
@@ -203,6 +204,7 @@ impl<M: Model> Engine<M> {
         self.ask();
         let (held, until) = self.readiness(now);
         self.propose(&held);
+        let self_drafted = self.self_draft(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
         let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
@@ -237,6 +239,7 @@ impl<M: Model> Engine<M> {
             // Nothing was committed; whose constraint gave up finds that out again.
             Err(error) => self.fail(now, &plan, &error),
         };
+        facts.self_drafted = self_drafted;
         facts.dropped = std::mem::take(&mut self.dropped);
         Outcome::Worked(facts)
     }
@@ -244,6 +247,10 @@ impl<M: Model> Engine<M> {
     /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost
     /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
+        if facts.self_drafted > 0 {
+            // Its time has other passes in it.
+            return;
+        }
         self.pacing.record(facts.known_rows + facts.draft_rows, time);
         if facts.decodes > 0 && facts.known_rows == facts.decodes {
             self.drafting.cost.record(facts.known_rows + facts.draft_rows, time);
@@ -336,6 +343,32 @@ impl<M: Model> Engine<M> {
                 _ => lane.propose_nothing(),
             }
         }
+    }
+
+    /// Lets the model draft with its own first layers for who asked for that; for how many it did.
+    fn self_draft(&mut self, held: &BTreeSet<SequenceId>) -> u32 {
+        let (layered, most, mut drafted) = (self.drafting.layered, self.settings.max_draft, 0);
+        let Some(layered) = layered else { return 0 };
+        for (id, lane) in &mut self.lanes {
+            let Lane::Target(lane) = lane else { continue };
+            if held.contains(id) || !self.scheduler.decoding(*id) {
+                continue;
+            }
+            let (Some(slot), Some(known)) = (self.scheduler.steady_slot(*id), self.scheduler.tokens(*id))
+            else {
+                continue;
+            };
+            let Some(asked) = lane.self_draft(slot, known, layered, (most, &self.drafting.cost)) else {
+                continue;
+            };
+            drafted += 1;
+            match self.model.self_draft(&asked) {
+                Ok(drafts) => lane.self_drafted(drafts),
+                // Drafts are hints, also the model's own: the answer goes on without.
+                Err(_) => lane.distrust(),
+            }
+        }
+        drafted
     }
 
     /// One draw for each picking row, in row order, and the sequences whose constraint gave up.

@@ -1,5 +1,6 @@
 //! A sequence whose text is the answer.
 
+mod by_itself;
 mod proposing;
 mod readiness;
 
@@ -76,6 +77,7 @@ pub(crate) struct TargetLane {
     source: Source,
     /// Of the draws for them, those from a pulled law.
     pulled: Vec<bool>,
+    by_itself: by_itself::ByItself,
     usage: Usage,
     /// Since when it waits for drafts.
     parked: Option<Duration>,
@@ -142,6 +144,7 @@ impl TargetLane {
             proposed: Tree::default(),
             source: Source::Drafter,
             pulled: Vec::new(),
+            by_itself: Default::default(),
             usage: Usage {
                 prompt_tokens: request.prompt.len() as u32,
                 completion_tokens: request.committed.len() as u32,

@@ -5,12 +5,12 @@
 //! an error. The exact law is [`toy_logits`].
 
 use kvcache::{ClassId, HeadClass, PageId};
-use request::TokenId;
+use request::{Sampling, TokenId};
 use sampling::{Draw, draw};
 use scheduler::{Layers, Output, Parent, RowToken, Slot, Step};
 
 use crate::paged_tokens::PagedTokens;
-use crate::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use crate::{Layered, Model, ModelError, ModelSpec, Pick, Picks, SaidBy, SelfDraft, Ticket};
 
 /// A deterministic model over hashes.
 #[derive(Debug)]
@@ -22,18 +22,30 @@ pub struct ToyModel {
     tokens: PagedTokens,
     /// Of the step under way: row, position and context of each picking row.
     picking: Option<Vec<(u32, u32, u64)>>,
+    /// Of the last step: slot, position and context of each picking row.
+    picked: Vec<(Slot, u32, u64)>,
 }
 
 impl ToyModel {
+    /// It has none, but each layer is wrong in fewer contexts than the one before.
+    const LAYERS: u32 = 4;
+
     /// All toys of one seed have the same law.
     pub fn new(spec: ModelSpec, seed: u64) -> Self {
         let tokens = PagedTokens::new(&spec);
-        Self { spec, seed, noise: 0.0, tokens, picking: None }
+        Self { spec, seed, noise: 0.0, tokens, picking: None, picked: Vec::new() }
     }
 
     /// A small spec: one full class.
     pub fn spec(vocab_size: u32, context: u32, slots: u32, pages: u32) -> ModelSpec {
-        ModelSpec { vocab_size, context, classes: vec![(HeadClass::Full, pages)], slots, tree_rows: 64 }
+        ModelSpec {
+            vocab_size,
+            context,
+            classes: vec![(HeadClass::Full, pages)],
+            slots,
+            tree_rows: 64,
+            layered: Some(Layered { layers: Self::LAYERS, head: 0.5, draft: 0.5 }),
+        }
     }
 
     /// A drafter of the same seed that is wrong in this share of contexts.
@@ -120,7 +132,11 @@ impl Model for ToyModel {
             let path = self.tokens.branches.get(&(index as u32)).map_or(&[][..], Vec::as_slice);
             Ok((index as u32, row.position, self.context(row.slot, row.position, path)?))
         });
-        self.picking = Some(contexts.collect::<Result<_, ModelError>>()?);
+        let contexts: Vec<(u32, u32, u64)> = contexts.collect::<Result<_, ModelError>>()?;
+        let slot = |row: u32| step.rows[row as usize].slot;
+        self.picked =
+            contexts.iter().map(|(row, position, context)| (slot(*row), *position, *context)).collect();
+        self.picking = Some(contexts);
         Ok(Ticket(0))
     }
 
@@ -136,6 +152,49 @@ impl Model for ToyModel {
             Ok(Pick { row, drawn })
         });
         Ok(Picks(drawn.collect::<Result<_, _>>()?))
+    }
+
+    fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        let SelfDraft { slot, token, position, exit, most, .. } = *asked;
+        let (mut path, mut ids) = (vec![token], Vec::new());
+        for at in (position..).take(most as usize) {
+            let context = self.context(slot, at, &path)?;
+            let (id, sure) = self.layer(exit, context, at, &asked.sampling)?;
+            ids.push((id, sure));
+            path.push(id);
+            if asked.stop_ids.contains(&id) || asked.stop_below.is_some_and(|least| sure < least) {
+                break;
+            }
+        }
+        Ok(ids)
+    }
+
+    fn said(&mut self, slot: Slot, rows: u32, sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        let picked = self.picked.iter().filter(|(of, ..)| *of == slot).take(rows as usize);
+        let picked: Vec<(u32, u64)> = picked.map(|(_, position, context)| (*position, *context)).collect();
+        let by = |exit| {
+            let said =
+                picked.iter().map(|(position, context)| self.layer(exit, *context, *position, sampling));
+            Ok(SaidBy { exit, said: said.collect::<Result<_, ModelError>>()? })
+        };
+        (1..Self::LAYERS).map(by).collect()
+    }
+}
+
+impl ToyModel {
+    /// What a layer says after a context, and how sure it is: more so when it is right.
+    fn layer(
+        &self,
+        exit: u32,
+        context: u64,
+        position: u32,
+        sampling: &Sampling,
+    ) -> Result<(TokenId, f64), ModelError> {
+        let wrong = unit(mix(context ^ 0x99)) > f64::from(exit) / f64::from(Self::LAYERS);
+        let logits = logits_of(self.seed ^ u64::from(wrong), context, self.spec.vocab_size);
+        let drawn = draw(&logits, &Draw::new(*sampling), position + 1);
+        let drawn = drawn.ok_or(ModelError::NotFinite { row: 0 })?;
+        Ok((drawn.token, if wrong { 0.3 } else { 0.8 } + 0.2 * unit(mix(context ^ 0x55))))
     }
 }
 

@@ -5,6 +5,7 @@ mod bandwidth;
 mod branches;
 mod cores;
 mod elementwise;
+mod exits;
 mod exp;
 mod forward;
 mod group;
@@ -14,6 +15,7 @@ mod pages;
 mod pool;
 mod probe;
 mod product;
+mod self_draft;
 
 pub use bandwidth::memory_bandwidth;
 pub use group::{Group, GroupError, GroupPlan};
@@ -21,10 +23,11 @@ pub use probe::Asked;
 
 use std::path::Path;
 
-use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
+use engine::{Layered, Model, ModelError, ModelSpec, Pick, Picks, SaidBy, SelfDraft, Ticket};
 use kvcache::{ClassId, HeadMap, PageId};
+use request::{Sampling, TokenId};
 use sampling::Draw;
-use scheduler::Step;
+use scheduler::{Slot, Step};
 
 use crate::arch::{Decoder, Parameters};
 use crate::cache::{KvDtype, Storage, Tables};
@@ -33,6 +36,7 @@ use crate::simd::Level;
 use crate::{LoadError, Options, PageBudget};
 use branches::Branches;
 use cores::Cores;
+use exits::Exits;
 use forward::{Forward, Picking, Scratch};
 use group::Part;
 use packed::Packed;
@@ -65,6 +69,7 @@ pub struct CpuModel {
     storage: Vec<Storage>,
     tables: Tables,
     branches: Branches,
+    exits: Exits,
     level: Level,
     pool: Pool,
     scratch: Scratch,
@@ -131,6 +136,7 @@ impl CpuModel {
         let opened = Opened::open(path)?;
         let context = context(options.context, &opened.parameters)?;
         opened.weights.prefetch();
+        let early = opened.early.clone();
         let (architecture, parameters, mut decoder) = opened.decoder()?;
 
         let heads = heads(options.heads.as_ref(), &parameters)?;
@@ -157,16 +163,22 @@ impl CpuModel {
         // Padding is not drawn, whoever lists it.
         let shortlist =
             cpu.shortlist.as_ref().map(|ids| ids.iter().copied().filter(|id| *id < drawn).collect());
-        let storage = classes
-            .map(|class| Storage::new(&heads, class, &parameters, cpu.kv, (pages[class], branches::PAGES)));
+        let beyond = branches::pages(options.slots);
+        let storage =
+            classes.map(|class| Storage::new(&heads, class, &parameters, cpu.kv, (pages[class], beyond)));
         let storage = storage.collect::<Result<Vec<_>, _>>()?;
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
             Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
-        let packed = Packed::new(&decoder, shortlist, rows, &mut pool)?;
+        // A drafter and the ranks of a group do not draft with their first layers.
+        let alone = shortlist.is_none() && group.is_none();
+        let drafted = Some(early.tokens.into_iter().filter(|id| *id < drawn).collect());
+        let drafted = drafted.filter(|ids: &Vec<u32>| alone && !ids.is_empty());
+        let packed = Packed::new(&decoder, shortlist, drafted, rows, &mut pool)?;
+        let layered = if alone { layered(&packed) } else { None };
         let mut scratch = Scratch::new(&parameters);
         scratch.group = group;
-        let level = Level::best();
+        let (level, layers) = (Level::best(), parameters.layers);
         tracing::info!(
             architecture = architecture.name, layers = parameters.layers, context, ?pages,
             threads = options.threads, %level, "model loaded"
@@ -178,6 +190,7 @@ impl CpuModel {
                 classes: classes.clone(),
                 slots: options.slots,
                 tree_rows: branches::TREE_ROWS,
+                layered,
             },
             decoder,
             packed,
@@ -185,6 +198,7 @@ impl CpuModel {
             tables: Tables::new(options.slots, classes, context),
             storage,
             branches: Branches::default(),
+            exits: Exits::new(early.layers, layers),
             level,
             pool,
             scratch,
@@ -240,6 +254,7 @@ impl CpuModel {
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
         self.branches.set(&rows, &self.tables, &self.storage);
+        self.exits.take((step, &rows), self.parameters.hidden, &self.tables, &mut self.storage);
         self.picking.clear();
         let forward = Forward {
             parameters: &self.parameters,
@@ -252,7 +267,9 @@ impl CpuModel {
             level: self.level,
         };
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
-        forward.layers(&mut self.pool, &rows, storage, scratch, picking)
+        forward.layers(&mut self.pool, &rows, storage, &mut self.exits, scratch, picking)?;
+        self.exits.over();
+        Ok(())
     }
 
     /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
@@ -271,7 +288,7 @@ impl CpuModel {
             branches: &self.branches,
             level: self.level,
         };
-        forward.head(&mut self.pool, &self.picking, &mut self.scratch, &mut each)
+        forward.head(&self.packed.head, &mut self.pool, &self.picking, &mut self.scratch, &mut each)
     }
 }
 
@@ -351,6 +368,22 @@ impl Model for CpuModel {
         })?;
         Ok(Picks(picks))
     }
+
+    fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        self.draft(asked)
+    }
+
+    fn said(&mut self, slot: Slot, rows: u32, sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        self.shadows(slot, rows, sampling)
+    }
+}
+
+/// What the heads cost in layers: all read their weights once a step.
+fn layered(packed: &Packed) -> Option<Layered> {
+    let (layers, head) = (packed.layers.len(), packed.head.bytes() as f64);
+    let layer = (packed.bytes() as f64 - head) / layers.max(1) as f64;
+    let draft = packed.drafting_head().bytes() as f64 / layer;
+    (layers >= 2 && layer > 0.0).then(|| Layered { layers: layers as u32, head: head / layer, draft })
 }
 
 impl std::fmt::Debug for CpuModel {

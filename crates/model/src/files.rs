@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::LoadError;
 use crate::arch::{Architecture, Config, Decoder, Parameters};
+use crate::early::Early;
 use crate::weights::Weights;
 
 /// A model that was read as far as its shape: nothing of the matrices is in memory yet.
@@ -16,6 +17,8 @@ pub(crate) struct Opened {
     pub(crate) architecture: &'static Architecture,
     pub(crate) parameters: Parameters,
     pub(crate) weights: Weights,
+    /// Of a folder nothing is said.
+    pub(crate) early: Early,
     /// The model's own title.
     pub(crate) name: Option<String>,
     /// Of all files with weights.
@@ -57,6 +60,7 @@ impl Opened {
         let header = Header::open(path)?;
         let (architecture, parameters) = Architecture::of_header(&header)?;
         Ok(Self {
+            early: Early::read(&header.metadata, parameters.layers, parameters.vocab)?,
             architecture,
             parameters,
             weights: Weights::of_gguf(path, &header, architecture.name)?,
@@ -74,7 +78,7 @@ impl Opened {
         }
         let weights = Weights::of_safetensors(&shards.files, shards.index.as_ref(), architecture.name)?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        Ok(Self { architecture, parameters, weights, name, file_bytes })
+        Ok(Self { architecture, parameters, weights, early: Early::default(), name, file_bytes })
     }
 }
 

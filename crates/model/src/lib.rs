@@ -19,6 +19,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod description;
+mod early;
 mod error;
 mod files;
 mod fingerprint;

@@ -127,6 +127,33 @@ pub enum Strategy {
     Recycle,
     /// As lockstep, and the target is pulled towards a drafter that reads what it retrieves of the prompt: lossy.
     Rapid(Rapid),
+    /// No drafter; the model drafts with its own first layers. It pays with weights that were trained for it.
+    Del(Del),
+}
+
+/// Drafting by the model's first layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Del {
+    /// After how many layers, and how many drafts a step (LayerSkip, arXiv 2404.16710). `None`: both follow what was
+    /// right lately (DEL, arXiv 2504.05598).
+    pub fixed: Option<(u32, u32)>,
+}
+
+impl Del {
+    /// Most drafts of a step.
+    pub const MOST: u32 = 16;
+
+    fn validate(self) -> Result<(), InvalidField> {
+        let Some((exit, drafts)) = self.fixed else { return Ok(()) };
+        for (field, value, most) in
+            [("speculation.del.exit", exit, 1024), ("speculation.del.k", drafts, Self::MOST)]
+        {
+            if !(1..=most).contains(&value) {
+                return Err(InvalidField::new(field, format!("{value} is not between 1 and {most}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Strategy {
@@ -155,7 +182,7 @@ impl Strategy {
             Self::Ngram => &[Source::Ngram],
             Self::Suffix => &[Source::Suffix],
             Self::Recycle => &[Source::Recycle],
-            Self::None | Self::Draft | Self::Lockstep { .. } | Self::Rapid(_) => &[],
+            Self::None | Self::Draft | Self::Lockstep { .. } | Self::Rapid(_) | Self::Del(_) => &[],
         }
     }
 }
@@ -170,10 +197,13 @@ pub enum Source {
     Ngram,
     Suffix,
     Recycle,
+    /// The model's own first layers.
+    Del,
 }
 
 impl Source {
-    pub const ALL: [Self; 5] = [Self::Drafter, Self::Prediction, Self::Ngram, Self::Suffix, Self::Recycle];
+    pub const ALL: [Self; 6] =
+        [Self::Drafter, Self::Prediction, Self::Ngram, Self::Suffix, Self::Recycle, Self::Del];
 
     /// As the strategy is called that drafts with it alone.
     pub fn name(self) -> &'static str {
@@ -183,6 +213,7 @@ impl Source {
             Self::Ngram => "ngram",
             Self::Suffix => "suffix",
             Self::Recycle => "recycle",
+            Self::Del => "del",
         }
     }
 }
@@ -225,8 +256,10 @@ impl Speculation {
                 ));
             }
         }
-        if let Some(rapid) = self.strategy.rapid() {
-            rapid.validate()?;
+        match self.strategy {
+            Strategy::Rapid(rapid) => rapid.validate()?,
+            Strategy::Del(del) => del.validate()?,
+            _ => {}
         }
         if self.rule == Rule::Greedy && !params.is_greedy() {
             return Err(InvalidField::new(

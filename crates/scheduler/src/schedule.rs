@@ -121,6 +121,14 @@ impl Scheduler {
         self.sequences.get(&id).is_some_and(|s| s.running.is_some() && s.len() == s.computed + 1)
     }
 
+    /// The slot of a sequence whose page table the model has as it is here, but for what it no longer needs: nothing that
+    /// a step must change first is under way.
+    pub fn steady_slot(&self, id: SequenceId) -> Option<Slot> {
+        let slot = self.sequences.get(&id)?.running.as_ref()?.slot;
+        let less = |change: &TableChange| matches!(change, TableChange::Truncate(_) | TableChange::Drop(_));
+        self.deltas.iter().filter(|delta| delta.slot == slot).all(|delta| less(&delta.change)).then_some(slot)
+    }
+
     /// Takes a sequence into the queue, or says why it never can or cannot now run.
     pub fn add(&mut self, new: NewSequence) -> Result<(), Refused> {
         if new.tokens.is_empty() {

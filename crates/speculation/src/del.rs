@@ -1,7 +1,7 @@
 //! DEL (arXiv 2504.05598): after which layer to draft, how many, and when to stop.
 //!
-//! Pure figures of one sequence. Early exit in a model is not built (issue 5): it needs weights that were trained
-//! for it.
+//! Pure figures of one sequence. They are worth something with weights that were trained for early exit (LayerSkip, arXiv
+//! 2404.16710): of others the first layers are hardly ever right.
 
 /// How right each exit layer was lately, and how sure.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +10,8 @@ pub struct Exits {
     layers: Vec<Exit>,
     /// What a pass through the head costs, in layers.
     head: f64,
+    /// What a draft costs besides its layers, in layers: a head of fewer tokens, and the time around it.
+    draft: f64,
 }
 
 /// Of one exit layer, each round weighing less than the one after it.
@@ -46,9 +48,10 @@ impl Exits {
     /// Most drafts of a round.
     pub const MOST: u32 = 18;
 
-    /// A model of `layers` layers, at least 2, whose head costs as much as `head` of them.
-    pub fn new(layers: u32, head: f64) -> Self {
-        Self { layers: vec![Exit::default(); layers.max(2) as usize - 1], head }
+    /// A model of `layers` layers, at least 2, whose head costs as much as `head` of them, and a draft `draft` besides its
+    /// layers.
+    pub fn new(layers: u32, head: f64, draft: f64) -> Self {
+        Self { layers: vec![Exit::default(); layers.max(2) as usize - 1], head, draft }
     }
 
     fn all(&self) -> f64 {
@@ -74,24 +77,33 @@ impl Exits {
         }
     }
 
-    /// Tokens a layer for drafts after layer `exit`: what a round brings by what it costs. A draft passes its
-    /// layers and the head; verification passes all layers, and the head once for all places.
-    pub fn tokens_per_layer(&self, exit: u32, drafts: u32) -> f64 {
+    /// What a round costs, in layers: every draft its layers and itself; the last one's own row those layers again, as
+    /// only the others' states are kept; then all rows together the layers behind the exit and the head.
+    /// `rows`: what that many rows take, by what one takes.
+    fn cost(&self, exit: u32, drafts: u32, rows: &impl Fn(u32) -> f64) -> f64 {
+        if drafts == 0 {
+            return self.all() + self.head;
+        }
+        let (exit, count) = (f64::from(exit), f64::from(drafts));
+        count * (exit + self.draft) + exit + (self.all() - exit + self.head) * rows(drafts + 1)
+    }
+
+    /// Tokens a layer for drafts after layer `exit`: what a round brings by what it costs.
+    pub fn tokens_per_layer(&self, exit: u32, drafts: u32, rows: &impl Fn(u32) -> f64) -> f64 {
         let Some(Exit { right, wrong, .. }) = self.layers.get(exit.wrapping_sub(1) as usize) else {
             return 0.0;
         };
         let rate = if right + wrong > 0.0 { right / (right + wrong) } else { 0.0 };
         let tokens: f64 = (0..=drafts).map(|k| rate.powi(k as i32)).sum();
-        let (exit, drafts) = (f64::from(exit), f64::from(drafts));
-        tokens / (self.all() + drafts * exit + self.head * (drafts + 1.0))
+        tokens / self.cost(exit, drafts, rows)
     }
 
     /// The exit layer and length with the most tokens a layer; the first layer as long as nothing is known.
-    pub fn plan(&self) -> Round {
+    pub fn plan(&self, rows: impl Fn(u32) -> f64) -> Round {
         let exits = (1u32..).zip(&self.layers).filter(|(_, e)| e.right + e.wrong > 0.0).map(|(exit, _)| exit);
         let rounds = exits.flat_map(|exit| (0..Self::MOST).map(move |drafts| (exit, drafts)));
         let better = |best: (f64, u32, u32), (exit, drafts): (u32, u32)| {
-            let speed = self.tokens_per_layer(exit, drafts);
+            let speed = self.tokens_per_layer(exit, drafts, &rows);
             if speed > best.0 { (speed, exit, drafts) } else { best }
         };
         let (speed, exit, drafts) = rounds.fold((0.0, 1, 1), better);
@@ -123,15 +135,16 @@ mod tests {
         #[test]
         fn the_plan_equals_brute_force(
             rounds in prop::collection::vec(prop::collection::vec(prop::collection::vec((any::<bool>(), 0.0..1.0f64), 0..4), 11), 1..8),
-            head in 0.0..4.0f64,
+            (head, draft, row) in (0.0..4.0f64, 0.0..4.0f64, 0.0..1.0f64),
         ) {
-            let mut exits = Exits::new(12, head);
+            let mut exits = Exits::new(12, head, draft);
             for round in &rounds {
                 let words: Vec<Vec<Said>> =
                     round.iter().map(|l| l.iter().map(|(r, c)| said(*r, *c)).collect()).collect();
                 exits.record(&words);
             }
-            let plan = exits.plan();
+            let rows = |n: u32| 1.0 + row * f64::from(n - 1);
+            let plan = exits.plan(rows);
             // By the formula, written once more.
             let speed = |exit: usize, drafts: u32| {
                 let judged = rounds.iter().rev().enumerate().flat_map(|(age, round)| {
@@ -146,8 +159,11 @@ mod tests {
                     return None;
                 }
                 let tokens: f64 = (0..=drafts).map(|k| (right / all).powi(k as i32)).sum();
-                let drafts = f64::from(drafts);
-                Some(tokens / (12.0 + drafts * exit as f64 + head * (drafts + 1.0)))
+                let (d, e) = (f64::from(drafts), exit as f64);
+                let drafting = d * (e + draft);
+                let again = if drafts == 0 { 0.0 } else { e };
+                let behind = if drafts == 0 { 12.0 } else { 12.0 - e };
+                Some(tokens / (drafting + again + (behind + head) * (1.0 + row * d)))
             };
             let best = (1..12).flat_map(|e| (0..18).map(move |d| (e, d))).filter_map(|(e, d)| speed(e, d)).fold(0.0, f64::max);
             if best > 0.0 {
@@ -159,31 +175,38 @@ mod tests {
         }
     }
 
+    /// More rows cost nothing.
+    fn free(_: u32) -> f64 {
+        1.0
+    }
+
     #[test]
     fn layers_that_are_never_right_draft_nothing_and_those_that_always_are_draft_all() {
-        let mut exits = Exits::new(4, 0.0);
+        let mut exits = Exits::new(4, 0.0, 0.0);
         exits.record(&[vec![said(false, 0.4)], vec![], vec![said(false, 0.2)]]);
-        assert_eq!((exits.plan().drafts, exits.tokens_per_layer(1, 0)), (0, 0.25));
+        assert_eq!((exits.plan(free).drafts, exits.tokens_per_layer(1, 0, &free)), (0, 0.25));
         exits.record(&[vec![], vec![said(true, 0.9)]]);
-        let plan = exits.plan();
+        let plan = exits.plan(free);
         assert_eq!((plan.exit, plan.drafts), (2, Exits::MOST - 1));
-        assert!((exits.tokens_per_layer(2, 3) - 4.0 / (4.0 + 3.0 * 2.0)).abs() < 1e-12);
-        // A dear head costs a draft nearly what a plain step does.
-        exits.head = 40.0;
-        let gain = exits.tokens_per_layer(2, 17) / exits.tokens_per_layer(2, 0);
-        assert!((1.0..1.1).contains(&gain), "{gain}");
+        // The paper's: its drafts' layers, and all layers once.
+        assert!((exits.tokens_per_layer(2, 3, &free) - 4.0 / (4.0 + 3.0 * 2.0)).abs() < 1e-12);
+        // A draft that costs what a step does gains nothing, nor do rows that do.
+        exits.draft = 40.0;
+        assert_eq!(exits.plan(free).drafts, 0);
+        exits.draft = 0.0;
+        assert_eq!(exits.plan(f64::from).drafts, 0);
     }
 
     #[test]
     fn old_rounds_count_less_and_the_threshold_lies_between() {
-        let mut exits = Exits::new(3, 0.5);
+        let mut exits = Exits::new(3, 0.5, 0.5);
         for _ in 0..400 {
             exits.record(&[vec![said(true, 0.8)], vec![]]);
         }
         assert!((exits.layers[0].right - 20.0).abs() < 1e-6, "one a round comes to 1 / (1 - 0.95)");
-        assert_eq!(exits.plan().stop_below, None, "nothing was ever wrong");
+        assert_eq!(exits.plan(free).stop_below, None, "nothing was ever wrong");
         exits.record(&[vec![said(true, 0.8), said(false, 0.4)], vec![]]);
-        let threshold = exits.plan().stop_below.unwrap();
+        let threshold = exits.plan(free).stop_below.unwrap();
         assert!((threshold - 0.6).abs() < 1e-9, "{threshold}");
     }
 }

@@ -18,8 +18,9 @@
 //!
 //! For answers that need not be exact a drafter may read only what [`Documents`] retrieves of a long prompt.
 //!
-//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`). Early exits ([`Exits`]) have
-//! their rules here; nobody plans them yet (issue 5).
+//! Where a model drafts with its own first layers, [`Exits`] says after how many, and how many drafts.
+//!
+//! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use request::{Quality, Rapid, Retrieval, Rule, Speculation, Strategy};
+use request::{Del, Quality, Rapid, Retrieval, Rule, Speculation, Strategy};
 
 use super::micros;
 use crate::error::WireError;
@@ -58,6 +58,7 @@ impl From<Speculation> for v1::Speculation {
             Strategy::Suffix => (v1::Strategy::Suffix, None),
             Strategy::Recycle => (v1::Strategy::Recycle, None),
             Strategy::Rapid(_) => (v1::Strategy::Rapid, None),
+            Strategy::Del(_) => (v1::Strategy::Del, None),
             Strategy::Lockstep { k, deadline } => {
                 (v1::Strategy::Lockstep, Some(v1::Lockstep { k, deadline_us: micros(deadline) }))
             }
@@ -68,6 +69,10 @@ impl From<Speculation> for v1::Speculation {
             max_draft: speculation.max_draft,
             lockstep,
             rapid,
+            exit: match speculation.strategy {
+                Strategy::Del(Del { fixed }) => fixed.map(|(layers, k)| v1::Exit { layers, k }),
+                _ => None,
+            },
         }
     }
 }
@@ -86,6 +91,9 @@ impl TryFrom<v1::Speculation> for Speculation {
                 "is set, but strategy is not rapid; set both or neither",
             ));
         }
+        if from.exit.is_some() && strategy != Wire::Del {
+            return Err(WireError::invalid("speculation.exit", "is set, but strategy is not del"));
+        }
         let strategy = match (strategy, from.lockstep) {
             (Wire::Lockstep, None) => return Err(WireError::missing("speculation.lockstep")),
             (Wire::Lockstep, Some(l)) => {
@@ -103,6 +111,7 @@ impl TryFrom<v1::Speculation> for Speculation {
             (Wire::Ngram, None) => Strategy::Ngram,
             (Wire::Suffix, None) => Strategy::Suffix,
             (Wire::Recycle, None) => Strategy::Recycle,
+            (Wire::Del, None) => Strategy::Del(Del { fixed: from.exit.map(|exit| (exit.layers, exit.k)) }),
             (Wire::Rapid, None) => Strategy::Rapid(from.rapid.unwrap_or_default().into()),
         };
         let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };

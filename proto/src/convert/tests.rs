@@ -71,6 +71,8 @@ fn speculation() -> impl Strategy<Value = Speculation> {
         Drafting::Ngram,
         Drafting::Suffix,
         Drafting::Recycle,
+        Drafting::Del(request::Del { fixed: None }),
+        Drafting::Del(request::Del { fixed: Some((3, 4)) }),
     ]);
     let rapid =
         (1u32..=64, 1u64..=10_000_000, 0f32..100.0, 0f32..1.0, (0u32..99, 1u32..99, 8u32..99, 8u32..99));
@@ -171,7 +173,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         accepted_tokens,
     });
     let source = prop_oneof![source, Just(SourceStats::default())];
-    let sources = prop::array::uniform5(source);
+    let sources = prop::array::uniform6(source);
     let stats = (any::<[u64; 6]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1), sources).prop_map(
         |(
             [drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens, augmented_tokens],

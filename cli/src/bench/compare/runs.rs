@@ -16,14 +16,14 @@ use crate::client::Client;
 #[serde(into = "String")]
 pub struct Drafting {
     name: &'static str,
-    /// Drafts that are waited for.
+    /// Drafts that are waited for, or of a fixed exit.
     k: Option<u32>,
-    /// Tokens that RAPID's drafter may read of the prompt besides its ends.
-    budget: Option<u32>,
+    /// Layers of a fixed exit; tokens that RAPID's drafter may read of the prompt besides its ends.
+    size: Option<u32>,
 }
 
 /// Names, and what the API calls them.
-const NAMES: [(&str, &str); 8] = [
+const NAMES: [(&str, &str); 9] = [
     ("none", "none"),
     ("ngram", "ngram"),
     ("suffix", "suffix"),
@@ -31,12 +31,13 @@ const NAMES: [(&str, &str); 8] = [
     ("draft", "draft"),
     ("pearl", "draft"),
     ("auto", "auto"),
+    ("del", "del"),
     // Lossy: its text is not plain decoding's.
     ("rapid", "rapid"),
 ];
 
 impl Drafting {
-    pub const NONE: Self = Self { name: "none", k: None, budget: None };
+    pub const NONE: Self = Self { name: "none", k: None, size: None };
 
     /// Auto takes a drafter where there is one.
     pub(super) fn needs_drafter(&self) -> bool {
@@ -54,14 +55,15 @@ impl Drafting {
     }
 
     fn field(&self) -> Value {
-        if let (Some(k), Some(budget)) = (self.k, self.budget) {
-            let retrieval = json!({ "budget": budget });
-            return json!({ "strategy": "rapid", "retrieval": retrieval, "k": k, "deadline_ms": 5000 });
-        }
-        match self.k {
+        match (self.size, self.k) {
+            (Some(budget), k) if self.lossy() => {
+                let retrieval = json!({ "budget": budget });
+                json!({ "strategy": "rapid", "retrieval": retrieval, "k": k, "deadline_ms": 5000 })
+            }
+            (Some(exit), k) => json!({ "strategy": "del", "exit": exit, "k": k }),
             // So long that it is the strategy that is measured, not the deadline.
-            Some(k) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
-            None => {
+            (None, Some(k)) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
+            (None, None) => {
                 let called = NAMES.iter().find(|(name, _)| *name == self.name);
                 json!({ "strategy": called.map_or(self.name, |(_, called)| called) })
             }
@@ -76,25 +78,27 @@ impl FromStr for Drafting {
         if let Some(k) = word.strip_prefix("lockstep-") {
             let k = k.parse().ok().filter(|k| (1..=64).contains(k));
             return k
-                .map(|k| Self { name: "lockstep", k: Some(k), budget: None })
+                .map(|k| Self { name: "lockstep", k: Some(k), size: None })
                 .ok_or("lockstep-K: K must be 1 to 64".into());
         }
         if let Some((budget, k)) = word.strip_prefix("rapid-").and_then(|rest| rest.split_once('-')) {
-            let budget = budget.parse().ok().filter(|budget| (8..=1 << 20).contains(budget));
-            let k = k.parse().ok().filter(|k| (1..=64).contains(k));
-            return match (budget, k) {
-                (Some(budget), Some(k)) => Ok(Self { name: "rapid", k: Some(k), budget: Some(budget) }),
-                _ => Err("rapid-TOKENS-K: TOKENS must be 8 to 1048576, K 1 to 64".into()),
+            let (Some(budget @ 8..=0x10_0000), Some(k @ 1..=64)) = (budget.parse().ok(), k.parse().ok())
+            else {
+                return Err("rapid-TOKENS-K: TOKENS must be 8 to 1048576, K 1 to 64".into());
             };
+            return Ok(Self { name: "rapid", k: Some(k), size: Some(budget) });
         }
-        if word == "del" {
-            return Err(format!("{word} is not built yet"));
+        if let Some((exit, k)) = word.strip_prefix("del-").and_then(|fixed| fixed.split_once('-')) {
+            let (Some(exit), Some(k @ 1..=16)) = (exit.parse().ok(), k.parse().ok()) else {
+                return Err("del-E-K: E must be a number of layers, K must be 1 to 16".into());
+            };
+            return Ok(Self { name: "del", k: Some(k), size: Some(exit) });
         }
         let names = NAMES.map(|(name, _)| name);
         match names.into_iter().find(|name| *name == word) {
-            Some(name) => Ok(Self { name, k: None, budget: None }),
+            Some(name) => Ok(Self { name, k: None, size: None }),
             None => Err(format!(
-                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K",
+                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K, del-E-K",
                 names.join(", ")
             )),
         }
@@ -104,7 +108,7 @@ impl FromStr for Drafting {
 impl fmt::Display for Drafting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)?;
-        self.budget.iter().chain(&self.k).try_for_each(|number| write!(f, "-{number}"))
+        self.size.iter().chain(&self.k).try_for_each(|number| write!(f, "-{number}"))
     }
 }
 
@@ -173,6 +177,8 @@ mod tests {
     fn names_are_what_the_api_takes() {
         for (word, field) in [
             ("pearl", json!({ "strategy": "draft" })),
+            ("del-8-6", json!({ "strategy": "del", "exit": 8, "k": 6 })),
+            ("del", json!({ "strategy": "del" })),
             ("recycle", json!({ "strategy": "recycle" })),
             (
                 "rapid-512-4",

@@ -60,9 +60,9 @@ const SAMPLING: &[(&str, &str)] = &[
     ),
     (
         "speculation",
-        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix, recycle or rapid; rule coupled, greedy, strict \
-         or rejection; max_draft; k and deadline_ms with lockstep and rapid; eta, plausible and retrieval (head, \
-         question, chunk, budget, threshold) with rapid (not OpenAI's)",
+        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix, recycle, del or rapid; rule coupled, greedy, \
+         strict or rejection; max_draft; k and deadline_ms with lockstep and rapid; exit and k with del; eta, plausible \
+         and retrieval (head, question, chunk, budget, threshold) with rapid (not OpenAI's)",
     ),
 ];
 

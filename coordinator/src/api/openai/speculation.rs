@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use request::{Rapid, Retrieval, Rule, SamplingParams, Speculation, Strategy};
+use request::{Del, Rapid, Retrieval, Rule, SamplingParams, Speculation, Strategy};
 use serde::Deserialize;
 
 use crate::failure::{Failure, invalid};
@@ -21,6 +21,7 @@ pub(super) struct RawSpeculation {
     eta: Option<f32>,
     plausible: Option<f32>,
     retrieval: Option<RawRetrieval>,
+    exit: Option<u32>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -46,6 +47,7 @@ enum RawStrategy {
     Suffix,
     Recycle,
     Rapid,
+    Del,
 }
 
 #[derive(Deserialize)]
@@ -81,6 +83,9 @@ impl RawSpeculation {
     }
 
     pub(super) fn check(self, params: &SamplingParams) -> Result<Speculation, Failure> {
+        if self.exit.is_some() && !matches!(self.strategy, Some(RawStrategy::Del)) {
+            return Err(invalid("speculation.exit", "speculation.exit: only allowed with strategy del"));
+        }
         if !matches!(self.strategy, Some(RawStrategy::Rapid)) {
             for (field, set) in [
                 ("speculation.eta", self.eta.is_some()),
@@ -94,6 +99,14 @@ impl RawSpeculation {
         }
         let strategy = match self.strategy {
             Some(RawStrategy::Rapid) => Strategy::Rapid(self.rapid()),
+            Some(RawStrategy::Del) => match (self.exit, self.k) {
+                (None, None) => Strategy::Del(Del::default()),
+                (Some(exit), Some(k)) => Strategy::Del(Del { fixed: Some((exit, k)) }),
+                _ => {
+                    let why = "speculation.exit: with strategy del set both exit and k, or neither";
+                    return Err(invalid("speculation.exit", why));
+                }
+            },
             Some(RawStrategy::Lockstep) => {
                 let k = self.k.ok_or_else(|| {
                     invalid(
@@ -112,7 +125,7 @@ impl RawSpeculation {
                     if value.is_some() {
                         return Err(invalid(
                             field,
-                            format!("{field}: only allowed with strategy lockstep or rapid"),
+                            format!("{field}: only allowed with strategy lockstep, rapid or del"),
                         ));
                     }
                 }
@@ -137,7 +150,8 @@ impl RawSpeculation {
             let field = match e.field {
                 "speculation.lockstep.k" => "speculation.k",
                 "speculation.lockstep.deadline" | "speculation.rapid.deadline" => "speculation.deadline_ms",
-                "speculation.rapid.k" => "speculation.k",
+                "speculation.rapid.k" | "speculation.del.k" => "speculation.k",
+                "speculation.del.exit" => "speculation.exit",
                 "speculation.rapid.eta" => "speculation.eta",
                 "speculation.rapid.plausible" => "speculation.plausible",
                 "speculation.rapid.head" => "speculation.retrieval.head",

@@ -5,7 +5,7 @@ use crate::link::{
     sampled,
 };
 use engine::{Engine, Settings, ToyModel};
-use request::{Request, Sampling, Source, Speculation, Strategy, TokenId};
+use request::{Del, Request, Sampling, Source, Speculation, Strategy, TokenId};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -206,6 +206,39 @@ fn a_model_without_trees_verifies_chains() {
         texts.push(answers.into_iter().map(|a| a.output).collect::<Vec<_>>());
     }
     assert_eq!(texts[0], texts[1]);
+}
+
+/// The dynamic exit finds the layers that pay: toys' later layers are right more often.
+#[test]
+fn a_model_drafts_for_itself_after_the_layers_that_pay() {
+    let plain = |seed| {
+        let mut request = request(&[1, 2, 3], 80, sampled(seed, 0.8), Speculation::default());
+        request.limits.stop_ids.clear();
+        request
+    };
+    let run = |strategy| {
+        let requests: Vec<_> = (0..8)
+            .map(|seed| {
+                let mut request = plain(seed);
+                request.speculation.strategy = strategy;
+                request
+            })
+            .collect();
+        let answers = drive(&requests, Setup::plain(64), &mut Dice(1)).answers;
+        let sum =
+            |of: fn(&request::SpeculationStats) -> u64| answers.iter().map(|a| of(&a.stats)).sum::<u64>();
+        let (drafted, accepted) = (sum(|s| s.draft_tokens), sum(|s| s.accepted_tokens));
+        (answers.into_iter().map(|a| a.output).collect::<Vec<_>>(), drafted, accepted)
+    };
+    let (reference, none, _) = run(Strategy::None);
+    assert_eq!(none, 0);
+    let mut rates = Vec::new();
+    for fixed in [Some((1, 2)), Some((3, 2)), None] {
+        let (texts, drafted, accepted) = run(Strategy::Del(Del { fixed }));
+        assert_eq!(texts, reference, "{fixed:?}");
+        rates.push(accepted as f64 / drafted as f64);
+    }
+    assert!(rates[1] > rates[0] + 0.2 && rates[2] > rates[0] + 0.1, "{rates:?}");
 }
 
 #[test]

@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use engine::{
     Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, ModelError, ModelSpec, Outcome, Outlet,
-    Picks, Room, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
+    Picks, Room, SaidBy, SelfDraft, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
 };
 use request::{
-    Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats, Strategy,
-    TokenId, TokenLogprobs, Usage,
+    Del, Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
+    Strategy, TokenId, TokenLogprobs, Usage,
 };
 use sampling::Draw;
-use scheduler::{Parent, Row, SequenceId, Step, TableChange};
+use scheduler::{Parent, Row, SequenceId, Slot, Step, TableChange};
 use speculation::Drafts;
 
 pub const VOCAB: u32 = 24;
 pub const MODEL_SEED: u64 = 42;
 
-pub const STRATEGIES: [Strategy; 7] = [
+pub const STRATEGIES: [Strategy; 9] = [
     Strategy::Auto,
     Strategy::None,
     Strategy::Draft,
@@ -27,6 +27,8 @@ pub const STRATEGIES: [Strategy; 7] = [
     Strategy::Ngram,
     Strategy::Suffix,
     Strategy::Recycle,
+    Strategy::Del(Del { fixed: None }),
+    Strategy::Del(Del { fixed: Some((2, 3)) }),
 ];
 
 /// A small generator for the tests' own choices (SplitMix64).
@@ -157,6 +159,14 @@ impl<M: Model> Model for Watched<M> {
 
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
         self.model.collect(ticket, draws)
+    }
+
+    fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        self.model.self_draft(asked)
+    }
+
+    fn said(&mut self, slot: Slot, rows: u32, sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        self.model.said(slot, rows, sampling)
     }
 }
 

@@ -16,12 +16,17 @@ pub(super) const TREE_ROWS: u32 = 128;
 /// Pages of a row: its tree begins anywhere in the first.
 const OWN: u32 = (PAGE_POSITIONS - 1 + DEEPEST).div_ceil(PAGE_POSITIONS);
 
-/// Pages beyond those of the tables that all tree rows take together. Untouched, they cost nothing.
-pub(super) const PAGES: u32 = TREE_ROWS * OWN;
+/// Pages beyond those of the tables that all tree rows take together, and each slot's drafts of the model's own
+/// ([`super::exits`]). Untouched, they cost nothing.
+pub(super) fn pages(slots: u32) -> u32 {
+    (TREE_ROWS + slots) * OWN
+}
 
 /// The tree rows of the step under way, or of the last one.
 #[derive(Default)]
 pub(super) struct Branches {
+    /// Index of the first one.
+    first: u32,
     rows: Vec<Of>,
 }
 
@@ -53,6 +58,7 @@ impl Branches {
 
     /// Takes the tree rows of a step whose tables are in force.
     pub(super) fn set(&mut self, rows: &[CheckedRow], tables: &Tables, storage: &[Storage]) {
+        self.first = 0;
         self.rows.clear();
         for row in rows {
             let Some(branch) = row.branch else { continue };
@@ -68,9 +74,28 @@ impl Branches {
         }
     }
 
+    /// Of rows of a slot that follow each other from `base` on in pages of its own.
+    pub(super) fn of_slot(slot: u32, base: u32, tables: &Tables, storage: &[Storage]) -> (Self, Branch) {
+        let branch = Branch { index: TREE_ROWS + slot, parent: None, base };
+        let first = base / PAGE_POSITIONS;
+        let table = |(class, storage): (usize, &Storage)| {
+            let slot = tables.get(slot as usize, class);
+            let mut table = slot[..slot.len().min(first as usize)].to_vec();
+            table.extend((first..first + OWN).map(|index| branch.page(storage, index)));
+            table
+        };
+        let tables = storage.iter().enumerate().map(table).collect();
+        let of = Of { row: 0, position: base + DEEPEST, branch, tables };
+        (Self { first: branch.index, rows: vec![of] }, branch)
+    }
+
+    fn get(&self, index: u32) -> Option<&Of> {
+        self.rows.get(index.checked_sub(self.first)? as usize)
+    }
+
     /// The page table that a row reads and writes for a class.
     pub(super) fn table(&self, branch: Branch, class: usize) -> &[Option<PageId>] {
-        self.rows.get(branch.index as usize).and_then(|of| of.tables.get(class)).map_or(&[], Vec::as_slice)
+        self.get(branch.index).and_then(|of| of.tables.get(class)).map_or(&[], Vec::as_slice)
     }
 
     /// Gives a row what its parent sees, of one unit of a layer. `slot`: the slot's own table for the class.
@@ -81,8 +106,12 @@ impl Branches {
         storage: &mut Storage,
         unit: Unit,
     ) {
-        let Some(of) = self.rows.get(branch.index as usize) else { return };
-        let parent = branch.parent.and_then(|parent| self.rows.get(parent as usize));
+        if branch.parent == Some(branch.index) {
+            // The row before it is in the same pages.
+            return;
+        }
+        let Some(of) = self.get(branch.index) else { return };
+        let parent = branch.parent.and_then(|parent| self.get(parent));
         for index in branch.base / PAGE_POSITIONS..=of.position / PAGE_POSITIONS {
             let from = match parent {
                 Some(parent) => parent.tables[class].get(index as usize).copied().flatten(),
@@ -99,7 +128,7 @@ impl Branches {
 
 impl Branch {
     /// The row's own page for this index of its table.
-    fn page(self, storage: &Storage, index: u32) -> Option<PageId> {
+    pub(super) fn page(self, storage: &Storage, index: u32) -> Option<PageId> {
         let own = index.checked_sub(self.base / PAGE_POSITIONS).filter(|own| *own < OWN)?;
         Some(PageId(storage.pages + self.index * OWN + own))
     }

@@ -1,5 +1,7 @@
 //! The forward pass over the rows of a step, whatever sequences they belong to.
 
+use std::ops::Range;
+
 use engine::ModelError;
 use half::f16;
 use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
@@ -8,9 +10,10 @@ use super::RowLogits;
 use super::attention::{Attention, Heads};
 use super::branches::Branches;
 use super::elementwise::{self, Angles, add, add_to};
+use super::exits::Exits;
 use super::group::{Group, Part};
 use super::inputs::{Inputs, Source};
-use super::packed::{LayerWeights, Packed};
+use super::packed::{Head, LayerWeights, Packed};
 use super::pool::{Parts, Pool};
 use super::probe::Probe;
 use super::product::multiply;
@@ -44,7 +47,7 @@ pub(super) struct Forward<'a> {
 pub(super) struct Scratch {
     angles: Angles,
     /// The residual stream.
-    x: Vec<f32>,
+    pub(super) x: Vec<f32>,
     inputs: Inputs,
     q: Vec<f32>,
     k: Vec<f32>,
@@ -73,7 +76,7 @@ pub(super) struct Picking {
     /// Index in the step, and position.
     pub(super) rows: Vec<(u32, u32)>,
     /// The residual stream after the last layer, before the final norm; row after row.
-    hidden: Vec<f32>,
+    pub(super) hidden: Vec<f32>,
 }
 
 impl Picking {
@@ -113,11 +116,12 @@ impl Forward<'_> {
         pool: &mut Pool,
         rows: &[CheckedRow],
         storage: &mut [Storage],
+        exits: &mut Exits,
         scratch: &mut Scratch,
         picking: &mut Picking,
     ) -> Result<(), ModelError> {
         for piece in rows.chunks(PIECE) {
-            self.piece(pool, piece, storage, scratch)?;
+            self.piece(pool, piece, storage, exits, scratch)?;
             for (row, x) in piece.iter().zip(scratch.x.chunks_exact(self.parameters.hidden)) {
                 if row.pick {
                     picking.rows.push((row.row, row.position));
@@ -128,15 +132,16 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Final norm and head; hands the logits of the rows, a few at a time and in order, to `each`.
+    /// Final norm and a head; hands the logits of the rows, a few at a time and in order, to `each`.
     pub(super) fn head(
         &self,
+        head: &Head,
         pool: &mut Pool,
         picking: &Picking,
         s: &mut Scratch,
         each: &mut impl FnMut(&mut Pool, &[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let (p, head) = (self.parameters, &self.packed.head);
+        let p = self.parameters;
         let pieces = picking.rows.chunks(HEAD_PIECE).zip(picking.hidden.chunks(HEAD_PIECE * p.hidden));
         for (index, (rows, x)) in pieces.enumerate() {
             let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
@@ -171,23 +176,74 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Embedding and all layers; leaves the residual stream in `scratch.x`.
+    /// Embedding and all layers, or for rows that were drafted so the layers behind the exit; leaves the residual stream
+    /// in `scratch.x`.
     fn piece(
         &self,
         pool: &mut Pool,
         rows: &[CheckedRow],
         storage: &mut [Storage],
+        exits: &mut Exits,
         scratch: &mut Scratch,
     ) -> Result<(), ModelError> {
+        let (hidden, layers) = (self.parameters.hidden, self.decoder.layers.len());
+        self.embed(pool, rows, scratch);
+        let starts: Vec<usize> =
+            rows.iter().map(|row| exits.start(row, hidden).map_or(0, |(passed, _)| passed)).collect();
+        let mut stops: Vec<usize> = starts.iter().copied().chain([layers]).collect();
+        stops.sort_unstable();
+        stops.dedup();
+        for (row, x) in rows.iter().zip(scratch.x.chunks_exact_mut(hidden)) {
+            if let Some((_, state)) = exits.start(row, hidden) {
+                x.copy_from_slice(state);
+            }
+        }
+        for stop in stops.windows(2) {
+            let (from, to) = (stop[0], stop[1]);
+            let under_way: Vec<usize> = (0..rows.len()).filter(|i| starts[*i] <= from).collect();
+            if under_way.len() == rows.len() {
+                self.through(pool, rows, from..to, storage, exits, scratch)?;
+                continue;
+            }
+            let some: Vec<CheckedRow> = under_way.iter().map(|i| rows[*i]).collect();
+            let mut all = std::mem::take(&mut scratch.x);
+            for i in &under_way {
+                scratch.x.extend_from_slice(&all[i * hidden..(i + 1) * hidden]);
+            }
+            self.through(pool, &some, from..to, storage, exits, scratch)?;
+            for (i, x) in under_way.iter().zip(scratch.x.chunks_exact(hidden)) {
+                all[i * hidden..(i + 1) * hidden].copy_from_slice(x);
+            }
+            scratch.x = all;
+        }
+        Ok(())
+    }
+
+    /// The residual stream before the first layer.
+    pub(super) fn embed(&self, pool: &mut Pool, rows: &[CheckedRow], scratch: &mut Scratch) {
         let hidden = self.parameters.hidden;
-        scratch.angles.set(pool, |i| rows[i].position, rows.len());
         scratch.x.resize(rows.len() * hidden, 0.0);
         pool.pieces(&mut scratch.x, hidden, |i, x| {
             self.decoder.embedding.dequantise_row(rows[i].token.0 as usize, x);
         });
-        for (index, (layer, weights)) in self.decoder.layers.iter().zip(&self.packed.layers).enumerate() {
+    }
+
+    /// Takes rows, whose residual stream is `scratch.x`, through some layers.
+    pub(super) fn through(
+        &self,
+        pool: &mut Pool,
+        rows: &[CheckedRow],
+        layers: Range<usize>,
+        storage: &mut [Storage],
+        exits: &mut Exits,
+        scratch: &mut Scratch,
+    ) -> Result<(), ModelError> {
+        scratch.angles.set(pool, |i| rows[i].position, rows.len());
+        let all = self.decoder.layers.iter().zip(&self.packed.layers).enumerate();
+        for (index, (layer, weights)) in all.skip(layers.start).take(layers.len()) {
             self.attention(pool, index, (layer, weights), rows, storage, scratch)?;
             self.feed_forward(pool, index, (layer, weights), rows.len(), scratch)?;
+            exits.hear(index + 1, rows, &scratch.x);
         }
         Ok(())
     }

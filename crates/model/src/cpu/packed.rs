@@ -25,6 +25,8 @@ use crate::weights::Matrix;
 pub(super) struct Packed {
     pub(super) layers: Vec<LayerWeights>,
     pub(super) head: Head,
+    /// What drafts of the first layers are said with, where that is not the head.
+    pub(super) short: Option<Head>,
 }
 
 /// The output layer.
@@ -47,14 +49,15 @@ pub(super) struct LayerWeights {
 
 impl Packed {
     /// Copies matrix by matrix; the file's pages are let go after each, so both are in memory only in part. With a
-    /// `shortlist` the head has the outputs of those tokens alone.
+    /// `shortlist` the head has the outputs of those tokens alone; those of `drafted` get a head of their own beside it.
     pub(super) fn new(
         decoder: &Decoder,
         shortlist: Option<Vec<u32>>,
+        drafted: Option<Vec<u32>>,
         part: Option<&Part>,
         pool: &mut Pool,
     ) -> Result<Self, LoadError> {
-        if let Some(ids) = &shortlist {
+        for ids in shortlist.iter().chain(&drafted) {
             check_shortlist(ids, &decoder.head)?;
         }
         let in_layers = decoder
@@ -83,10 +86,13 @@ impl Packed {
         let head = only(decoder.layers.len() * 7).or(shortlist.as_deref());
         let head = Rows { matrix: &decoder.head, only: head };
         let in_layers = in_layers.enumerate().map(|(i, matrix)| Rows { matrix, only: only(i) });
-        let matrices: Vec<Rows<'_>> = in_layers.chain([head]).collect();
+        let short = drafted.as_deref().map(|ids| Rows { matrix: &decoder.head, only: Some(ids) });
+        let matrices: Vec<Rows<'_>> = in_layers.chain([head]).chain(short).collect();
         let mut weights = pack(&matrices, pool)?;
-        // One a matrix: seven a layer, then the head.
-        let weight = weights.split_off(decoder.layers.len() * 7).remove(0);
+        // One a matrix: seven a layer, then the heads.
+        let mut heads = weights.split_off(decoder.layers.len() * 7);
+        let short = drafted.and_then(|ids| Some(Head { weight: heads.pop()?, ids: Some(ids) }));
+        let weight = heads.remove(0);
         let mut layers = Vec::with_capacity(decoder.layers.len());
         while !weights.is_empty() {
             let rest = weights.split_off(7);
@@ -94,7 +100,12 @@ impl Packed {
             let Ok([q, k, v, o, gate, up, down]) = seven else { unreachable!("split off as seven") };
             layers.push(LayerWeights { q, k, v, o, gate, up, down });
         }
-        Ok(Self { layers, head: Head { weight, ids: shortlist } })
+        Ok(Self { layers, head: Head { weight, ids: shortlist }, short })
+    }
+
+    /// What drafts of the first layers are said with.
+    pub(super) fn drafting_head(&self) -> &Head {
+        self.short.as_ref().unwrap_or(&self.head)
     }
 
     /// Bytes that a step reads once.
@@ -138,6 +149,12 @@ impl<'a> Rows<'a> {
 
     fn outputs(&self) -> usize {
         self.only.map_or(self.matrix.outputs, <[u32]>::len)
+    }
+}
+
+impl Head {
+    pub(super) fn bytes(&self) -> u64 {
+        self.weight.bytes() as u64
     }
 }
 

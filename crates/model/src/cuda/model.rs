@@ -195,6 +195,7 @@ impl CudaModel {
                 slots: options.slots,
                 // Its attention has no rows beside each other at one position yet.
                 tree_rows: 0,
+                layered: None,
             },
             ranks: Ranks::new(ranks, exchange),
             drawer,

@@ -11,6 +11,7 @@ mod group;
 mod heads;
 mod real;
 mod reference;
+mod self_drafts;
 mod steps;
 mod tiny;
 mod trees;

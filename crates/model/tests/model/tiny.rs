@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) architecture: &'static str,
+    pub(crate) layers: usize,
     pub(crate) kind: TensorKind,
     pub(crate) hidden: usize,
     pub(crate) feed_forward: usize,
@@ -50,6 +51,7 @@ impl Shape {
         let hidden = kind.block_elems().max(64) as usize;
         Self {
             architecture,
+            layers: LAYERS,
             kind,
             hidden,
             feed_forward: 2 * hidden,
@@ -69,7 +71,7 @@ impl Tiny {
         let a = shape.architecture;
         tiny.key("general.architecture", Value::Str(a.into()));
         for (name, value) in [
-            ("block_count", LAYERS),
+            ("block_count", shape.layers),
             ("embedding_length", shape.hidden),
             ("feed_forward_length", shape.feed_forward),
             ("attention.head_count", shape.heads),
@@ -90,7 +92,7 @@ impl Tiny {
         if !shape.tied {
             tiny.matrix("output.weight", hidden, VOCAB);
         }
-        for i in 0..LAYERS {
+        for i in 0..shape.layers {
             let name = |part: &str| format!("blk.{i}.{part}");
             tiny.vector(&name("attn_norm.weight"), hidden, 1.0);
             tiny.vector(&name("ffn_norm.weight"), hidden, 1.0);

@@ -1,0 +1,44 @@
+//! A model that drafts for itself: its first layers, then its own head (LayerSkip, arXiv 2404.16710).
+
+use request::{Sampling, TokenId};
+use scheduler::Slot;
+
+/// What a model offers for drafting by its own first layers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Layered {
+    pub layers: u32,
+    /// What a pass through the head costs, in layers.
+    pub head: f64,
+    /// What a draft costs besides its layers, in layers.
+    pub draft: f64,
+}
+
+/// Asks for drafts behind the last known token of a slot, which is not computed yet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SelfDraft {
+    pub slot: Slot,
+    pub token: TokenId,
+    /// Of `token`.
+    pub position: u32,
+    /// Layers that a draft passes, fewer than all.
+    pub exit: u32,
+    /// Most drafts, at most [`request::Del::MOST`]; 0: only watch.
+    pub most: u32,
+    /// The first draft that is less sure is the last one.
+    pub stop_below: Option<f64>,
+    /// So is one of these.
+    pub stop_ids: Vec<TokenId>,
+    /// How drafts are drawn: as the target draws, with the noise of their places.
+    pub sampling: Sampling,
+    /// What other layers would have said is asked for after the next step ([`crate::Model::said`]).
+    pub watch: bool,
+}
+
+/// What one layer would have said at the picking rows of a slot, in row order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SaidBy {
+    /// Layers passed.
+    pub exit: u32,
+    /// The token, and its probability.
+    pub said: Vec<(TokenId, f64)>,
+}
