@@ -222,3 +222,70 @@ fn a_drafters_shortlist_changes_no_text() {
     // Without a list this drafter, which is the target, is never wrong.
     assert!(right > 20 && wrong > 20, "{right} right, {wrong} wrong");
 }
+
+/// The same on the coder pair, from the 16 HumanEval prompts of the recorded trace: greedy and at T=0.8, strategies that
+/// change at random, drafters that lie, are late, lose frames or die. Some ten minutes, so it runs when it is asked
+/// for: `cargo nextest run -p tests --run-ignored only coder_pair` (docs/benchmarks.md says how it went).
+#[test]
+#[ignore = "takes ten minutes; run by name"]
+fn the_text_of_the_coder_pair_does_not_depend_on_when_the_strategy_changes() {
+    let (Some(target), Some(drafter)) = (model_file("coder-1.5b"), model_file("coder-0.5b")) else { return };
+    let (target, drafter) = (Weights::open("coder-1.5b", &target), Weights::open("coder-0.5b", &drafter));
+    let trace = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/benchmarks/traces/humaneval-coder-pair.jsonl");
+    let trace = cli::bench::compare::trace::File::read(trace.as_ref()).unwrap();
+    assert_eq!(trace.answers.len(), 16);
+    for (half, answers) in trace.answers.chunks(8).enumerate() {
+        let requests: Vec<Request> = answers
+            .iter()
+            .enumerate()
+            .flat_map(|(i, answer)| {
+                let prompt: Vec<u32> = answer.recorded.prompt.iter().map(|id| id.0).collect();
+                [Sampling::GREEDY, link::sampled(i as u64, 0.8)].map(|sampling| {
+                    let mut request = link::request(&prompt, 24, sampling, Speculation::default());
+                    request.speculation.strategy = STRATEGIES[i % STRATEGIES.len()];
+                    request
+                })
+            })
+            .collect();
+        let plain: Vec<Request> = requests
+            .iter()
+            .map(|r| Request {
+                speculation: Speculation { strategy: Strategy::None, ..r.speculation },
+                ..r.clone()
+            })
+            .collect();
+        let setup = |drafter, faults, kill_after, switch| Setup {
+            target: Engine::new(target.make()(), Settings::default()),
+            drafter,
+            faults,
+            kill_after,
+            switch,
+            constraint: None,
+        };
+        let reference = drive(&plain, setup(None, Faults::default(), None, 0), &mut Dice(0)).answers;
+        let mut sources: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+        for (name, faults, kill_after) in [
+            ("lying", Faults { lie: 30, lose: 15, double: 10, delay: 20, ..Faults::default() }, None),
+            ("killed", Faults::default(), Some(40)),
+        ] {
+            let corrupted = Corrupted { model: drafter.make()(), wrong: 10, picks: Arc::default() };
+            let drafter = Engine::new(corrupted, Settings::default());
+            let ran = drive(&requests, setup(Some(drafter), faults, kill_after, 60), &mut Dice(5));
+            for (ran, plain) in ran.answers.iter().zip(&reference) {
+                assert_eq!(ran.output, plain.output, "half {half}, a drafter that is {name}");
+            }
+            for source in Source::ALL {
+                let (right, wrong) = sources.entry(source.name()).or_default();
+                for did in ran.answers.iter().map(|a| a.stats.of(source)) {
+                    *right += did.accepted_tokens;
+                    *wrong += did.draft_tokens - did.accepted_tokens;
+                }
+            }
+        }
+        println!("half {half}: right and wrong by source {sources:?}");
+        for source in [Source::Drafter, Source::Ngram, Source::Suffix, Source::Recycle] {
+            let (right, wrong) = sources[source.name()];
+            assert!(right > 0 && wrong > 0, "{}: {right} right, {wrong} wrong", source.name());
+        }
+    }
+}
