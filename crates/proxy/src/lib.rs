@@ -3,6 +3,8 @@
 //! For tests, and for measurements on one machine of what a network between worker and drafter costs
 //! (`paceline bench compare --link`). It narrows nothing: a link's bandwidth is not what it is about. Start at [`Proxy`].
 
+#![forbid(unsafe_code)]
+
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
