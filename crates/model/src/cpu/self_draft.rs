@@ -66,7 +66,9 @@ impl CpuModel {
                 drafted.tokens.push(token);
                 drafted.states.extend_from_slice(&self.scratch.x);
             }
-            let picking = Picking { rows: vec![(0, position)], hidden: self.scratch.x.clone() };
+            let mut hidden = self.scratch.x.clone();
+            forward.leave(&mut self.pool, exit as usize, &mut hidden, &mut self.scratch);
+            let picking = Picking { rows: vec![(0, position)], hidden };
             let mut said = Vec::new();
             forward.head(
                 self.packed.drafting_head(),
@@ -97,15 +99,6 @@ impl CpuModel {
         let nothing = ModelError::Unsupported { what: "shadow tokens of a slot that was not watched" };
         let watched = self.exits.watched(slot.0).ok_or(nothing)?;
         let (base, hidden, level) = (watched.base, self.parameters.hidden, self.level);
-        let (mut picking, mut of) = (Picking::default(), Vec::new());
-        // One product for all layers and rows.
-        for (layers, states) in &watched.heard {
-            for (position, state) in (base..).zip(states.chunks_exact(hidden)).take(rows as usize) {
-                picking.rows.push((of.len() as u32, position));
-                picking.hidden.extend_from_slice(state);
-                of.push(*layers as u32);
-            }
-        }
         let forward = Forward {
             parameters: &self.parameters,
             decoder: &self.decoder,
@@ -116,6 +109,17 @@ impl CpuModel {
             branches: &self.branches,
             level: self.level,
         };
+        let (mut picking, mut of) = (Picking::default(), Vec::new());
+        // One product of the head for all layers and rows.
+        for (layers, states) in &watched.heard {
+            let mut states = states[..states.len().min(rows as usize * hidden)].to_vec();
+            forward.leave(&mut self.pool, *layers, &mut states, &mut self.scratch);
+            for (position, state) in (base..).zip(states.chunks_exact(hidden)) {
+                picking.rows.push((of.len() as u32, position));
+                picking.hidden.extend_from_slice(state);
+                of.push(*layers as u32);
+            }
+        }
         let mut all = Vec::with_capacity(of.len());
         forward.head(
             self.packed.drafting_head(),
