@@ -24,6 +24,8 @@ pub(super) struct ByItself {
 /// states through the head. In between the exit in use is known by what became of its drafts.
 const FIRST: u32 = 4;
 const EACH: u32 = 8;
+/// The same while drafting does not pay.
+const RARELY: u32 = 32;
 
 impl TargetLane {
     /// What to ask of the model in the step being planned. `most`: drafts that the rank allows; `cost`: what its steps take.
@@ -52,7 +54,8 @@ impl TargetLane {
                 exits.plan(rows)
             }
         };
-        let watch = fixed.is_none() && (*rounds < FIRST || rounds.is_multiple_of(EACH));
+        let each = if drafts == 0 { RARELY } else { EACH };
+        let watch = fixed.is_none() && (*rounds < FIRST || rounds.is_multiple_of(each));
         *rounds += 1;
         let most = most.min(drafts);
         *unsure = drop_below;

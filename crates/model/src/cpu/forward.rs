@@ -166,10 +166,20 @@ impl Forward<'_> {
                     (&s.wide, self.drawn)
                 }
             };
+            let listed = |i: usize| {
+                let ids = head.ids.as_deref()?;
+                Some((ids, &s.out[i * ids.len()..(i + 1) * ids.len()]))
+            };
             let logits: Vec<RowLogits<'_>> = rows
                 .iter()
                 .zip(all.chunks_exact(width))
-                .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
+                .enumerate()
+                .map(|(i, (&(row, position), logits))| RowLogits {
+                    row,
+                    position,
+                    logits: &logits[..self.drawn],
+                    listed: listed(i),
+                })
                 .collect();
             each(pool, &logits)?;
         }

@@ -151,10 +151,18 @@ fn say(
 ) -> Result<Vec<(TokenId, f64)>, ModelError> {
     let mut said: Vec<Option<(TokenId, f64)>> = vec![None; found.len()];
     pool.pieces(&mut said, 1, |i, said| {
-        let RowLogits { logits, position, .. } = &found[i];
-        said[0] = sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| {
-            let of = logits[drawn.token.0 as usize];
-            (drawn.token, 1.0 / f64::from(level.run(Sum { logits, of })))
+        let RowLogits { logits, position, listed, .. } = &found[i];
+        // Without noise the largest of a few is found among the few.
+        let drawn = match listed {
+            Some((ids, few)) if sampling.params.is_greedy() => {
+                sampling::pick(few, sampling, position + 1).map(|at| TokenId(ids[at.0 as usize]))
+            }
+            _ => sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| drawn.token),
+        };
+        said[0] = drawn.map(|token| {
+            let of = logits[token.0 as usize];
+            let logits = listed.map_or(*logits, |(_, few)| few);
+            (token, 1.0 / f64::from(level.run(Sum { logits, of })))
         });
     });
     let broken = |i: usize| ModelError::NotFinite { row: found[i].row };
