@@ -120,8 +120,8 @@ impl Exits {
             drafts = 0;
         }
         let known = (speed > 0.0).then(|| self.layers[exit as usize - 1]);
-        // A right draft saves what a token costs.
-        let row = (self.all() - f64::from(exit) + self.head) * (rows(2) - rows(1));
+        // A right draft saves what a token costs. The last one's row has yet to pass the layers before the exit.
+        let row = f64::from(exit) + (self.all() - f64::from(exit) + self.head) * (rows(2) - rows(1));
         Round {
             exit,
             drafts,
@@ -211,6 +211,9 @@ mod tests {
         }
         let plan = exits.plan(free);
         assert_eq!((plan.exit, plan.drafts), (2, Exits::MOST - 1));
+        // What a draft has to promise: what its own row costs of the layers before the exit, at this speed.
+        let due = exits.tokens_per_layer(2, Exits::MOST - 1, &free) * 2.0;
+        assert!((plan.drop_below - due).abs() < 1e-12 && due < 1.0, "{plan:?}");
         // The paper's: its drafts' layers, and all layers once; all of 400 were right, and two were doubted.
         let tokens: f64 = (0..4).map(|k| (400.0_f64 / 402.0).powi(k)).sum();
         assert!((exits.tokens_per_layer(2, 3, &free) - tokens / (4.0 + 3.0 * 2.0)).abs() < 1e-6);
