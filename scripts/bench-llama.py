@@ -32,14 +32,21 @@ COMPILERS = {"rustc", "cc1plus", "cc1", "cicc", "ptxas", "ld", "lld"}
 
 
 def busy():
-    """Whether something compiles on this machine."""
-    for comm in pathlib.Path("/proc").glob("[0-9]*/comm"):
+    """Whether something compiles on this machine; a stopped process (state T) does not."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
-            if comm.read_text().strip() in COMPILERS:
-                return True
+            _, _, rest = stat.read_text().partition("(")
         except OSError:
-            pass
+            continue
+        name, _, fields = rest.rpartition(")")
+        if name in COMPILERS and fields.split()[0] != "T":
+            return True
     return False
+
+
+def commit():
+    here = pathlib.Path(__file__).parent
+    return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True).stdout.strip()
 
 
 def output(command, timeout):
@@ -58,32 +65,34 @@ def theirs(args, model, words):
     return report[-1]["avg_ts"], report
 
 
-def batch(args, model):
+def their_batch(args, model):
     """Decode of 8 sequences, tokens a second of all together."""
-    words = ["--prompt", "128", "--generate", "33", "--batch", "8"]
-    mine, report = ours(args, model, "decode", words)
     command = [os.path.join(args.llama, "llama-batched-bench"), "-m", model, "-t", str(args.threads), "-c", "2048"]
     command += ["-npp", "128", "-ntg", "32", "-npl", "8", "--output-format", "jsonl"]
     lines = [line for line in output(command, args.timeout).splitlines() if line.startswith("{")]
     its = json.loads(lines[-1])
-    return (mine, report), (its["speed_tg"], its)
+    return its["speed_tg"], its
 
 
-def verification(args, model, rows):
-    """Steps of `rows` rows a second, and llama.cpp's steps of one row."""
+def our_rows(args, model, rows):
+    """Steps of `rows` rows a second."""
     command = [args.paceline, "bench", "engine", "--model", model, "--threads", str(args.threads), "--repeat", "9"]
     command += ["--prompt", "128", "--generate", "9", "--rows", str(rows), "--json"]
     report = json.loads(output(command, args.timeout))
-    return (1e3 / report["rows"][0]["step_ms"]["p50"], report), theirs(args, model, ["-p", "0", "-n", "32", "-d", "128"])
+    return 1e3 / report["rows"][0]["step_ms"]["p50"], report
 
 
 def pair(args, model, name, turn):
+    """One figure of each side, the other side first in every other round."""
     if name == "batch of 8":
-        return batch(args, model)
-    if name in ROWS:
-        return verification(args, model, ROWS[name])
-    _, phase, mine, its = next(p for p in PHASES if p[0] == name)
-    runs = {"ours": lambda: ours(args, model, phase, mine), "theirs": lambda: theirs(args, model, its)}
+        words = ["--prompt", "128", "--generate", "33", "--batch", "8"]
+        runs = {"ours": lambda: ours(args, model, "decode", words), "theirs": lambda: their_batch(args, model)}
+    elif name in ROWS:
+        one = ["-p", "0", "-n", "32", "-d", "128"]
+        runs = {"ours": lambda: our_rows(args, model, ROWS[name]), "theirs": lambda: theirs(args, model, one)}
+    else:
+        _, phase, mine, its = next(p for p in PHASES if p[0] == name)
+        runs = {"ours": lambda: ours(args, model, phase, mine), "theirs": lambda: theirs(args, model, its)}
     order = ["ours", "theirs"] if turn % 2 == 0 else ["theirs", "ours"]
     found = {side: runs[side]() for side in order}
     return found["ours"], found["theirs"]
@@ -126,7 +135,8 @@ def main():
             results.append(row)
             print(json.dumps(row), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"command": sys.argv[1:], "results": results, "raw": raw}, indent=1) + "\n")
+        run = {"command": sys.argv[1:], "commit": commit(), "load_average": os.getloadavg()}
+        args.json.write_text(json.dumps(run | {"results": results, "raw": raw}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

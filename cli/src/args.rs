@@ -126,7 +126,8 @@ pub struct RankArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
     /// Where the model computes: cpu, cuda, cuda:1, or cuda:0,1 [default: cpu]
-    #[arg(long, value_name = "DEVICE")]
+    // `up` and `bench compare` have to know as well what the environment says to the ranks that they start.
+    #[arg(long, value_name = "DEVICE", env = "PACELINE_RANK__DEVICE", hide_env = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<rank::Device>,
     /// On a GPU: the same text alone and in any batch, for some speed

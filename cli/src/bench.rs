@@ -3,7 +3,9 @@
 //! [`serve`] is a load generator for any server with OpenAI's API. Its metrics, their names and their
 //! percentiles are those of AIPerf, so that figures can be laid beside each other.
 //! [`engine`] times this machine's arithmetic without a network; [`compare`] lays drafting strategies side by
-//! side; [`schedule`] replays traces through the scheduler with a clock of its own. What they share: [`spread`], the statistics, [`drawing`], the plots, and [`hardware`], the line that belongs beside every figure.
+//! side; [`schedule`] replays traces through the scheduler with a clock of its own; [`shared`] lets two models decode on the
+//! same cores. What they share: [`spread`], the statistics, [`drawing`], the plots, and [`hardware`], the line that
+//! belongs beside every figure.
 
 pub mod compare;
 pub mod drawing;
@@ -13,7 +15,9 @@ pub mod gpu;
 pub mod hardware;
 pub mod schedule;
 pub mod serve;
+pub mod shared;
 pub mod spread;
+mod steps;
 
 use std::io::Write as _;
 use std::path::Path;
@@ -44,6 +48,8 @@ pub enum What {
     Gpu(gpu::GpuArgs),
     /// Replay a trace through the scheduler under several policies, with a model of what steps cost.
     Schedule(Box<schedule::ScheduleArgs>),
+    /// Two models that decode at once on the same cores, beside each of them alone.
+    Shared(shared::SharedArgs),
     /// Drafting strategies side by side, or the record of a pair of models.
     Compare(Box<compare::CompareArgs>),
 }
@@ -55,6 +61,7 @@ pub async fn run(args: BenchArgs, store: &StoreArgs) -> Result<()> {
         #[cfg(feature = "cuda")]
         What::Gpu(args) => gpu::run(args).await,
         What::Schedule(args) => schedule::run(&args),
+        What::Shared(args) => shared::run(args, store).await,
         What::Compare(args) => compare::run(*args, store).await,
     }
 }

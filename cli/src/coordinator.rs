@@ -53,6 +53,7 @@ pub async fn run(args: CoordinatorArgs, store: &StoreArgs, log: &Log) -> Result<
         let announcement = Announcement {
             node: "coordinator".into(),
             grpc: format!("http://{}", running.grpc_addr()),
+            listens: None,
             http: Some(format!("http://{}", running.http_addr())),
             admin: running.admin_addr().map(|address| format!("http://{address}")),
         };

@@ -40,6 +40,8 @@ pub async fn run(args: DemoArgs, store: &StoreArgs) -> Result<()> {
         drafters: 1,
         port: 0,
         rank: args.rank.clone(),
+        split_cores: false,
+        drafter_advertises: None,
         replay: None,
     };
     let mut cluster = Cluster::start(&up, store).await?;

@@ -7,7 +7,7 @@ use engine::Side;
 use telemetry::{Log, Service};
 
 use crate::args::StoreArgs;
-use crate::rank::{NodeArgs, Prepared, load, prepare, serve, tasks};
+use crate::rank::{Listening, NodeArgs, Prepared, load, prepare, serve, tasks};
 
 /// Serves until a signal, then drains.
 pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
@@ -21,6 +21,7 @@ pub async fn run(args: NodeArgs, store: &StoreArgs, log: &Log) -> Result<()> {
     let make = prepared.make();
     let Prepared { identity, constraints, .. } = prepared;
     let running = drafter::start(&config, identity, constraints, make, &readiness, &mut tasks).await?;
-    let (record, admin) = (running.record.clone(), running.admin);
-    serve(&args, &config.rank, &record, admin, running.idle(), tasks).await
+    let at = Listening { grpc: running.address, admin: running.admin };
+    let record = running.record.clone();
+    serve(&args, &config.rank, &record, at, running.idle(), tasks).await
 }

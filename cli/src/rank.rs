@@ -255,21 +255,32 @@ pub fn tasks() -> Result<Tasks> {
     Ok(tasks)
 }
 
+/// Ports of a started rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Listening {
+    pub grpc: SocketAddr,
+    pub admin: Option<SocketAddr>,
+}
+
 /// Says that a started rank serves, and stays until it has drained; `idle` resolves when nothing runs.
 pub async fn serve(
     args: &NodeArgs,
     config: &rank::Config,
     record: &NodeRecord,
-    admin: Option<SocketAddr>,
+    at: Listening,
     idle: impl Future<Output = ()>,
     mut tasks: Tasks,
 ) -> Result<()> {
     let NodeRecord { id, role, endpoint, model, .. } = record;
     tracing::info!(node = %id, %endpoint, model, "{role} serves");
     if args.supervised {
-        let admin = admin.map(|address| format!("http://{address}"));
-        let announcement =
-            Announcement { node: id.to_string(), grpc: endpoint.to_string(), http: None, admin };
+        let announcement = Announcement {
+            node: id.to_string(),
+            grpc: endpoint.to_string(),
+            listens: Some(at.grpc),
+            http: None,
+            admin: at.admin.map(|address| format!("http://{address}")),
+        };
         supervised(&announcement, &mut tasks)?;
     }
     let deadlines = Deadlines { drain: config.drain, ..Deadlines::default() };
@@ -310,7 +321,11 @@ fn describe(path: &Path, shortlist: Option<u32>) -> Result<Described> {
 pub struct Announcement {
     /// Of the node, or "coordinator".
     pub node: String,
+    /// Under which others reach it.
     pub grpc: String,
+    /// Where a rank listens, which is another place behind a proxy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listens: Option<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
     /// Where `/metrics` is.

@@ -1,5 +1,6 @@
 //! `paceline up`: a whole cluster on this machine, one process a role.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ pub struct UpArgs {
     pub port: u16,
     #[command(flatten)]
     pub rank: RankArgs,
+    /// Worker and drafter on cores of their own, half of them each (Linux), as if on two machines
+    #[arg(long)]
+    pub split_cores: bool,
+    /// For measurements: where workers find the drafter, when a proxy stands before it
+    #[arg(skip)]
+    pub drafter_advertises: Option<SocketAddr>,
     /// For measurements: what worker and drafter say instead of their own words
     #[arg(long, hide = true, value_name = "TRACE")]
     pub replay: Option<std::path::PathBuf>,
@@ -94,15 +101,20 @@ pub async fn run(args: UpArgs, store: &StoreArgs) -> Result<()> {
 impl Cluster {
     /// Fetches what is missing, starts all processes and waits until the cluster answers.
     pub async fn start(args: &UpArgs, store: &StoreArgs) -> Result<Self> {
-        let target = store.resolve(&args.target).await?;
+        let target_file = store.resolve(&args.target).await?;
         let drafting = args.drafter != "none" && args.drafters > 0;
-        let drafter = match drafting {
+        let drafter_file = match drafting {
             true => Some(store.resolve(&args.drafter).await?),
             false => None,
         };
         if args.rank.cores.is_some() {
             bail!(
                 "--cores is for one model: leave it out, or start worker and drafter with a --cores of their own"
+            );
+        }
+        if args.rank.dummy_weights.is_some() {
+            bail!(
+                "--dummy-weights is one model's shape: start worker and drafter with a CONFIG of their own"
             );
         }
         let own = std::env::current_exe().context("where is this program?")?;
@@ -115,7 +127,7 @@ impl Cluster {
                 &[
                     "coordinator",
                     "--model",
-                    &path(&target),
+                    &path(&target_file),
                     "--listen",
                     &port,
                     "--grpc-listen",
@@ -126,25 +138,30 @@ impl Cluster {
         let grpc = cluster.grpc().trim_start_matches("http://").to_owned();
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let drafters = if drafting { args.drafters } else { 0 };
-        let (target_threads, drafter_threads) = threads(cores, args.workers, drafters);
-        let wanted = |threads| args.rank.threads.unwrap_or(threads);
-        let share_cores =
-            drafters > 0 && wanted(target_threads) + wanted(drafter_threads) > cores && on_cpu(&args.rank);
-        let mut target_flags = rank_flags(&args.rank, target_threads);
-        if let (Some(folder), Some(sparsity)) = (&args.rank.head_map, args.rank.sparsity) {
-            let folder = folder.to_str().context("--head-map: the path is not UTF-8")?;
-            target_flags
-                .extend(["--head-map", folder, "--sparsity", &sparsity.to_string()].map(str::to_owned));
+        let (mut target_threads, mut drafter_threads) = threads(cores, args.workers, drafters);
+        let split = args.split(cores, drafters)?;
+        if let Some((targets, drafters)) = &split {
+            (target_threads, drafter_threads) = (targets.len(), drafters.len());
         }
+        let wanted = |threads| args.rank.threads.unwrap_or(threads);
+        let share_cores = drafters > 0
+            && split.is_none()
+            && wanted(target_threads) + wanted(drafter_threads) > cores
+            && on_cpu(&args.rank);
+        // A pattern of heads is the target's, a shortlist the drafter's.
+        let (target_cores, drafter_cores) = split.unzip();
+        let target = RankArgs { shortlist: None, cores: target_cores, ..args.rank.clone() };
+        let mut target_flags = rank_flags(&target, target_threads)?;
         if share_cores {
             target_flags.push("--drafters-share-cores".to_owned());
         }
-        let mut drafter_flags = rank_flags(&args.rank, drafter_threads);
-        if let Some(tokens) = args.rank.shortlist {
-            drafter_flags.extend(["--shortlist".to_owned(), tokens.to_string()]);
+        let drafter = RankArgs { head_map: None, sparsity: None, cores: drafter_cores, ..args.rank.clone() };
+        let mut drafter_flags = rank_flags(&drafter, drafter_threads)?;
+        if let Some(address) = args.drafter_advertises {
+            drafter_flags.extend(["--advertise".to_owned(), format!("http://{address}")]);
         }
-        let nodes = std::iter::repeat_n(("worker", Some(&target), &target_flags), args.workers.into())
-            .chain(std::iter::repeat_n(("drafter", drafter.as_ref(), &drafter_flags), drafters.into()));
+        let nodes = std::iter::repeat_n(("worker", Some(&target_file), &target_flags), args.workers.into())
+            .chain(std::iter::repeat_n(("drafter", drafter_file.as_ref(), &drafter_flags), drafters.into()));
         for (role, model, flags) in nodes {
             let Some(model) = model else { continue };
             let model = path(model);
@@ -156,6 +173,12 @@ impl Cluster {
         }
         cluster.ready().await?;
         Ok(cluster)
+    }
+
+    /// Where the drafter listens, whatever it advertises.
+    pub fn drafter_listens(&self) -> Option<SocketAddr> {
+        let drafter = self.parts.iter().find(|part| part.announcement.node.starts_with("drafter"));
+        drafter.and_then(|part| part.announcement.listens)
     }
 
     async fn spawn(&mut self, program: &std::path::Path, words: &[&str]) -> Result<()> {
@@ -224,7 +247,7 @@ impl Cluster {
     pub fn describe(&self) -> String {
         let width = self.parts.iter().map(|p| p.announcement.node.len()).max().unwrap_or(0);
         let line = |part: &Part| {
-            let Announcement { node, grpc, http, admin } = &part.announcement;
+            let Announcement { node, grpc, http, admin, .. } = &part.announcement;
             let pid = part.child.id().unwrap_or_default();
             let http = http.as_ref().map(|h| format!("   http {h}")).unwrap_or_default();
             let metrics = admin.as_ref().map(|a| format!("   metrics {a}/metrics")).unwrap_or_default();
@@ -277,6 +300,21 @@ impl Cluster {
     }
 }
 
+impl UpArgs {
+    /// The cores of worker and drafter, when they are to have their own.
+    fn split(&self, cores: usize, drafters: u16) -> Result<Option<(Vec<usize>, Vec<usize>)>> {
+        if !self.split_cores {
+            return Ok(None);
+        }
+        ensure!(
+            (self.workers, drafters) == (1, 1) && cores >= 2 && self.rank.threads.is_none(),
+            "--split-cores is for one worker and one drafter on two cores or more, without --threads"
+        );
+        let half = cores.div_ceil(2);
+        Ok(Some(((0..half).collect(), (half..cores).collect())))
+    }
+}
+
 /// Whether the models compute on the CPU.
 fn on_cpu(rank: &RankArgs) -> bool {
     rank.device.as_ref().is_none_or(|device| *device == rank::Device::Cpu)
@@ -294,21 +332,51 @@ fn threads(cores: usize, workers: u16, drafters: u16) -> (usize, usize) {
     (each(targets, workers), each(cores - targets, drafters))
 }
 
-/// A rank's flags; `threads` unless it says otherwise.
-fn rank_flags(rank: &RankArgs, threads: usize) -> Vec<String> {
-    let mut flags = vec!["--threads".to_owned(), rank.threads.unwrap_or(threads).to_string()];
-    if let Some(context) = rank.context {
-        flags.extend(["--context".to_owned(), context.to_string()]);
+/// A rank's flags, each that was given; `threads` unless it says otherwise.
+fn rank_flags(rank: &RankArgs, threads: usize) -> Result<Vec<String>> {
+    let rank = RankArgs { threads: Some(rank.threads.unwrap_or(threads)), ..rank.clone() };
+    let serde_json::Value::Object(given) = serde_json::to_value(&rank)? else { bail!("flags are no object") };
+    let mut flags = Vec::new();
+    for (name, value) in given {
+        let flag = format!("--{}", name.replace('_', "-"));
+        match value {
+            serde_json::Value::Bool(true) => flags.push(flag),
+            serde_json::Value::String(text) => flags.extend([flag, text]),
+            serde_json::Value::Array(many) => {
+                let many: Vec<String> = many.iter().map(ToString::to_string).collect();
+                flags.extend([flag, many.join(",")]);
+            }
+            value => flags.extend([flag, value.to_string()]),
+        }
     }
-    if let Some(slots) = rank.slots {
-        flags.extend(["--slots".to_owned(), slots.to_string()]);
-    }
-    flags
+    Ok(flags)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Typed {
+        #[command(flatten)]
+        rank: RankArgs,
+    }
+
+    #[test]
+    fn every_flag_of_a_rank_reaches_it() {
+        let words = "--threads 3 --cores 0,1,2 --shortlist 9 --context 100 --slots 4 --device cuda:1 \
+                     --batch-invariant --head-map folder/a --sparsity 0.5 --dummy-weights config.json";
+        let typed =
+            Typed::try_parse_from(std::iter::once("up").chain(words.split_whitespace())).unwrap().rank;
+        let flags = rank_flags(&typed, 1).unwrap();
+        let again = Typed::try_parse_from(std::iter::once("worker").chain(flags.iter().map(String::as_str)));
+        let again = again.unwrap_or_else(|e| panic!("{flags:?}: {e}")).rank;
+        assert_eq!(serde_json::to_value(&again).unwrap(), serde_json::to_value(&typed).unwrap());
+        assert_eq!(flags.len(), words.split_whitespace().count(), "{flags:?}");
+        assert_eq!(rank_flags(&RankArgs::default(), 2).unwrap(), ["--threads", "2"]);
+    }
 
     #[test]
     fn the_cores_are_shared_among_all_ranks() {

@@ -1,11 +1,11 @@
-//! Random numbers of the operating system, for seeds, placement and jitter.
+//! Random numbers of the operating system, for seeds and jitter.
 
 use crate::failure::{self, Failure, Reason};
 
 /// JavaScript holds integers up to here exactly, so a returned seed survives any client.
 const SEEDS: u64 = 1 << 53;
 
-pub(crate) fn draw() -> Result<u64, Failure> {
+fn draw() -> Result<u64, Failure> {
     getrandom::u64()
         .map_err(|e| failure::new(Reason::Internal, format!("no random numbers from the system: {e}")))
 }

@@ -5,8 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cluster::{
-    Duty, Incarnation, Member, NoPlace, NodeId, NodeRecord, Problem, Role, Split, View, VocabHash, place,
+    Duty, Incarnation, Member, NoPlace, NodeId, NodeRecord, PrefixName, Problem, Role, Split, View,
+    VocabHash, place,
 };
+use daemon::registry::Prefixes;
+use kvcache::PAGE_POSITIONS;
+use telemetry::Label;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -29,6 +33,7 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Router {
     view: watch::Receiver<View>,
+    prefixes: Arc<Prefixes>,
     channels: Channels,
     in_flight: Arc<InFlight>,
     full: Full,
@@ -49,6 +54,8 @@ pub(crate) struct Need<'a> {
     pub(crate) positions: u32,
     /// Tokens to compute: prompt and what was delivered.
     pub(crate) tokens: u32,
+    /// Their full pages, by name.
+    pub(crate) prefix: &'a [PrefixName],
     /// Workers that refused it or broke.
     pub(crate) tried: &'a [NodeId],
     /// Numerics fingerprint of the text so far.
@@ -83,9 +90,10 @@ pub(crate) struct Serving {
 }
 
 impl Router {
-    pub(crate) fn new(view: watch::Receiver<View>, split_at: u32) -> Self {
+    pub(crate) fn new(view: watch::Receiver<View>, prefixes: Arc<Prefixes>, split_at: u32) -> Self {
         Self {
             view,
+            prefixes,
             channels: Channels::default(),
             in_flight: Arc::default(),
             full: Full::default(),
@@ -100,6 +108,8 @@ impl Router {
         let soonest = full.iter().map(|(_, retry_after)| *retry_after).min();
         let mut tried = need.tried.to_vec();
         tried.extend(full.into_iter().map(|(id, _)| id));
+        let mut hits = self.prefixes.hits(need.prefix);
+        hits.values_mut().for_each(|pages| *pages *= PAGE_POSITIONS);
         let placement = place(&Problem {
             view: &view,
             model: need.model,
@@ -108,7 +118,9 @@ impl Router {
             prefer: need.prefer,
             in_flight: &self.in_flight.since_heartbeat(&view),
             random,
-            split: Some(Split { tokens: need.tokens, at: self.split_at }),
+            tokens: need.tokens,
+            hits: &hits,
+            split: Some(Split { at: self.split_at }),
         })
         .map_err(|no_place| match soonest {
             Some(soonest) if matches!(no_place, NoPlace::NoneLeft { .. }) => overloaded(need.model, soonest),
@@ -117,6 +129,10 @@ impl Router {
         let channel = self.channels.get(&placement.worker.endpoint, &view).map_err(|e| {
             failure::new(Reason::Internal, format!("worker {} cannot be dialled: {e}", placement.worker.id))
         })?;
+        let (model, meters) = ([Label::model(need.model)], telemetry::meters());
+        meters.router_prefix_queries.add(need.tokens.into(), &model);
+        let hit = hits.get(&placement.worker.id).copied().unwrap_or(0);
+        meters.router_prefix_hits.add(hit.into(), &model);
         self.full.asked(&placement.worker.id, Instant::now());
         let counted = self.in_flight.count(&placement.worker.id, &view);
         let prefill = placement.prefill;
@@ -203,6 +219,8 @@ impl Router {
             prefer: None,
             in_flight,
             random: 0,
+            tokens: 0,
+            hits: &HashMap::new(),
             split: None,
         };
         place(&problem).map(|placement| placement.worker.context).map_err(refusal)
@@ -263,6 +281,8 @@ mod tests {
     use std::time::Duration;
 
     use cluster::{Endpoint, Load, Member, NodeRecord, NodeState, Presence};
+    use daemon::Shutdown;
+    use daemon::registry::{self, Registry};
 
     use super::*;
 
@@ -292,12 +312,14 @@ mod tests {
     async fn full_workers_are_not_asked_while_their_word_stands() {
         let members = view([member("v", Duration::ZERO), member("w", Duration::ZERO)]);
         let (_send, receive) = watch::channel(members.clone());
-        let router = Router::new(receive, 512);
+        let (registry, _owner) = Registry::new(&registry::Config::default(), &Shutdown::default());
+        let router = Router::new(receive, registry.prefixes(), 512);
         let need = |new| Need {
             model: "m",
             vocab_hash: VocabHash([1; 32]),
             positions: 8,
             tokens: 4,
+            prefix: &[],
             tried: &[],
             prefer: None,
             new,

@@ -73,8 +73,8 @@ impl Coordinator {
         let mut tasks = Tasks::new(shutdown.clone());
         let (registry, owner) = Registry::new(&config.registry, &shutdown);
         tasks.spawn("registry", owner);
-        let door =
-            Arc::new(FrontDoor::new(&config, models, Router::new(registry.view(), config.split_at_tokens)));
+        let router = Router::new(registry.view(), registry.prefixes(), config.split_at_tokens);
+        let door = Arc::new(FrontDoor::new(&config, models, router));
         tasks.spawn("admission", close_at_drain(Arc::clone(&door), shutdown.clone()));
 
         let slow_client = config.slow_client_timeout;

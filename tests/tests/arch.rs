@@ -57,13 +57,17 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("text", &["request", "gguf"]),
     ("grammar", &["request", "sampling", "engine", "text"]),
     ("transport", &[]),
+    ("proxy", &[]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
     ("telemetry", &[]),
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
     ("rank", &["request", "cluster", "engine", "grammar", "daemon", "telemetry"]),
     // processes: never on each other
-    ("coordinator", &["request", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"]),
+    (
+        "coordinator",
+        &["request", "kvcache", "cluster", "gguf", "text", "grammar", "proto", "daemon", "telemetry"],
+    ),
     ("worker", RANK),
     ("drafter", RANK),
     // product

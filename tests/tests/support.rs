@@ -3,7 +3,6 @@
 
 mod byte_model;
 mod node;
-mod proxy;
 
 pub(crate) use byte_model::{BYTES, byte_model};
 pub(crate) use node::{

@@ -82,6 +82,7 @@ impl EngineConfig {
             drafters_share_cores: self.drafters_share_cores,
             slow_client_timeout: self.slow_client_timeout,
             prefix_cache: self.prefix_cache,
+            tell_prefixes: true,
         }
     }
 }

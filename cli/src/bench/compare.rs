@@ -10,9 +10,11 @@ mod runs;
 pub mod trace;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use proxy::{Link, Proxy};
 use text::{ChatTemplate, Tokenizer};
 
 use self::asked::Asked;
@@ -31,7 +33,7 @@ pub struct CompareArgs {
     /// Drafter model, or none; its vocabulary must be the target's
     #[arg(long, value_name = "MODEL|none", default_value = "coder-0.5b")]
     pub drafter: String,
-    /// How to draft; none is always among them. pearl is draft under its paper's name, lockstep-K waits for K drafts
+    /// How to draft; none is always among them. pearl is draft under its paper's name, lockstep-K waits for K drafts, rapid-TOKENS-K reads so many of the prompt besides
     #[arg(
         long,
         value_delimiter = ',',
@@ -67,6 +69,15 @@ pub struct CompareArgs {
     /// Draw the results
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
+    /// Worker and drafter on cores of their own, half of them each (Linux), as if on two machines
+    #[arg(long)]
+    pub split_cores: bool,
+    /// Make the way from worker to drafter and back so much longer: 5ms
+    #[arg(long, value_name = "DURATION", value_parser = daemon::config::parse_duration)]
+    pub round_trip: Option<Duration>,
+    /// With --round-trip: up to so much longer again each way, at random
+    #[arg(long, value_name = "DURATION", requires = "round_trip", value_parser = daemon::config::parse_duration)]
+    pub jitter: Option<Duration>,
     #[command(flatten)]
     pub rank: RankArgs,
 }
@@ -104,6 +115,15 @@ async fn record(args: CompareArgs, file: &Path, store: &StoreArgs) -> Result<()>
 async fn compare(mut args: CompareArgs, store: &StoreArgs) -> Result<()> {
     args.check()?;
     let asked = args.asked(store).await?;
+    let link = match args.round_trip {
+        Some(trip) => {
+            let (proxy, forward) = Proxy::bind().await.context("no port for the proxy")?;
+            let jitter = args.jitter.unwrap_or_default();
+            proxy.set(Link::Delayed { one_way: trip / 2, jitter });
+            Some((proxy, forward))
+        }
+        None => None,
+    };
     let up = UpArgs {
         target: args.target.clone(),
         drafter: args.drafter.clone(),
@@ -111,9 +131,19 @@ async fn compare(mut args: CompareArgs, store: &StoreArgs) -> Result<()> {
         drafters: 1,
         port: 0,
         rank: args.rank.clone(),
+        split_cores: args.split_cores,
+        drafter_advertises: link.as_ref().map(|(proxy, _)| proxy.address),
         replay: args.replay.clone(),
     };
     let mut cluster = Cluster::start(&up, store).await?;
+    // Kept until the comparison is done: dropped, it cuts the way.
+    let _proxy = match link {
+        Some((proxy, forward)) => {
+            forward(cluster.drafter_listens().context("--round-trip: no drafter was started")?);
+            Some(proxy)
+        }
+        None => None,
+    };
     let runs = runs::run(&args, &asked, cluster.url()).await;
     cluster.stop().await;
     let report = Report::new(&args, runs?);
@@ -138,6 +168,10 @@ impl CompareArgs {
         if let (Some(strategy), "none") = (drafter, self.drafter.as_str()) {
             anyhow::bail!("--strategies {strategy} needs a drafter, and --drafter is none");
         }
+        ensure!(
+            self.round_trip.is_none() || self.drafter != "none",
+            "--round-trip is between worker and drafter, and --drafter is none"
+        );
         Ok(())
     }
 
@@ -151,6 +185,7 @@ impl CompareArgs {
                 name: a.name,
                 max_tokens: max_tokens(a.recorded.target.len()),
                 ids: a.recorded.prompt,
+                expect: None,
             });
             return Ok(asked.collect());
         }
@@ -199,6 +234,8 @@ mod tests {
             (&["--strategies", "lockstep-0"], "1 to 64"),
             (&["--strategies", "fast"], "ngram"),
             (&["--drafter", "none", "--strategies", "draft"], "needs a drafter"),
+            (&["--drafter", "none", "--strategies", "auto", "--round-trip", "5ms"], "--round-trip"),
+            (&["--jitter", "5ms"], "--round-trip"),
             (&["--record", "a", "--replay", "b"], "cannot be used with"),
         ] {
             let error = typed(words).unwrap_err();

@@ -7,10 +7,12 @@ mod curve;
 mod phases;
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use engine::Model as _;
+use kvcache::HeadMap;
 use model::{CpuModel, Options, PageBudget};
 use serde::Serialize;
 use tabled::builder::Builder;
@@ -39,6 +41,12 @@ pub struct EngineArgs {
     /// Time one step with so many rows of one sequence, all of them picking
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     pub rows: Vec<u32>,
+    /// Time the steps of --rows behind so many positions with made-up keys and values, instead of behind the prompt
+    #[arg(long, value_name = "N", requires = "rows")]
+    pub depth: Option<u32>,
+    /// Half of the KV heads of every layer see only so many first and last positions
+    #[arg(long, value_name = "SINK,RECENT", value_parser = windows)]
+    pub windows: Option<[u32; 2]>,
     /// Repetitions of each measurement, after one that does not count; the median is shown
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
@@ -57,6 +65,12 @@ struct Report {
     model: String,
     prompt: u32,
     generate: u32,
+    /// Positions before the steps by rows, if they were made up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<u32>,
+    /// Sink and recent of half of the heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows: Option<[u32; 2]>,
     repeat: u32,
     threads: usize,
     /// The instructions the kernels ran with.
@@ -65,6 +79,8 @@ struct Report {
     version: &'static str,
     /// dev or release.
     build: &'static str,
+    /// Seconds from the file to a model that can compute: layouts repacked, memory taken.
+    load_s: f64,
     /// Bytes of weights that a step reads.
     weight_bytes: u64,
     /// Bytes a second that these threads read from memory, measured before the rest. A model smaller than the
@@ -124,14 +140,29 @@ impl EngineArgs {
         ensure!(!self.batch.is_empty(), "--batch names no size");
         ensure!(self.batch.iter().all(|n| (1..=1024).contains(n)), "--batch must be from 1 to 1024");
         ensure!(self.rows.iter().all(|n| (1..=1024).contains(n)), "--rows must be from 1 to 1024");
+        ensure!(self.depth != Some(0), "--depth must be at least 1");
         Ok(())
     }
 
     /// Positions that the longest sequence needs.
     fn longest(&self) -> u64 {
         let rows = self.rows.iter().copied().max().unwrap_or(0);
-        u64::from(self.prompt) + u64::from(self.generate.max(rows))
+        let answers = u64::from(self.prompt) + u64::from(self.generate);
+        answers.max(u64::from(self.before()) + u64::from(rows))
     }
+
+    /// Positions before those of the steps by rows.
+    fn before(&self) -> u32 {
+        self.depth.unwrap_or(self.prompt)
+    }
+}
+
+/// Reads `SINK,RECENT`.
+fn windows(text: &str) -> Result<[u32; 2], String> {
+    let both =
+        text.split_once(',').and_then(|(sink, recent)| Some([sink.parse().ok()?, recent.parse().ok()?]));
+    both.filter(|[_, recent]| *recent > 0)
+        .ok_or_else(|| "must be SINK,RECENT, such as 64,256; RECENT at least 1".to_owned())
 }
 
 fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
@@ -149,9 +180,18 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         slots: most + 1,
         pages: PageBudget::Pages(pages),
         threads,
-        heads: None,
+        heads: match args.windows {
+            None => None,
+            Some([sink, recent]) => {
+                let shape = model::Description::read(path)?;
+                let (layers, heads) = (shape.layers as usize, shape.kv_heads as usize);
+                Some(HeadMap::half_windows(layers, heads, sink, recent))
+            }
+        },
     };
+    let start = Instant::now();
     let mut model = CpuModel::load(path, &options)?;
+    let load_s = start.elapsed().as_secs_f64();
     let context = model.spec().context;
     ensure!(
         longest <= context,
@@ -175,12 +215,15 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
         model: args.model.clone(),
         prompt: args.prompt,
         generate: args.generate,
+        depth: args.depth,
+        windows: args.windows,
         repeat: args.repeat,
         threads,
         level,
         hardware: Hardware::here(),
         version: env!("CARGO_PKG_VERSION"),
         build: if cfg!(debug_assertions) { "dev" } else { "release" },
+        load_s,
         weight_bytes,
         memory_bytes_per_s,
         prefill_tokens_per_s: first.prefill_tokens_per_s.p50,
@@ -193,7 +236,7 @@ fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
 impl Report {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\n{} MB of weights a step, memory gives {} GB/s\n\n",
+            "{}, prompt {}, generate {}, {} threads, {}, {} build, median of {}\n{}\nloaded in {} s, {} MB of weights a step, memory gives {} GB/s\n\n",
             self.model,
             self.prompt,
             self.generate,
@@ -202,9 +245,13 @@ impl Report {
             self.build,
             self.repeat,
             self.hardware.line(),
+            figure(self.load_s),
             figure(self.weight_bytes as f64 / 1e6),
             figure(self.memory_bytes_per_s / 1e9),
         );
+        if let Some([sink, recent]) = self.windows {
+            text += &format!("half of the heads see the first {sink} and the last {recent} positions\n\n");
+        }
         let mut table = Builder::default();
         table.push_record(["batch", "prefill tokens/s", "min", "max", "decode tokens/s", "min", "max"]);
         for batch in &self.batches {
@@ -215,7 +262,15 @@ impl Report {
         text += &aligned(table);
         if !self.rows.is_empty() {
             let mut table = Builder::default();
-            table.push_record(["rows of a step", "ms", "min", "max", "over one row", "share of memory"]);
+            let behind = self.depth.map_or_else(String::new, |depth| format!(" behind {depth} positions"));
+            table.push_record([
+                &*format!("rows of a step{behind}"),
+                "ms",
+                "min",
+                "max",
+                "over one row",
+                "share of memory",
+            ]);
             for row in &self.rows {
                 let over = row.over_one_row.map_or_else(|| "-".into(), figure);
                 let [ms, min, max] = [row.step_ms.p50, row.step_ms.min, row.step_ms.max].map(figure);
@@ -251,12 +306,15 @@ mod tests {
             model: "m".into(),
             prompt: 128,
             generate: 32,
+            depth: None,
+            windows: None,
             repeat: 3,
             threads: 2,
             level: "avx2".into(),
             hardware: Hardware::here(),
             version: "0",
             build: "dev",
+            load_s: 1.5,
             weight_bytes: 1000,
             memory_bytes_per_s: 2e10,
             prefill_tokens_per_s: 900.5,
@@ -281,11 +339,14 @@ mod tests {
             (["--generate", "1"], "--generate"),
             (["--batch", "0,1"], "--batch"),
             (["--rows", "1,5000"], "--rows"),
+            (["--depth=0", "--rows=1"], "--depth"),
         ] {
             let error = typed(&words).check().unwrap_err().to_string();
             assert!(error.contains(flag), "{error}");
         }
         assert_eq!(typed(&["--prompt", "4294967295", "--generate", "9"]).longest(), 4_294_967_304);
+        assert_eq!((windows("64,256"), windows("64,0").is_err()), (Ok([64, 256]), true));
+        assert_eq!(typed(&["--depth", "16384", "--rows", "1,4"]).longest(), 16_388);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use cluster::{PrefixName, turn};
+use kvcache::{PrefixChain, PrefixRoot};
 use request::Request;
 use telemetry::Label;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -22,6 +24,7 @@ impl Choice {
     /// refusal, and the deadline's once that has passed.
     pub(super) async fn place(&mut self, by: Instant) -> Result<(), Failure> {
         let mut refused: Option<Failure> = None;
+        let prefix = prefix(&self.request);
         loop {
             // Refusals near the deadline are mostly its own doing.
             if Instant::now() >= self.deadline {
@@ -35,12 +38,15 @@ impl Choice {
                 vocab_hash: self.model.text.vocab_hash(),
                 positions: positions(&self.request),
                 tokens: tokens(&self.request),
+                prefix: &prefix,
                 tried: &self.tried,
                 prefer: Some(self.fingerprint.as_str()).filter(|f| !f.is_empty()),
                 // Who lost its worker in mid-answer asks them all.
                 new: (self.admitted == 0).then_some(self.request.priority),
             };
-            let draw = random::draw()?;
+            // Nothing that only this coordinator knows: another one would give the same answer.
+            let tries = self.admitted.wrapping_add(self.tried.len() as u32);
+            let draw = turn(self.request.id.as_str(), self.index(), tries);
             let placed = telemetry::span!("route").in_scope(|| self.router.place(&need, draw));
             let placed = match placed {
                 Ok(placed) => placed,
@@ -134,6 +140,15 @@ fn most_telling(before: Option<Failure>, now: Failure) -> Failure {
         Some(before) if now.reason == Reason::NoWorker => before,
         _ => now,
     }
+}
+
+/// Names of the pages that a worker's cache could serve.
+fn prefix(request: &Request) -> Vec<PrefixName> {
+    let known = request.known();
+    // The last token is always computed.
+    let most = known.len().saturating_sub(1);
+    let mut chain = PrefixChain::new(PrefixRoot::salted(&request.cache_salt));
+    chain.reach(&known[..most]).iter().map(|hash| PrefixName(hash.short())).collect()
 }
 
 fn tokens(request: &Request) -> u32 {

@@ -3,6 +3,7 @@
 //! Every node tells every coordinator what it is ([`NodeRecord`]) and how busy it is ([`Load`]). A
 //! [`Table`] turns those updates, and silence, into an immutable [`View`]; [`place`] picks a worker
 //! and ranks drafters from a view. The view is advice: the node that owns the slots admits.
+//! A [`PrefixIndex`] knows which worker has which prefix in its cache; `place` weighs that against load.
 //!
 //! Not here: the Join stream and its task (`daemon::{join, registry}`), the wire (`proto`), clocks
 //! (time comes in as a `Duration` since process start), leadership (nothing needs a leader).
@@ -13,6 +14,7 @@
 mod endpoint;
 mod member;
 mod placement;
+mod prefix;
 mod split;
 mod table;
 
@@ -20,6 +22,7 @@ pub use endpoint::Endpoint;
 pub use member::{
     Duty, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role, VocabHash,
 };
-pub use placement::{MAX_DRAFTERS, NoPlace, Placement, Problem, place};
+pub use placement::{MAX_DRAFTERS, NoPlace, Placement, Problem, place, turn};
+pub use prefix::{PageChange, PrefixCursor, PrefixGap, PrefixIndex, PrefixLog, PrefixName, PrefixUpdate};
 pub use split::Split;
 pub use table::{Change, Patience, Refused, StreamId, Table, View};

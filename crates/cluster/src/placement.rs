@@ -22,8 +22,12 @@ pub struct Problem<'a> {
     pub prefer: Option<&'a str>,
     /// What this coordinator placed on each node beyond the load that it reported last.
     pub in_flight: &'a HashMap<NodeId, u32>,
-    /// 64 random bits.
+    /// Who is first among equals: [`turn`].
     pub random: u64,
+    /// Tokens to compute: prompt and what was delivered already.
+    pub tokens: u32,
+    /// Of those, what each worker is thought to have in its prefix cache; without those that have none.
+    pub hits: &'a HashMap<NodeId, u32>,
     /// Whether another worker may compute the prompt; `None`: no.
     pub split: Option<Split>,
 }
@@ -65,9 +69,17 @@ impl NoPlace {
     }
 }
 
-/// Picks a worker by power of two choices over load, and ranks drafters of its vocabulary.
+/// What a whole prompt in the cache is worth, in shares of a worker's slots: with half of them more at work than another
+/// worker has, it is no better a place.
+const WORTH: f64 = 0.5;
+/// A prompt is taken to be at least so long when it is asked how much of it is cached: to save a few tokens is worth little.
+const LONG: u32 = 512;
+
+/// Picks a worker, and ranks drafters of its vocabulary.
 ///
-/// Two candidates are drawn and the less loaded one taken: nearly as even as taking the least loaded
+/// Where some worker has the beginning of the prompt, the one with the least cost of all: work per slot, less
+/// [`WORTH`] times the share of the prompt that it has. Otherwise two candidates are drawn and the less
+/// loaded one taken: nearly as even as taking the least loaded
 /// of all, without every coordinator sending to the same one on figures that are a heartbeat old.
 pub fn place(problem: &Problem<'_>) -> Result<Placement, NoPlace> {
     let mut candidates = candidates(problem)?;
@@ -76,7 +88,8 @@ pub fn place(problem: &Problem<'_>) -> Result<Placement, NoPlace> {
     {
         candidates.retain(|m| m.record.fingerprint == fingerprint);
     }
-    let worker = two_choices(&candidates, problem);
+    let hit = candidates.iter().any(|m| problem.hits.contains_key(&m.record.id));
+    let worker = if hit { least(&candidates, problem) } else { two_choices(&candidates, problem) };
     Ok(Placement {
         worker: Arc::clone(&worker.record),
         drafters: drafters(&worker.record, problem),
@@ -119,6 +132,41 @@ fn candidates<'a>(problem: &Problem<'a>) -> Result<Vec<&'a Member>, NoPlace> {
     Ok(candidates)
 }
 
+/// The candidate of least cost. Equal ones take turns, as the problem's random number has it.
+fn least<'a>(candidates: &[&'a Member], problem: &Problem<'_>) -> &'a Member {
+    let first = (problem.random % candidates.len() as u64) as usize;
+    let turns = candidates[first + 1..].iter().chain(&candidates[..first]);
+    turns.fold(candidates[first], |best, m| {
+        let cheaper = cost(m, problem).total_cmp(&cost(best, problem));
+        // What is cached counts where load and prefix even out.
+        let cheaper = cheaper.then_with(|| hit(best, problem).cmp(&hit(m, problem)));
+        if cheaper.is_lt() { m } else { best }
+    })
+}
+
+/// Positions of the prompt that a worker need not compute.
+pub(crate) fn hit(member: &Member, problem: &Problem<'_>) -> u32 {
+    problem.hits.get(&member.record.id).copied().unwrap_or(0).min(problem.tokens)
+}
+
+/// Well mixed bits of a request, the same at every coordinator; another try of it has others. FNV-1a, then the end of
+/// MurmurHash3.
+pub fn turn(request: &str, choice: u32, tries: u32) -> u64 {
+    let bytes = request.bytes().chain(choice.to_le_bytes()).chain(tries.to_le_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let hash = (hash ^ hash >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ hash >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ hash >> 33
+}
+
+/// What it costs to send the request there, in shares of a worker's slots.
+pub(crate) fn cost(member: &Member, problem: &Problem<'_>) -> f64 {
+    let saved = f64::from(hit(member, problem)) / f64::from(problem.tokens.max(LONG));
+    work(member, problem) as f64 / f64::from(member.record.slots) - WORTH * saved
+}
+
 fn two_choices<'a>(candidates: &[&'a Member], problem: &Problem<'_>) -> &'a Member {
     let n = candidates.len() as u64;
     let first = problem.random % n;
@@ -149,14 +197,16 @@ fn drafters(worker: &NodeRecord, problem: &Problem<'_>) -> Vec<Arc<NodeRecord>> 
 
 /// Orders by work per slot: what the node reported and what this coordinator placed on it since.
 pub(crate) fn fuller(a: &Member, b: &Member, problem: &Problem<'_>) -> std::cmp::Ordering {
-    let work = |m: &Member| {
-        let own = problem.in_flight.get(&m.record.id).copied().unwrap_or(0);
-        u64::from(m.load.running) + u64::from(m.load.waiting) + u64::from(own)
-    };
     // a/slots against b/slots without division; 34 bits times 32 bits needs u128.
-    let left = u128::from(work(a)) * u128::from(b.record.slots);
-    let right = u128::from(work(b)) * u128::from(a.record.slots);
+    let left = u128::from(work(a, problem)) * u128::from(b.record.slots);
+    let right = u128::from(work(b, problem)) * u128::from(a.record.slots);
     left.cmp(&right)
+}
+
+/// Sequences at a node: what it reported and what this coordinator placed on it since.
+fn work(member: &Member, problem: &Problem<'_>) -> u64 {
+    let own = problem.in_flight.get(&member.record.id).copied().unwrap_or(0);
+    u64::from(member.load.running) + u64::from(member.load.waiting) + u64::from(own)
 }
 
 fn serves(models: &[String]) -> String {

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::placement::fuller;
+use crate::placement::{cost, hit};
 use crate::{Duty, Member, NodeRecord, Problem, Role};
 
 /// A request whose prompt may be computed elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Tokens to compute: prompt and what was delivered already.
-    pub tokens: u32,
-    /// Prompts shorter than this stay where they are answered: their pages are not worth the way.
+    /// Prompts of which the worker that answers has to compute less than this stay there: their pages are not worth the way.
     pub at: u32,
 }
 
@@ -22,7 +20,9 @@ const PATIENCE_OF_MIXED: f64 = 1.25;
 /// The least busy worker for prompts, when it is worth the way. Of the same numerics as the worker that answers: pages mean
 /// nothing to others.
 pub(crate) fn prefill(worker: &Member, problem: &Problem<'_>) -> Option<Arc<NodeRecord>> {
-    let split = problem.split.filter(|split| split.tokens >= split.at)?;
+    // What is in its cache nobody computes.
+    let uncached = problem.tokens - hit(worker, problem);
+    problem.split.filter(|split| uncached >= split.at)?;
     let there = problem
         .view
         .role(Role::Worker)
@@ -32,28 +32,32 @@ pub(crate) fn prefill(worker: &Member, problem: &Problem<'_>) -> Option<Arc<Node
                 && m.takes_work()
                 && theirs.model == ours.model
                 && theirs.fingerprint == ours.fingerprint
-                && theirs.context > split.tokens
+                && theirs.context > problem.tokens
                 && !problem.tried.contains(&theirs.id)
         })
-        .min_by(|a, b| fuller(a, b, problem).then_with(|| a.record.id.cmp(&b.record.id)))?;
+        .min_by(|a, b| {
+            let cheaper = cost(a, problem).total_cmp(&cost(b, problem));
+            cheaper.then_with(|| a.record.id.cmp(&b.record.id))
+        })?;
     let patience = match worker.record.duty {
         Duty::Decode => PATIENCE_OF_DECODE,
         Duty::Mixed | Duty::Prefill => PATIENCE_OF_MIXED,
     };
     // What nobody has measured yet is tried.
-    let here = seconds(split.tokens, worker.load.prefill_rate);
-    let elsewhere = remote(worker, there, problem, split.tokens);
+    let here = seconds(uncached, worker.load.prefill_rate);
+    let elsewhere = remote(worker, there, problem);
     let pays = here.is_none_or(|here| elsewhere <= patience * here);
     pays.then(|| Arc::clone(&there.record))
 }
 
 /// Seconds until the pages are here: prompts before it, each taken to be as long, its own, and the way, which overlaps with the
 /// arithmetic as pages follow each chunk.
-fn remote(worker: &Member, there: &Member, problem: &Problem<'_>, tokens: u32) -> f64 {
+fn remote(worker: &Member, there: &Member, problem: &Problem<'_>) -> f64 {
     let own = problem.in_flight.get(&there.record.id).copied().unwrap_or(0);
     let before = f64::from(there.load.running) + f64::from(there.load.waiting) + f64::from(own);
-    let compute = seconds(tokens, there.load.prefill_rate).unwrap_or(0.0) * (before + 1.0);
-    compute.max(seconds(tokens, worker.load.handed_rate).unwrap_or(0.0))
+    let one = |tokens| seconds(tokens, there.load.prefill_rate).unwrap_or(0.0);
+    let compute = one(problem.tokens) * before + one(problem.tokens - hit(there, problem));
+    compute.max(seconds(problem.tokens, worker.load.handed_rate).unwrap_or(0.0))
 }
 
 fn seconds(tokens: u32, rate: u32) -> Option<f64> {
@@ -67,7 +71,7 @@ mod tests {
 
     use super::*;
     use crate::member::tests::node;
-    use crate::{Load, NoPlace, Presence, View, place};
+    use crate::{Load, NoPlace, NodeId, Presence, View, place};
 
     fn member(id: &str, duty: Duty, load: Load) -> Member {
         let record = Arc::new(NodeRecord { duty, ..node(id) });
@@ -79,6 +83,14 @@ mod tests {
     }
 
     fn placed(members: &[Member], tokens: u32) -> Result<(String, Option<String>), NoPlace> {
+        placed_with(members, tokens, &HashMap::new())
+    }
+
+    fn placed_with(
+        members: &[Member],
+        tokens: u32,
+        hits: &HashMap<NodeId, u32>,
+    ) -> Result<(String, Option<String>), NoPlace> {
         let view: View = members.iter().cloned().collect();
         let placement = place(&Problem {
             view: &view,
@@ -88,7 +100,9 @@ mod tests {
             prefer: None,
             in_flight: &HashMap::new(),
             random: 0,
-            split: Some(Split { tokens, at: 100 }),
+            tokens,
+            hits,
+            split: Some(Split { at: 100 }),
         })?;
         let name = |record: &NodeRecord| record.id.as_str().to_owned();
         Ok((name(&placement.worker), placement.prefill.as_deref().map(name)))
@@ -101,6 +115,22 @@ mod tests {
         let (worker, prompts) = ("w-d".to_owned(), Some("w-p".to_owned()));
         assert_eq!(placed(&members, 99), Ok((worker.clone(), None)));
         assert_eq!(placed(&members, 100), Ok((worker, prompts)));
+    }
+
+    #[test]
+    fn what_is_cached_is_no_reason_to_ask_another() {
+        let members =
+            [member("w-d", Duty::Decode, Load::default()), member("w-p", Duty::Prefill, Load::default())];
+        for (here, split) in [(0, true), (400, true), (401, false), (500, false)] {
+            let hits = HashMap::from([(NodeId::new("w-d").unwrap(), here)]);
+            assert_eq!(placed_with(&members, 500, &hits).unwrap().1.is_some(), split, "{here} cached here");
+        }
+        // Of two for prompts the one that has it; and one that is slow may have it sooner.
+        let p = |id, rate| member(id, Duty::Prefill, rates(rate, 0));
+        let members = [member("w-d", Duty::Mixed, rates(1000, 0)), p("w-p", 500), p("w-q", 500)];
+        assert_eq!(placed(&members, 500).unwrap().1, None);
+        let hits = HashMap::from([(NodeId::new("w-q").unwrap(), 400)]);
+        assert_eq!(placed_with(&members, 500, &hits).unwrap().1, Some("w-q".into()));
     }
 
     #[test]

@@ -147,6 +147,12 @@ impl Table {
         vec![Change::Disconnected(id)]
     }
 
+    /// The node that a stream carries now.
+    pub fn carried(&self, stream: StreamId) -> Option<&NodeRecord> {
+        let entry = self.nodes.get(self.streams.get(&stream)?)?;
+        (entry.stream == stream).then_some(&*entry.member.record)
+    }
+
     /// The table as it is now; later changes do not show in it.
     pub fn view(&self) -> View {
         View { members: self.nodes.values().map(|e| e.member.clone()).collect() }

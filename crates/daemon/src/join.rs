@@ -10,9 +10,10 @@ mod stream;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cluster::{Load, NodeRecord};
+use cluster::{Load, NodeRecord, PrefixLog};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -84,7 +85,12 @@ pub struct Node {
     pub record: NodeRecord,
     /// Read at each heartbeat.
     pub load: watch::Receiver<Load>,
+    /// Told to coordinators that want it, as it changes.
+    pub prefixes: Prefixes,
 }
+
+/// What a node's prefix cache can serve, as its engine says it and its streams tell it.
+pub type Prefixes = Arc<Mutex<PrefixLog>>;
 
 /// Keeps every coordinator told until the stop: *draining* from the drain on, a clean goodbye at the
 /// stop. `joined` is open while at least one coordinator has taken the node.

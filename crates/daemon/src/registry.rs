@@ -6,6 +6,7 @@
 //! Start at [`Registry::new`]; `table` is the owner's loop, `service` the streams.
 
 mod gauges;
+mod prefixes;
 mod service;
 mod table;
 
@@ -23,6 +24,7 @@ use crate::Shutdown;
 use crate::config::{Check, Wrong, duration};
 use table::Command;
 
+pub use prefixes::Prefixes;
 pub use service::Service;
 
 /// Longest message of a node; a record is far below a KiB.
@@ -47,6 +49,9 @@ pub struct Config {
     pub forget_after: Duration,
     /// Most nodes (and half of the Join streams) at once; more are refused.
     pub max_nodes: u32,
+    /// Pages of all workers' prefix caches that are remembered, to place requests where their beginning is cached; 0:
+    /// none, requests are placed by load.
+    pub prefix_pages: u32,
 }
 
 impl Default for Config {
@@ -54,7 +59,7 @@ impl Default for Config {
         let heartbeat = Duration::from_secs(1);
         let Patience { suspect_after, forget_after, max_nodes } = Patience::for_interval(heartbeat);
         let max_nodes = u32::try_from(max_nodes).unwrap_or(u32::MAX);
-        Self { heartbeat, suspect_after, forget_after, max_nodes }
+        Self { heartbeat, suspect_after, forget_after, max_nodes, prefix_pages: 1 << 20 }
     }
 }
 
@@ -76,6 +81,9 @@ impl Check for Config {
         if !(1..=1 << 16).contains(&self.max_nodes) {
             return Err(Wrong::new("max_nodes", "must be 1 to 65536"));
         }
+        if self.prefix_pages > 1 << 26 {
+            return Err(Wrong::new("prefix_pages", "must be at most 67108864; it takes some 20 bytes each"));
+        }
         Ok(())
     }
 }
@@ -87,6 +95,7 @@ pub struct Registry {
     started: Instant,
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
+    prefixes: Arc<Prefixes>,
     /// One permit an open Join stream.
     streams: Arc<Semaphore>,
     next_stream: Arc<AtomicU64>,
@@ -106,12 +115,14 @@ impl Registry {
         let streams = 2 * config.max_nodes as usize;
         let (commands, inbox) = mpsc::channel(streams + UPDATES);
         let (publish, view) = watch::channel(View::default());
-        let owner = table::own(config.clone(), started, inbox, publish, shutdown.clone());
+        let prefixes = Arc::new(Prefixes::new(config.prefix_pages as usize));
+        let owner = table::own(config.clone(), started, inbox, publish, prefixes.clone(), shutdown.clone());
         let registry = Self {
             config: config.clone(),
             started,
             commands,
             view,
+            prefixes,
             streams: Arc::new(Semaphore::new(streams)),
             next_stream: Arc::default(),
             shutdown: shutdown.clone(),
@@ -122,6 +133,11 @@ impl Registry {
     /// The latest view, and a wake-up when there is a later one.
     pub fn view(&self) -> watch::Receiver<View> {
         self.view.clone()
+    }
+
+    /// Which worker has which prefix in its cache.
+    pub fn prefixes(&self) -> Arc<Prefixes> {
+        self.prefixes.clone()
     }
 
     /// The clock of the views: time since the registry began.

@@ -70,6 +70,7 @@ impl<M: Model> Engine<M> {
                 continue;
             }
             let page = self.scheduler.page_for_arrival(at).ok_or(PageRefused::NoRoom)?;
+            self.look_at_pages();
             let written = (0..)
                 .zip(bytes)
                 .try_for_each(|(layer, bytes)| self.model.import(*class, page.id(), layer, bytes));

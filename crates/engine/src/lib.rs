@@ -27,6 +27,7 @@ mod outcome;
 mod pacing;
 mod paged_tokens;
 mod prefill_lane;
+mod prefixes;
 mod replay;
 mod self_draft;
 mod steering;
@@ -47,6 +48,7 @@ pub use open::Refusal;
 pub use prefill_lane::{
     PAGES_AT_ONCE, PageOut, PrefillEvent, PrefillOpen, PrefillOutlet, pages_to_hand_over,
 };
+pub use prefixes::PrefixChange;
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use self_draft::{Layered, SaidBy, SelfDraft};
 pub use step::{Engine, Outcome, Settings};

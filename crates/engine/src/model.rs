@@ -61,7 +61,7 @@ pub trait Model {
     }
 
     /// Reads the bytes of one layer of a page, for another rank of the same numerics; `into` is empty.
-    fn export(&self, _: ClassId, _: PageId, _: u32, _into: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn export(&mut self, _: ClassId, _: PageId, _: u32, _into: &mut Vec<u8>) -> Result<(), ModelError> {
         Err(ModelError::Unsupported { what: "reading pages out" })
     }
 
@@ -103,7 +103,13 @@ impl<M: Model + ?Sized> Model for Box<M> {
         (**self).layers()
     }
 
-    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         (**self).export(class, page, layer, into)
     }
 

@@ -15,7 +15,7 @@ use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, Server, TargetLane};
 use crate::turnover::Turnover;
-use crate::{Command, Facts, Model, ModelError, ModelSpec, Room};
+use crate::{Command, Facts, Model, ModelError, ModelSpec, PrefixChange, Room};
 
 /// What the engine is told about its rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,8 @@ pub struct Settings {
     pub drafters_share_cores: bool,
     /// Keep pages of finished work for sequences that start with the same tokens.
     pub prefix_cache: bool,
+    /// Tell the observer what the prefix cache can serve.
+    pub tell_prefixes: bool,
 }
 
 impl Default for Settings {
@@ -52,6 +54,7 @@ impl Default for Settings {
             slow_client_timeout: Duration::from_secs(30),
             drafters_share_cores: false,
             prefix_cache: true,
+            tell_prefixes: false,
         }
     }
 }
@@ -83,6 +86,8 @@ pub struct Engine<M> {
     pub(crate) dropped: Drops,
     pub(crate) drafting: Drafting,
     pub(crate) pacing: Pacing,
+    /// What the prefix cache gained and lost since the observer was told.
+    pub(crate) prefixes: Vec<PrefixChange>,
     /// Why nothing more is computed.
     pub(crate) lost: Option<ModelError>,
 }
@@ -96,7 +101,7 @@ impl<M> std::fmt::Debug for Engine<M> {
 impl<M: Model> Engine<M> {
     pub fn new(model: M, settings: Settings) -> Self {
         let spec = model.spec();
-        let scheduler = Scheduler::new(Config {
+        let mut scheduler = Scheduler::new(Config {
             token_budget: settings.token_budget,
             tile: model.tile(),
             policy: Policy::Sarathi,
@@ -107,6 +112,9 @@ impl<M: Model> Engine<M> {
             classes: spec.classes.clone(),
             prefix_cache: settings.prefix_cache,
         });
+        if settings.prefix_cache && settings.tell_prefixes {
+            scheduler.watch_pages();
+        }
         let mut drafting = Drafting::new(spec.vocab_size);
         drafting.layered = spec.layered;
         let pacing = Pacing::new(settings.tpot_target, settings.token_budget, model.tile());
@@ -119,6 +127,7 @@ impl<M: Model> Engine<M> {
             dropped: Drops::default(),
             drafting,
             pacing,
+            prefixes: Vec::new(),
             lost: None,
         }
     }
@@ -204,6 +213,7 @@ impl<M: Model> Engine<M> {
             Some(Lane::Draft(_) | Lane::Prefill(_)) => Ahead::Go(&[]),
             None => Ahead::Hold,
         });
+        self.look_at_pages();
         for admitted in &plan.admitted {
             self.turnover.started(now, admitted.sequence);
             if let Some(Lane::Target(lane)) = self.lanes.get_mut(&admitted.sequence) {
@@ -269,7 +279,10 @@ impl<M: Model> Engine<M> {
                     Room::Full => {
                         held.insert(*id);
                     }
-                    Room::Free if self.scheduler.tokens(*id).is_some_and(|known| lane.stopped(known)) => {
+                    Room::Free
+                        if lane.session.rests()
+                            || self.scheduler.tokens(*id).is_some_and(|known| lane.stopped(known)) =>
+                    {
                         held.insert(*id);
                     }
                     Room::Free => {}

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::{Command, Engine, Facts, Model, Outcome, Settings};
+use crate::{Command, Engine, Facts, Model, Outcome, PrefixChange, Settings};
 
 /// Time since the process started.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
@@ -16,7 +16,7 @@ pub type Clock = Box<dyn Fn() -> Duration + Send>;
 pub type Observer = Box<dyn FnMut(&Observed) + Send>;
 
 /// One step as seen from outside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// `None`: the rank just fell idle.
     pub step: Option<(Facts, Duration)>,
@@ -25,6 +25,8 @@ pub struct Observed {
     pub free_pages: u32,
     /// All pages of the scarcest class.
     pub pages: u32,
+    /// What the prefix cache gained and lost, if that was asked for.
+    pub prefixes: Vec<PrefixChange>,
 }
 
 /// The way in: one bounded queue of commands. Full means that the engine is far behind: a request is
@@ -136,8 +138,10 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
         }
         let started = clock();
         let outcome = engine.step(started);
+        let prefixes = engine.prefix_changes();
         let seen = |step| Observed {
             step,
+            prefixes,
             running: engine.scheduler().running(),
             waiting: engine.scheduler().waiting(),
             free_pages: engine.scheduler().free_pages(),

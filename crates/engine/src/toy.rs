@@ -87,7 +87,13 @@ impl Model for ToyModel {
         PagedTokens::LAYERS
     }
 
-    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         self.tokens.export(class, page, layer, into)
     }
 

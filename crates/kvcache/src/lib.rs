@@ -32,7 +32,7 @@ pub use class::{ClassId, HeadClass};
 pub use hit::{hit_pages, longest_hit};
 pub use map::{BadHeadMap, HeadMap};
 pub use page::{PAGE_POSITIONS, PageId, pages_for};
-pub use pool::{OwnedPage, PagePool, SharedPage};
+pub use pool::{OwnedPage, PagePool, PoolChange, SharedPage};
 pub use prefix::{PageHash, PrefixChain, PrefixRoot, Scope};
 pub use shard::{Shards, Unit, Units, Unshardable};
 pub use table::PageTable;

@@ -25,6 +25,17 @@ impl SharedPage {
     }
 }
 
+/// What happened to the content that a pool can find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolChange {
+    /// A page of this content was sealed, and none was there before.
+    Stored(PageHash),
+    /// It was taken for something else, and is not written yet.
+    Evicted { page: PageId, hash: PageHash },
+    /// Nothing is found any more.
+    Forgotten,
+}
+
 /// The pages of one head class.
 ///
 /// A page is free, owned, or sealed. A sealed page that nobody holds stays as *cached*: it is found
@@ -42,6 +53,8 @@ pub struct PagePool {
     /// Counts pages let go; orders `cached`.
     let_go: u64,
     evictions: u64,
+    /// Since they were last asked for; `None`: nobody asks.
+    changes: Option<Vec<PoolChange>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -65,11 +78,28 @@ impl PagePool {
             cached: BTreeMap::new(),
             let_go: 0,
             evictions: 0,
+            changes: None,
         }
     }
 
     pub fn class(&self) -> HeadClass {
         self.class
+    }
+
+    /// From now on changes are kept for [`PagePool::changes`], which is to be called after each step.
+    pub fn watch(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// What happened since the last call, in order.
+    pub fn changes(&mut self) -> Vec<PoolChange> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn changed(&mut self, change: PoolChange) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
     }
 
     pub fn capacity(&self) -> u32 {
@@ -104,6 +134,7 @@ impl PagePool {
         let (_, page) = self.cached.pop_first()?;
         if let Some(hash) = std::mem::take(&mut self.sealed[page.0 as usize]).hash {
             self.index.remove(&hash);
+            self.changed(PoolChange::Evicted { page, hash });
         }
         self.evictions += 1;
         Some(OwnedPage(page))
@@ -120,6 +151,9 @@ impl PagePool {
         let id = page.0;
         let first = *self.index.entry(hash).or_insert(id) == id;
         self.sealed[id.0 as usize] = Sealed { hash: first.then_some(hash), holders: 1, since: None };
+        if first {
+            self.changed(PoolChange::Stored(hash));
+        }
         SharedPage(id)
     }
 
@@ -167,6 +201,7 @@ impl PagePool {
             (sealed.hash, sealed.since) = (None, None);
         }
         self.free.extend(std::mem::take(&mut self.cached).into_values());
+        self.changed(PoolChange::Forgotten);
     }
 }
 
@@ -233,6 +268,24 @@ mod tests {
         assert_eq!((pool.free(), pool.cached()), (1, 0));
         pool.release(a);
         assert_eq!((pool.free(), pool.cached()), (1, 1));
+    }
+
+    #[test]
+    fn whoever_watches_is_told_what_can_be_found() {
+        let mut pool = PagePool::new(HeadClass::Full, 1);
+        let hashes = hashes(2);
+        let page = pool.take().unwrap();
+        let page = pool.seal(page, hashes[0]);
+        pool.release(page);
+        assert_eq!(pool.changes(), [], "nobody watched");
+        pool.watch();
+        let page = pool.take().unwrap();
+        let page = pool.seal(page, hashes[1]);
+        let evicted = PoolChange::Evicted { page: PageId(0), hash: hashes[0] };
+        assert_eq!(pool.changes(), [evicted, PoolChange::Stored(hashes[1])]);
+        pool.release(page);
+        pool.forget();
+        assert_eq!((pool.changes(), pool.changes()), (vec![PoolChange::Forgotten], vec![]));
     }
 
     #[test]

@@ -196,6 +196,13 @@ impl Storage {
         Ok(self.bytes.get_mut(range).unwrap_or_default())
     }
 
+    /// All layers of a page, one after the other.
+    pub(crate) fn page(&self, page: PageId) -> Result<&[u8], ModelError> {
+        bound("page", page.0 as usize, self.pages as usize)?;
+        let start = page.0 as usize * self.page;
+        Ok(self.bytes.get(start..start + self.page).unwrap_or_default())
+    }
+
     fn layer_range(&self, page: PageId, layer: usize) -> Result<Range<usize>, ModelError> {
         bound("page", page.0 as usize, self.pages as usize)?;
         bound("layer", layer, self.places.len())?;
@@ -214,7 +221,8 @@ impl Storage {
         page.0 as usize * self.page + place as usize * self.unit()
     }
 
-    fn unit(&self) -> usize {
+    /// Bytes of a page's keys and values of one unit.
+    pub(crate) fn unit(&self) -> usize {
         unit_bytes(self.dtype, self.head_dim)
     }
 

@@ -11,6 +11,7 @@ mod forward;
 mod group;
 mod inputs;
 mod packed;
+mod pages;
 mod pool;
 mod probe;
 mod product;
@@ -80,8 +81,8 @@ pub struct CpuModel {
 }
 
 impl CpuModel {
-    /// Opens a `.gguf` file or a folder: weights are mapped, not read; the KV cache is reserved, not
-    /// touched.
+    /// Opens a `.gguf` file or a folder: the matrices of the layers are read and laid out for the kernels, the
+    /// embedding stays mapped; the KV cache is reserved, not touched.
     pub fn load(path: &Path, options: &Options) -> Result<Self, LoadError> {
         Self::load_as(path, options, &CpuOptions::default())
     }
@@ -112,11 +113,12 @@ impl CpuModel {
     /// The group is lost, or this rank is none of a group's followers.
     pub fn follow(&mut self) -> Result<(), ModelError> {
         loop {
-            let step = match &mut self.scratch.group {
+            let asked = match &mut self.scratch.group {
                 Some((group, _)) if group.rank() > 0 => group.next()?,
                 _ => return Err(ModelError::Unsupported { what: "following without a group" }),
             };
-            let Some(step) = step else { return Ok(()) };
+            let Some(asked) = asked else { return Ok(()) };
+            let Some(step) = self.serve(asked)? else { continue };
             self.pool.enter();
             self.layers(&step)?;
             self.head(|_, _| Ok(()))?;
@@ -212,8 +214,8 @@ impl CpuModel {
         self.level
     }
 
-    /// Bytes of weights that a step reads, however many rows it has: with [`memory_bandwidth`] the least
-    /// time that it can take.
+    /// Bytes of weights that a step of up to 16 rows reads: with [`memory_bandwidth`] the least time that it can
+    /// take. The head is read again for every 16 rows that pick; keys and values come on top.
     pub fn weight_bytes(&self) -> u64 {
         self.packed.bytes()
     }
@@ -232,11 +234,6 @@ impl CpuModel {
             Ok(())
         })?;
         Ok(all)
-    }
-
-    fn storage_of(&self, class: ClassId) -> Result<&Storage, ModelError> {
-        crate::cache::bound("head class", usize::from(class.0), self.spec.classes.len())?;
-        Ok(&self.storage[usize::from(class.0)])
     }
 
     /// Checks a step and computes its layers.
@@ -315,31 +312,22 @@ impl Model for CpuModel {
         &self.spec
     }
 
-    /// Pages of a rank that has a part of the heads are nobody else's.
     fn layers(&self) -> u32 {
-        if self.scratch.group.is_some() { 0 } else { self.parameters.layers as u32 }
+        self.parameters.layers as u32
     }
 
-    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
-        if self.scratch.group.is_some() {
-            return Err(ModelError::Unsupported { what: "reading pages out of a worker group" });
-        }
-        let bytes = self.storage_of(class)?.layer(page, layer as usize)?;
-        into.extend_from_slice(bytes);
-        Ok(())
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        self.page_out(class, page, layer, into)
     }
 
     fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
-        if self.scratch.group.is_some() {
-            return Err(ModelError::Unsupported { what: "pages from elsewhere in a worker group" });
-        }
-        self.storage_of(class)?;
-        let to = self.storage[usize::from(class.0)].layer_mut(page, layer as usize)?;
-        if to.len() != bytes.len() {
-            return Err(ModelError::PageSize { expected: to.len(), found: bytes.len() });
-        }
-        to.copy_from_slice(bytes);
-        Ok(())
+        self.page_in(class, page, layer, bytes)
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {

@@ -1,11 +1,12 @@
 //! What the engine's thread tells, as load for the heartbeats and as metrics.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use cluster::{Load, Role};
-use engine::{Facts, Observed};
+use cluster::{Load, PageChange, PrefixName, Role};
+use daemon::join::Prefixes;
+use engine::{Facts, Observed, PrefixChange};
 use telemetry::{Label, Meters};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ pub(crate) fn observe(
     slots: u32,
     ended: CancellationToken,
     numbers: Numbers,
+    prefixes: Prefixes,
 ) -> engine::Observer {
     publish.send_replace(Load { free_slots: slots, ..Load::default() });
     // Dropped with the thread, whether it returns or panics.
@@ -27,6 +29,7 @@ pub(crate) fn observe(
     Box::new(move |seen: &Observed| {
         let _ = &guard;
         numbers.record(seen);
+        tell(&prefixes, &seen.prefixes);
         if let Some((facts, time)) = seen.step {
             // A step with a prompt chunk says nothing about decoding: there, each has one known row.
             if facts.known_rows == facts.decodes {
@@ -49,6 +52,22 @@ pub(crate) fn observe(
         };
         publish.send_if_modified(|old| std::mem::replace(old, load) != load);
     })
+}
+
+/// Held for as long as the changes of one step take; a coordinator that is told everything holds it for a copy of them.
+fn tell(prefixes: &Prefixes, changes: &[PrefixChange]) {
+    if changes.is_empty() {
+        return;
+    }
+    // A set and its latest changes stay right whatever panicked beside them.
+    let mut log = prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+    for change in changes {
+        log.record(match change {
+            PrefixChange::Stored(hash) => PageChange::Stored(PrefixName(hash.short())),
+            PrefixChange::Removed(hash) => PageChange::Removed(PrefixName(hash.short())),
+            PrefixChange::Cleared => PageChange::Cleared,
+        });
+    }
 }
 
 /// Prompt tokens a second, computed here and handed over from elsewhere.
@@ -164,8 +183,15 @@ mod tests {
         let (publish, load) = watch::channel(Load::default());
         let numbers = Numbers::new(meters, role, "m");
         let ended = CancellationToken::new();
-        let mut observer =
-            observe(publish, Arc::default(), Rates::new(Arc::default()), 8, ended.clone(), numbers);
+        let mut observer = observe(
+            publish,
+            Arc::default(),
+            Rates::new(Arc::default()),
+            8,
+            ended.clone(),
+            numbers,
+            Arc::default(),
+        );
         assert_eq!(load.borrow().free_slots, 8);
         seen.iter().for_each(&mut observer);
         drop(observer);
@@ -192,8 +218,9 @@ mod tests {
             waiting: 1,
             free_pages: 30,
             pages: 40,
+            ..Observed::default()
         };
-        let text = shown(Role::Worker, &[step, Observed { step: None, ..step }]);
+        let text = shown(Role::Worker, &[step.clone(), Observed { step: None, ..step }]);
         for line in [
             r#"paceline_num_requests_running{model="m",role="worker"} 3"#,
             r#"paceline_num_requests_waiting{model="m",role="worker"} 1"#,

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
 
 use cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use daemon::join::Prefixes;
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
 use engine::{EngineThread, Inbox, Model, ModelSpec, Settings};
@@ -65,6 +66,8 @@ pub struct Rank {
     pub handed_rate: Arc<AtomicU32>,
     /// Zero of the engine's clock.
     pub clock: Instant,
+    /// What the prefix cache can serve.
+    prefixes: Prefixes,
     config: Config,
     admin: Option<admin::Server>,
     thread: EngineThread,
@@ -104,7 +107,9 @@ impl Rank {
         let numbers = Numbers::new(telemetry::meters(), identity.role, &identity.model);
         let handed_rate = Arc::new(AtomicU32::new(0));
         let rates = Rates::new(handed_rate.clone());
-        let observer = observe(publish, step_time.clone(), rates, config.slots, ended.clone(), numbers);
+        let prefixes = Prefixes::default();
+        let told = prefixes.clone();
+        let observer = observe(publish, step_time.clone(), rates, config.slots, ended.clone(), numbers, told);
         let clock = Instant::now();
         let started = tokio::task::spawn_blocking(move || {
             EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
@@ -136,6 +141,7 @@ impl Rank {
             step_time,
             handed_rate,
             clock,
+            prefixes,
             config: config.clone(),
             admin,
             thread,
@@ -157,7 +163,7 @@ impl Rank {
         if let Some(admin) = self.admin {
             tasks.spawn("admin", admin.serve(readiness.clone(), shutdown.clone()));
         }
-        let node = join::Node { record: self.record, load: self.load };
+        let node = join::Node { record: self.record, load: self.load, prefixes: self.prefixes };
         let gate = readiness.gate("join", "not joined yet");
         tasks.spawn("join", join::join(self.config.join, node, gate, shutdown.clone()));
         let (thread, ended) = (self.thread, self.ended);

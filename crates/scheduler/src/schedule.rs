@@ -1,7 +1,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvcache::{ClassId, PagePool};
+use kvcache::{ClassId, PagePool, PoolChange};
 use request::TokenId;
 
 use crate::budget::{Ready, Rows, Share, share_out};
@@ -98,6 +98,17 @@ impl Scheduler {
 
     pub fn counters(&self) -> Counters {
         Counters { evictions: self.pools.iter().map(PagePool::evictions).sum(), ..self.counters }
+    }
+
+    /// From now on [`Scheduler::page_changes`] is to be called after each plan.
+    pub fn watch_pages(&mut self) {
+        self.pools.iter_mut().for_each(PagePool::watch);
+    }
+
+    /// What happened to cached pages since the last call, by class in order.
+    pub fn page_changes(&mut self) -> Vec<(usize, PoolChange)> {
+        let of = |(class, pool): (usize, &mut PagePool)| pool.changes().into_iter().map(move |c| (class, c));
+        self.pools.iter_mut().enumerate().flat_map(of).collect()
     }
 
     /// Tokens of a sequence: prompt, then what was committed.

@@ -66,6 +66,11 @@ impl Session {
         self.committed
     }
 
+    /// Nobody wants drafts now: what is committed meanwhile can be computed when somebody does, all at once.
+    pub fn rests(&self) -> bool {
+        self.opened && self.window == 0
+    }
+
     pub fn set_window(&mut self, window: u32) {
         self.window = window;
     }
@@ -162,6 +167,7 @@ mod tests {
         assert_eq!(first, Reaction::Rewrite { at: 2, ids: ids(&[3]) });
         known.push(TokenId(3));
         assert_eq!(session.limit(), 7);
+        assert!(!session.rests());
         for id in [4, 5] {
             known.push(TokenId(id));
             session.drafted(TokenId(id));

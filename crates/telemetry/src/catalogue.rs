@@ -174,6 +174,14 @@ catalogue! {
         "Nodes in the map: `ready`, `draining`, `suspect`, `disconnected`";
     snapshot_age: Gauge("paceline.snapshot_age", "s", NONE) &[], COORDINATOR,
         "Age of the oldest report of load that requests are placed by";
+    router_prefix_queries: Counter("paceline.router_prefix_queries", "{token}", NONE) MODEL, COORDINATOR,
+        "Tokens of placed requests whose prefix was looked up";
+    router_prefix_hits: Counter("paceline.router_prefix_hits", "{token}", NONE) MODEL, COORDINATOR,
+        "Of those, tokens that the chosen worker was thought to have in its cache";
+    kv_cache_events_applied: Counter("paceline.kv_cache_events_applied", "{event}", NONE) &["event_type"], COORDINATOR,
+        "What workers told of their prefix caches: pages `stored`, `removed`, `left_out` (no room to remember them), and messages `reset` (all was told again), `gap` (one was missing)";
+    prefix_index_pages: Gauge("paceline.prefix_index_pages", "{page}", NONE) &[], COORDINATOR,
+        "Pages of workers' prefix caches that are remembered";
 
     // What a rank does, step by step.
     num_requests_running: Gauge("paceline.num_requests_running", "{request}", NONE) RANK, RANKS,

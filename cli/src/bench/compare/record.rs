@@ -207,8 +207,9 @@ mod tests {
         let toy = |seed| ToyModel::new(ToyModel::spec(40, 700, 8, 200), seed);
         let ids = |n: u32| (0..n).map(|i| TokenId(1 + i * 7 % 39)).collect::<Vec<_>>();
         // The last one needs several steps of the drafter.
-        let asked: Vec<Asked> =
-            [1, 5, 33, 600].map(|n| Asked { name: format!("p{n}"), ids: ids(n), max_tokens: 40 }).into();
+        let asked: Vec<Asked> = [1, 5, 33, 600]
+            .map(|n| Asked { name: format!("p{n}"), ids: ids(n), max_tokens: 40, expect: None })
+            .into();
         let limits = Limits::new(40, vec![TokenId(0)]);
         let told = answers(Engine::new(toy(1), Settings::default()), &asked, &limits).unwrap();
         let (mut stopped, mut differs) = (0, 0);

@@ -19,6 +19,10 @@ pub(super) struct Report {
     prompts: String,
     /// Whether the words were a trace's.
     replay: bool,
+    /// Worker and drafter had cores of their own.
+    split_cores: bool,
+    /// Milliseconds that were added to the way from worker to drafter and back.
+    round_trip_ms: f64,
     max_tokens: u32,
     temperature: f32,
     seed: u64,
@@ -36,6 +40,8 @@ struct Figures {
     strategy: Drafting,
     answers: usize,
     same_texts: usize,
+    /// Answers that hold what was expected, of those for which something was.
+    hits: Option<(usize, usize)>,
     tokens: u64,
     /// Tokens after the first of each answer, by the time from the first to the last.
     tokens_per_s: f64,
@@ -57,6 +63,8 @@ impl Report {
             drafter: args.drafter.clone(),
             prompts,
             replay: args.replay.is_some(),
+            split_cores: args.split_cores,
+            round_trip_ms: args.round_trip.unwrap_or_default().as_secs_f64() * 1e3,
             max_tokens: args.max_tokens,
             temperature: args.temperature,
             seed: args.seed,
@@ -88,12 +96,13 @@ impl Report {
             hardware.line()
         );
         let mut table = Builder::default();
+        let hits = self.strategies.iter().any(|f| f.hits.is_some());
         let names =
             ["strategy", "tokens/s", "ratio", "least", "most", "mean length", "accepted", "same texts"];
-        table.push_record(names);
+        table.push_record(names.into_iter().chain(hits.then_some("hits")));
         for f in &self.strategies {
             let or_none = |value: Option<f64>| value.map_or_else(|| "-".into(), figure);
-            table.push_record([
+            let figures = [
                 f.strategy.to_string(),
                 figure(f.tokens_per_s),
                 figure(f.ratio),
@@ -102,7 +111,9 @@ impl Report {
                 or_none(f.mean_acceptance_length),
                 or_none(f.draft_acceptance_rate),
                 format!("{} of {}", f.same_texts, f.answers),
-            ]);
+            ];
+            let of = |(hits, expected)| format!("{hits} of {expected}");
+            table.push_record(figures.into_iter().chain(hits.then(|| f.hits.map_or_else(String::new, of))));
         }
         text += &aligned(table);
         text
@@ -158,12 +169,15 @@ impl Figures {
                     .then(|| speed(after_first(r), r.decode_s) / speed(after_first(plain), plain.decode_s))
             })
             .collect();
+        let expected = own.iter().filter(|r| r.hit.is_some()).count();
+        let hits = own.iter().filter(|r| r.hit == Some(true)).count();
         let sum = |field: &str| own.iter().filter_map(|r| r.speculation[field].as_u64()).sum::<u64>();
         let (steps, drafted) = (sum("num_spec_steps"), sum("num_draft_tokens"));
         let accepted = sum("num_accepted_draft_tokens") as f64;
         Self {
             strategy,
             answers: own.len(),
+            hits: (expected > 0).then_some((hits, expected)),
             same_texts: own.iter().filter(|r| r.same_text).count(),
             tokens: own.iter().map(|r| r.tokens).sum(),
             tokens_per_s: total(strategy),
@@ -190,6 +204,7 @@ mod tests {
             tokens,
             decode_s,
             same_text: prompt != "odd",
+            hit: (prompt == "b").then_some(strategy == "none"),
             speculation: json!({
                 "num_spec_steps": steps, "num_draft_tokens": 2 * accepted, "num_accepted_draft_tokens": accepted,
             }),
@@ -207,6 +222,7 @@ mod tests {
             run("c", "none", 1, 0.0, 0),
         ];
         let ngram = Figures::of("ngram".parse().unwrap(), &runs);
+        assert_eq!((ngram.hits, Figures::of(Drafting::NONE, &runs).hits), (Some((0, 1)), Some((1, 1))));
         assert_eq!((ngram.answers, ngram.tokens, ngram.same_texts), (3, 153, 3));
         assert_eq!((ngram.tokens_per_s, ngram.ratio), (10.0, 1.0));
         assert_eq!((ngram.least_ratio, ngram.most_ratio), (0.5, 2.0));
@@ -221,6 +237,8 @@ mod tests {
             drafter: "d".into(),
             prompts: "p".into(),
             replay: false,
+            split_cores: false,
+            round_trip_ms: 0.0,
             max_tokens: 9,
             temperature: 0.0,
             seed: 7,

@@ -16,10 +16,10 @@ use crate::client::Client;
 #[serde(into = "String")]
 pub struct Drafting {
     name: &'static str,
-    /// Drafts that a lockstep waits for, or of a fixed exit.
+    /// Drafts that are waited for, or of a fixed exit.
     k: Option<u32>,
-    /// Layers of a fixed exit.
-    exit: Option<u32>,
+    /// Layers of a fixed exit; tokens that RAPID's drafter may read of the prompt besides its ends.
+    size: Option<u32>,
 }
 
 /// Names, and what the API calls them.
@@ -37,7 +37,7 @@ const NAMES: [(&str, &str); 9] = [
 ];
 
 impl Drafting {
-    pub const NONE: Self = Self { name: "none", k: None, exit: None };
+    pub const NONE: Self = Self { name: "none", k: None, size: None };
 
     /// Auto takes a drafter where there is one.
     pub(super) fn needs_drafter(&self) -> bool {
@@ -55,7 +55,11 @@ impl Drafting {
     }
 
     fn field(&self) -> Value {
-        match (self.exit, self.k) {
+        match (self.size, self.k) {
+            (Some(budget), k) if self.lossy() => {
+                let retrieval = json!({ "budget": budget });
+                json!({ "strategy": "rapid", "retrieval": retrieval, "k": k, "deadline_ms": 5000 })
+            }
             (Some(exit), k) => json!({ "strategy": "del", "exit": exit, "k": k }),
             // So long that it is the strategy that is measured, not the deadline.
             (None, Some(k)) => json!({ "strategy": "lockstep", "k": k, "deadline_ms": 5000 }),
@@ -74,21 +78,27 @@ impl FromStr for Drafting {
         if let Some(k) = word.strip_prefix("lockstep-") {
             let k = k.parse().ok().filter(|k| (1..=64).contains(k));
             return k
-                .map(|k| Self { name: "lockstep", k: Some(k), exit: None })
+                .map(|k| Self { name: "lockstep", k: Some(k), size: None })
                 .ok_or("lockstep-K: K must be 1 to 64".into());
         }
+        if let Some((budget, k)) = word.strip_prefix("rapid-").and_then(|rest| rest.split_once('-')) {
+            let (Some(budget @ 8..=0x10_0000), Some(k @ 1..=64)) = (budget.parse().ok(), k.parse().ok())
+            else {
+                return Err("rapid-TOKENS-K: TOKENS must be 8 to 1048576, K 1 to 64".into());
+            };
+            return Ok(Self { name: "rapid", k: Some(k), size: Some(budget) });
+        }
         if let Some((exit, k)) = word.strip_prefix("del-").and_then(|fixed| fixed.split_once('-')) {
-            let fixed = (exit.parse().ok(), k.parse().ok());
-            let (Some(exit), Some(k @ 1..=16)) = fixed else {
+            let (Some(exit), Some(k @ 1..=16)) = (exit.parse().ok(), k.parse().ok()) else {
                 return Err("del-E-K: E must be a number of layers, K must be 1 to 16".into());
             };
-            return Ok(Self { name: "del", k: Some(k), exit: Some(exit) });
+            return Ok(Self { name: "del", k: Some(k), size: Some(exit) });
         }
         let names = NAMES.map(|(name, _)| name);
         match names.into_iter().find(|name| *name == word) {
-            Some(name) => Ok(Self { name, k: None, exit: None }),
+            Some(name) => Ok(Self { name, k: None, size: None }),
             None => Err(format!(
-                "no strategy is called {word}; there are {}, lockstep-K, del-E-K",
+                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K, del-E-K",
                 names.join(", ")
             )),
         }
@@ -98,8 +108,7 @@ impl FromStr for Drafting {
 impl fmt::Display for Drafting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)?;
-        self.exit.map_or(Ok(()), |exit| write!(f, "-{exit}"))?;
-        self.k.map_or(Ok(()), |k| write!(f, "-{k}"))
+        self.size.iter().chain(&self.k).try_for_each(|number| write!(f, "-{number}"))
     }
 }
 
@@ -119,6 +128,8 @@ pub(super) struct Run {
     pub(super) decode_s: f64,
     /// It is plain decoding's text.
     pub(super) same_text: bool,
+    /// It holds what was expected; null where nothing was.
+    pub(super) hit: Option<bool>,
     /// vLLM's figures of it, as the server sent them.
     pub(super) speculation: Value,
 }
@@ -150,6 +161,7 @@ pub(super) async fn run(args: &CompareArgs, asked: &[Asked], url: &str) -> Resul
             tokens: answer.completion_tokens,
             decode_s: answer.decode.as_secs_f64(),
             same_text: answer.text == plain,
+            hit: one.expect.as_ref().map(|expect| answer.text.contains(expect)),
             speculation: answer.speculation,
         }));
         eprintln!("{} of {}: {}", nth + 1, asked.len(), one.name);
@@ -168,6 +180,10 @@ mod tests {
             ("del-8-6", json!({ "strategy": "del", "exit": 8, "k": 6 })),
             ("del", json!({ "strategy": "del" })),
             ("recycle", json!({ "strategy": "recycle" })),
+            (
+                "rapid-512-4",
+                json!({ "strategy": "rapid", "retrieval": { "budget": 512 }, "k": 4, "deadline_ms": 5000 }),
+            ),
             ("lockstep-4", json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 5000 })),
         ] {
             let drafting: Drafting = word.parse().unwrap();

@@ -51,6 +51,8 @@ fn answer(members: &[&str], problem: impl FnOnce(&mut Problem<'_>), tried: &str,
         prefer: None,
         in_flight: &in_flight,
         random: 0,
+        tokens: 1000,
+        hits: &HashMap::new(),
         split: None,
     };
     problem(&mut asked);
@@ -81,6 +83,72 @@ fn the_less_loaded_of_two() {
     ] {
         assert_eq!(answer(&members, |_| (), tried, own), expected, "{case}");
     }
+}
+
+#[test]
+fn a_cached_prefix_is_weighed_against_load() {
+    for (case, members, tokens, hits, expected) in [
+        ("it has the prefix", vec!["w1 run=1 slots=8", "w2 slots=8"], 1000, "w1=800", "w1 > "),
+        ("load wins", vec!["w1 run=4 slots=8", "w2 slots=8"], 1000, "w1=800", "w2 > "),
+        ("the longer prefix", vec!["w1 slots=8", "w2 slots=8", "w3 slots=8"], 1000, "w1=160 w3=320", "w3 > "),
+        ("one of them is full", vec!["w1 slots=8", "w3 run=2 slots=8"], 1000, "w1=160 w3=320", "w1 > "),
+        ("little of a long prompt", vec!["w1 run=1 slots=8", "w2 slots=8"], 1000, "w1=160", "w2 > "),
+        ("all of a short one", vec!["w1 run=1 slots=8", "w2 slots=8"], 32, "w1=16", "w2 > "),
+        ("nothing else differs", vec!["w1 slots=8", "w2 slots=8"], 32, "w2=16", "w2 > "),
+        ("who left is no place", vec!["w1 slots=8 draining", "w2 slots=8"], 1000, "w1=800", "w2 > "),
+        ("no more than the prompt", vec!["w1 run=5 slots=8", "w2 slots=8"], 1000, "w1=9000", "w2 > "),
+    ] {
+        let hits: HashMap<NodeId, u32> = hits
+            .split_whitespace()
+            .map(|hit| hit.split_once('=').unwrap())
+            .map(|(id, pages)| (NodeId::new(id).unwrap(), pages.parse().unwrap()))
+            .collect();
+        for random in 0..4 {
+            let members: View = members.iter().map(|l| member(l)).collect();
+            let problem = Problem {
+                view: &members,
+                model: "m",
+                positions: 100,
+                tried: &[],
+                prefer: None,
+                in_flight: &HashMap::new(),
+                random,
+                tokens,
+                hits: &hits,
+                split: None,
+            };
+            let found = place(&problem).unwrap();
+            assert_eq!(format!("{} > ", found.worker.id), expected, "{case}");
+        }
+    }
+}
+
+/// Among equal workers that all have the prefix requests take turns, and coordinators agree on each.
+#[test]
+fn coordinators_agree_on_a_request_and_requests_take_turns() {
+    let view: View = ["w1", "w2", "w3"].iter().map(|l| member(l)).collect();
+    let hits: HashMap<NodeId, u32> = ids("w1 w2 w3").into_iter().map(|id| (id, 320)).collect();
+    let mut shares: HashMap<NodeId, u32> = HashMap::new();
+    for n in 0..300 {
+        let placed = |tries| {
+            let problem = Problem {
+                view: &view,
+                model: "m",
+                positions: 1,
+                tried: &[],
+                prefer: None,
+                in_flight: &HashMap::new(),
+                random: turn(&format!("chatcmpl-{n}"), 0, tries),
+                tokens: 1000,
+                hits: &hits,
+                split: None,
+            };
+            place(&problem).unwrap().worker.id.clone()
+        };
+        assert_eq!(placed(0), placed(0));
+        *shares.entry(placed(0)).or_insert(0) += 1;
+    }
+    assert!(shares.len() == 3 && shares.values().all(|share| (70..130).contains(share)), "{shares:?}");
 }
 
 #[test]
@@ -137,6 +205,8 @@ fn a_refusal_says_why() {
         prefer: None,
         in_flight: &HashMap::new(),
         random: 0,
+        tokens: 1000,
+        hits: &HashMap::new(),
         split: None,
     };
     assert!(place(&problem).unwrap_err().all_draining());
@@ -158,6 +228,8 @@ fn equal_workers_share_the_work() {
             prefer: None,
             in_flight: &in_flight,
             random: random ^ (random >> 29),
+            tokens: 1000,
+            hits: &HashMap::new(),
             split: None,
         };
         let worker = place(&problem).unwrap().worker.id.clone();
@@ -195,14 +267,17 @@ proptest! {
         positions in 0u32..5,
         random: u64,
         own in prop::collection::hash_map(0u8..12, 0u32..9, 0..6),
+        hits in prop::collection::hash_map(0u8..12, 1u32..2000, 0..6),
     ) {
+
         let view: View = members.into_iter().collect();
         let name = |n: u8| NodeId::new(&format!("{}{n}", if n.is_multiple_of(2) { "w" } else { "d" })).unwrap();
         let tried: Vec<NodeId> = tried.into_iter().map(name).collect();
+        let hits: HashMap<NodeId, u32> = hits.into_iter().map(|(n, count)| (name(n), count)).collect();
         let in_flight: HashMap<NodeId, u32> = own.into_iter().map(|(n, count)| (name(n), count)).collect();
         let problem = Problem {
             view: &view, model: "m", positions, tried: &tried, prefer: None, in_flight: &in_flight, random,
-            split: None,
+            tokens: 1000, hits: &hits, split: None,
         };
         let answer = place(&problem);
         prop_assert_eq!(&answer, &place(&problem));

@@ -1,10 +1,11 @@
 //! One coordinator, kept told.
 
 use std::net::SocketAddr;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use cluster::{Endpoint, Load, NodeRecord, NodeState, NodeUpdate};
+use cluster::{Endpoint, Load, NodeRecord, NodeState, NodeUpdate, PrefixCursor};
 use proto::cluster as wire;
 use proto::cluster::cluster_client::ClusterClient;
 use tokio::sync::{mpsc, watch};
@@ -13,12 +14,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
-use super::{Config, Node};
+use super::{Config, Node, Prefixes};
 use crate::{Shutdown, grpc};
 
 /// Updates not yet taken by the connection. Full means that the coordinator does not read: heartbeats
 /// are then left out (and not numbered), and it will rightly suspect this node.
 const OUTBOX: usize = 4;
+
+/// Changes of the prefix cache are told so many times a heartbeat.
+const TELLS: u32 = 8;
 
 /// How long a goodbye may take.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -101,29 +105,29 @@ impl Stream<'_> {
         let patience = self.config.connect_timeout;
         let mut outbox = Outbox::new(self.node, self.shutdown.is_draining());
         let opened = timeout(patience, open(address, patience, &mut outbox)).await;
-        let (mut answers, mut every) = match opened {
+        let (mut answers, first) = match opened {
             Err(_) => return Ended::Lost(format!("no answer within {patience:?}")),
             Ok(Err(ended)) => return ended,
             Ok(Ok(opened)) => opened,
         };
+        let mut every = first.every;
         tracing::info!(heartbeat = ?every, "joined");
         self.taken = Some(Counted::new(count));
-        let mut beats = ticks(every);
+        let (mut beats, mut tells) = (ticks(every), ticks(every / TELLS));
         loop {
             tokio::select! {
                 answer = answers.message() => match read(answer) {
                     Ok(answer) => {
                         if answer.every != every {
                             every = answer.every;
-                            beats = ticks(every);
+                            (beats, tells) = (ticks(every), ticks(every / TELLS));
                         }
-                        if answer.want_snapshot {
-                            outbox.snapshot();
-                        }
+                        outbox.wanted(&answer);
                     }
                     Err(ended) => return ended,
                 },
                 _ = beats.tick() => outbox.beat(),
+                _ = tells.tick(), if outbox.cursor.is_some() => outbox.tell(),
                 // Not a heartbeat late: new work goes elsewhere at once.
                 () = self.shutdown.draining(), if !outbox.is_draining() => {
                     outbox.drain();
@@ -147,7 +151,7 @@ async fn open(
     address: SocketAddr,
     patience: Duration,
     outbox: &mut Outbox,
-) -> Result<(Streaming<wire::JoinResponse>, Duration), Ended> {
+) -> Result<(Streaming<wire::JoinResponse>, Answer), Ended> {
     let lost = |error: &dyn std::error::Error| Ended::Lost(chain(error));
     let endpoint = Endpoint::try_from(address).map_err(|e| lost(&e))?;
     let channel = grpc::dial(&endpoint, patience).map_err(|e| lost(&e))?;
@@ -156,22 +160,21 @@ async fn open(
     let mut answers =
         ClusterClient::new(channel).join(ReceiverStream::new(updates)).await.map_err(failed)?.into_inner();
     let first = read(answers.message().await)?;
-    if first.want_snapshot {
-        outbox.snapshot();
-    }
-    Ok((answers, first.every))
+    outbox.wanted(&first);
+    Ok((answers, first))
 }
 
 struct Answer {
     every: Duration,
     want_snapshot: bool,
+    want_prefixes: bool,
 }
 
 fn read(answer: Result<Option<wire::JoinResponse>, Status>) -> Result<Answer, Ended> {
     let answer = answer.map_err(failed)?.ok_or_else(|| Ended::Lost("the coordinator closed it".into()))?;
     let every = proto::convert::heartbeat_interval(&answer)
         .map_err(|e| Ended::Lost(format!("the coordinator's answer is wrong: {e}")))?;
-    Ok(Answer { every, want_snapshot: answer.want_snapshot })
+    Ok(Answer { every, want_snapshot: answer.want_snapshot, want_prefixes: answer.want_prefixes })
 }
 
 fn failed(status: Status) -> Ended {
@@ -199,6 +202,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 struct Outbox {
     record: NodeRecord,
     load: watch::Receiver<Load>,
+    prefixes: Prefixes,
+    /// How far the coordinator was told; `None`: it does not want to know.
+    cursor: Option<PrefixCursor>,
+    /// A message about prefixes that had no room.
+    stuck: Option<wire::NodeUpdate>,
     sender: mpsc::Sender<wire::NodeUpdate>,
     receiver: Option<mpsc::Receiver<wire::NodeUpdate>>,
     /// Of the last update sent.
@@ -211,7 +219,17 @@ impl Outbox {
     fn new(node: &Node, draining: bool) -> Self {
         let (sender, receiver) = mpsc::channel(OUTBOX);
         let (record, load) = (node.record.clone(), node.load.clone());
-        let mut outbox = Self { record, load, sender, receiver: Some(receiver), number: 0, owed: true };
+        let mut outbox = Self {
+            record,
+            load,
+            prefixes: node.prefixes.clone(),
+            cursor: None,
+            stuck: None,
+            sender,
+            receiver: Some(receiver),
+            number: 0,
+            owed: true,
+        };
         if draining {
             outbox.drain();
         }
@@ -230,6 +248,33 @@ impl Outbox {
 
     fn drain(&mut self) {
         self.record.state = NodeState::Draining;
+    }
+
+    /// What the coordinator wants beyond heartbeats.
+    fn wanted(&mut self, answer: &Answer) {
+        if answer.want_snapshot {
+            self.snapshot();
+        }
+        if answer.want_prefixes {
+            self.cursor.get_or_insert_default().reset();
+            self.tell();
+        }
+    }
+
+    /// Tells what changed in the prefix cache, as far as there is room; the rest waits for the next time.
+    fn tell(&mut self) {
+        let Some(cursor) = &mut self.cursor else { return };
+        loop {
+            let message = self.stuck.take().or_else(|| {
+                let log = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+                cursor.next(&log).map(|update| (&update).into())
+            });
+            let Some(message) = message else { return };
+            if let Err(full) = self.sender.try_send(message) {
+                self.stuck = Some(full.into_inner());
+                return;
+            }
+        }
     }
 
     fn snapshot(&mut self) {

@@ -11,6 +11,7 @@ use crate::testing::{Coordinator, HANG, fast, id, record, wait};
 /// A node that joins in the background.
 struct Joining {
     load: watch::Sender<Load>,
+    prefixes: Prefixes,
     readiness: Readiness,
     shutdown: Shutdown,
     task: JoinHandle<Result<(), Infallible>>,
@@ -28,10 +29,11 @@ impl Joining {
         assert_eq!(config.check(), Ok(()));
         let (load, reported) = watch::channel(Load::default());
         let (readiness, shutdown) = (Readiness::default(), Shutdown::default());
-        let node = Node { record: record(name, incarnation), load: reported };
+        let prefixes = Prefixes::default();
+        let node = Node { record: record(name, incarnation), load: reported, prefixes: prefixes.clone() };
         let gate = readiness.gate("joined", "starting");
         let task = tokio::spawn(join(config, node, gate, shutdown.clone()));
-        Self { load, readiness, shutdown, task }
+        Self { load, prefixes, readiness, shutdown, task }
     }
 
     async fn ready(&self, is: bool) {
@@ -59,6 +61,49 @@ fn configurations_name_what_is_wrong() {
         (Config { retry_max: Duration::from_millis(1), ..ok.clone() }, "retry_max"),
     ] {
         assert_eq!(bad.check().unwrap_err().key, key);
+    }
+}
+
+/// Told at once and as it changes, to every coordinator that wants to know; forgotten with the node.
+#[tokio::test]
+async fn every_coordinator_hears_the_prefixes() {
+    use cluster::{PageChange, PrefixName};
+
+    let patient = crate::registry::Config { suspect_after: Duration::from_secs(2), ..fast() };
+    let deaf = crate::registry::Config { prefix_pages: 0, ..patient.clone() };
+    let a = Coordinator::start(patient.clone(), 0).await;
+    let b = Coordinator::start(patient, 0).await;
+    let c = Coordinator::start(deaf, 0).await;
+    let worker = Joining::start(&[a.address, b.address, c.address], "w", 1);
+    let record = |change| worker.prefixes.lock().unwrap().record(change);
+    let chain: Vec<PrefixName> = (0..10_000).map(PrefixName).collect();
+    chain.iter().for_each(|name| record(PageChange::Stored(*name)));
+    let hears = async |coordinator: &Coordinator, pages: Option<u32>| {
+        let prefixes = coordinator.registry.prefixes();
+        let heard = async {
+            while prefixes.hits(&chain).get(&id("w")).copied() != pages {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        timeout(HANG, heard).await.unwrap_or_else(|_| panic!("never heard of {pages:?} pages"));
+    };
+    for coordinator in [&a, &b] {
+        hears(coordinator, Some(10_000)).await;
+    }
+    record(PageChange::Removed(PrefixName(7)));
+    for coordinator in [&a, &b] {
+        hears(coordinator, Some(7)).await;
+    }
+    record(PageChange::Stored(PrefixName(7)));
+    hears(&a, Some(10_000)).await;
+    c.sees("joined", |v| works(v, "w")).await;
+    assert!(c.registry.prefixes().hits(&chain).is_empty(), "it did not ask");
+    worker.stopped().await;
+    for coordinator in [&a, &b] {
+        hears(coordinator, None).await;
+    }
+    for coordinator in [a, b, c] {
+        coordinator.stop().await;
     }
 }
 

@@ -4,10 +4,11 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use cluster::{NodeUpdate, Refused, StreamId};
+use cluster::{NodeUpdate, PrefixGap, PrefixUpdate, Refused, StreamId};
 use futures::Stream;
 use proto::cluster as wire;
 use proto::cluster::cluster_server::Cluster;
+use proto::cluster::node_update::Update;
 use proto::reason::{Reason, status};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::timeout;
@@ -32,9 +33,17 @@ struct Joined {
     /// How long the next update may take.
     patience: Duration,
     next: Next,
+    /// All prefixes were asked for, and have not begun to come.
+    asked: bool,
     /// The kept place in the owner's queue, for `Ended`.
     ended: Option<mpsc::OwnedPermit<Command>>,
     _stream: OwnedSemaphorePermit,
+}
+
+/// What a node is asked for.
+enum Wish {
+    Snapshot,
+    Prefixes,
 }
 
 #[derive(Clone, Copy)]
@@ -64,6 +73,7 @@ impl Cluster for Service {
             updates: request.into_inner(),
             patience: FIRST_UPDATE.min(registry.config.forget_after),
             next: Next::Greet,
+            asked: false,
             ended: Some(ended),
             _stream: permit,
             registry,
@@ -88,11 +98,12 @@ impl Cluster for Service {
 impl Joined {
     /// The next response, when there is something to say.
     async fn respond(mut self) -> Option<(Result<wire::JoinResponse, Status>, Self)> {
-        let want_snapshot = match self.next {
-            Next::Greet => false,
+        let wish = match self.next {
+            // A node that tells nothing of prefixes does not mind; a coordinator that does not ask is not told.
+            Next::Greet => (self.registry.config.prefix_pages > 0).then_some(Wish::Prefixes),
             Next::Read => match self.read().await {
-                Ok(true) => true,
-                Ok(false) => return None,
+                Ok(Some(wish)) => Some(wish),
+                Ok(None) => return None,
                 Err(status) => {
                     self.next = Next::End;
                     return Some((Err(status), self));
@@ -101,13 +112,16 @@ impl Joined {
             Next::End => return None,
         };
         self.next = Next::Read;
+        self.asked |= matches!(wish, Some(Wish::Prefixes));
+        let want_snapshot = matches!(wish, Some(Wish::Snapshot));
+        let want_prefixes = matches!(wish, Some(Wish::Prefixes));
         let heartbeat = self.registry.config.heartbeat.as_millis();
         let heartbeat_interval_ms = u32::try_from(heartbeat).unwrap_or(u32::MAX);
-        Some((Ok(wire::JoinResponse { heartbeat_interval_ms, want_snapshot }), self))
+        Some((Ok(wire::JoinResponse { heartbeat_interval_ms, want_snapshot, want_prefixes }), self))
     }
 
-    /// Takes updates until a snapshot is wanted (true) or the node closed the stream (false).
-    async fn read(&mut self) -> Result<bool, Status> {
+    /// Takes updates until something is wanted, or the node closed the stream (`None`).
+    async fn read(&mut self) -> Result<Option<Wish>, Status> {
         let shutdown = self.registry.shutdown.clone();
         loop {
             let update = tokio::select! {
@@ -118,17 +132,41 @@ impl Joined {
                 let text = format!("no update for {:?}; join again", self.patience);
                 status(Reason::Deadline, &text, None, None)
             };
-            let Some(update) = update.map_err(silent)?? else { return Ok(false) };
+            let Some(update) = update.map_err(silent)?? else { return Ok(None) };
+            if let Some(Update::Prefixes(prefixes)) = update.update {
+                if self.prefixes(prefixes.try_into()?).await? {
+                    return Ok(Some(Wish::Prefixes));
+                }
+                continue;
+            }
             match self.apply(update.try_into()?).await? {
                 Ok(()) => self.patience = self.registry.config.forget_after,
                 Err(gap @ Refused::Gap { .. }) => {
                     tracing::debug!(stream = self.id.0, %gap, "snapshot wanted");
-                    return Ok(true);
+                    return Ok(Some(Wish::Snapshot));
                 }
                 Err(refused) => {
                     tracing::warn!(stream = self.id.0, %refused, "refused a node");
                     return Err(refusal(refused));
                 }
+            }
+        }
+    }
+
+    /// Whether all prefixes are wanted again. What was under way when they were asked for does not follow either.
+    async fn prefixes(&mut self, update: PrefixUpdate) -> Result<bool, Status> {
+        if self.registry.config.prefix_pages == 0 {
+            return Ok(false);
+        }
+        let (taken, outcome) = oneshot::channel();
+        self.asked &= !update.reset;
+        let command = Command::Prefixes { stream: self.id, update, taken };
+        self.registry.commands.send(command).await.map_err(|_| stopping())?;
+        match outcome.await.map_err(|_| stopping())? {
+            Ok(()) => Ok(false),
+            Err(gap @ PrefixGap { .. }) => {
+                tracing::debug!(stream = self.id.0, %gap, asked = self.asked, "prefixes wanted");
+                Ok(!self.asked)
             }
         }
     }

@@ -1,18 +1,20 @@
 //! The task that owns the table.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use cluster::{Change, NodeUpdate, Patience, Refused, StreamId, Table, View};
+use cluster::{Change, NodeUpdate, Patience, PrefixGap, PrefixUpdate, Refused, StreamId, Table, View};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Config;
+use super::{Config, Prefixes};
 use crate::Shutdown;
 
 /// What a Join stream tells the owner.
 #[derive(Debug)]
 pub(super) enum Command {
     Update { stream: StreamId, update: NodeUpdate, taken: oneshot::Sender<Result<(), Refused>> },
+    Prefixes { stream: StreamId, update: PrefixUpdate, taken: oneshot::Sender<Result<(), PrefixGap>> },
     Ended { stream: StreamId },
 }
 
@@ -22,6 +24,7 @@ pub(super) async fn own(
     started: Instant,
     mut inbox: mpsc::Receiver<Command>,
     publish: watch::Sender<View>,
+    prefixes: Arc<Prefixes>,
     shutdown: Shutdown,
 ) -> Result<(), Infallible> {
     let mut table = Table::new(Patience {
@@ -42,41 +45,55 @@ pub(super) async fn own(
         let mut changed = false;
         let waiting = inbox.len();
         for command in first.into_iter().chain(std::iter::from_fn(|| inbox.try_recv().ok()).take(waiting)) {
-            changed |= apply(&mut table, command, started);
+            changed |= apply(&mut table, &prefixes, command, started);
         }
         let changes = table.on_tick(started.elapsed());
         changed |= !changes.is_empty();
-        log(&changes);
+        heed(&changes, &prefixes);
         if changed {
             publish.send_replace(table.view());
         }
         if ticked {
             super::gauges::record(telemetry::meters(), &publish.borrow(), started.elapsed());
+            telemetry::meters().prefix_index_pages.record(prefixes.len() as f64, &[]);
         }
     }
 }
 
 /// Whether readers should see a new view.
-fn apply(table: &mut Table, command: Command, started: Instant) -> bool {
+fn apply(table: &mut Table, prefixes: &Prefixes, command: Command, started: Instant) -> bool {
     let now = started.elapsed();
     match command {
         Command::Update { stream, update, taken } => {
-            let outcome = table.apply(stream, update, now).map(|changes| log(&changes));
+            let outcome = table.apply(stream, update, now).map(|changes| heed(&changes, prefixes));
             let changed = outcome.is_ok();
             // The stream may be gone already; its `Ended` follows.
             let _ = taken.send(outcome);
             changed
         }
+        Command::Prefixes { stream, update, taken } => {
+            // Of a stream that carries no node (any more) nothing is known to follow on.
+            let outcome = match table.carried(stream) {
+                Some(record) => prefixes.apply(record, &update),
+                None => Err(PrefixGap { number: update.number }),
+            };
+            let _ = taken.send(outcome);
+            false
+        }
         Command::Ended { stream } => {
             let changes = table.on_disconnect(stream, now);
-            log(&changes);
+            heed(&changes, prefixes);
             !changes.is_empty()
         }
     }
 }
 
-fn log(changes: &[Change]) {
+/// Says what changed, and forgets the prefixes of those that are gone.
+fn heed(changes: &[Change], prefixes: &Prefixes) {
     for change in changes {
+        if let Change::Restarted(node) | Change::Disconnected(node) | Change::Removed(node) = change {
+            prefixes.forget(node);
+        }
         match change {
             Change::Joined(node) => tracing::info!(%node, "joined"),
             Change::Restarted(node) => tracing::info!(%node, "joined as a new incarnation"),

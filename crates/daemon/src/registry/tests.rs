@@ -1,6 +1,6 @@
 //! The wire as any node could speak it, against a registry behind a real gRPC server.
 
-use cluster::{Load, NodeRecord, NodeState, NodeUpdate, Presence, View};
+use cluster::{Load, NodeRecord, NodeState, NodeUpdate, PrefixName, PrefixUpdate, Presence, View};
 use proto::cluster as wire;
 use proto::reason::{Reason, parse};
 use tokio::time::timeout;
@@ -22,7 +22,8 @@ impl Raw {
         let answers = coordinator.client().await.join(ReceiverStream::new(updates)).await.unwrap();
         let mut raw = Self { send, answers: answers.into_inner() };
         let greeting = raw.answer().await.unwrap();
-        assert_eq!((greeting.heartbeat_interval_ms, greeting.want_snapshot), (20, false));
+        let said = (greeting.heartbeat_interval_ms, greeting.want_snapshot, greeting.want_prefixes);
+        assert_eq!(said, (20, false, true));
         raw
     }
 
@@ -68,6 +69,7 @@ fn intervals_fit_together() {
         (Config { heartbeat: ms(2000), ..ok.clone() }, "suspect_after"),
         (Config { forget_after: ms(3000), ..ok.clone() }, "forget_after"),
         (Config { max_nodes: 0, ..ok.clone() }, "max_nodes"),
+        (Config { prefix_pages: u32::MAX, ..ok.clone() }, "prefix_pages"),
     ] {
         assert_eq!(bad.check().unwrap_err().key, key);
     }
@@ -89,6 +91,44 @@ async fn a_gap_is_answered_with_a_wish_for_a_snapshot() {
     raw.snapshot(record("w", 1)).await;
     raw.delta(1).await;
     coordinator.sees("delta 1 again", |v| running(v, "w") == Some(1)).await;
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_gap_in_the_prefixes_is_answered_with_a_wish_for_all_of_them() {
+    let coordinator = Coordinator::start(fast(), 0).await;
+    let mut raw = Raw::open(&coordinator).await;
+    let names = |names: &[u64]| names.iter().copied().map(PrefixName).collect::<Vec<_>>();
+    let tell = async |raw: &Raw, number, reset, stored: &[u64]| {
+        let update = PrefixUpdate { number, reset, stored: names(stored), removed: Vec::new() };
+        raw.send.send((&update).into()).await.unwrap();
+    };
+    let has = async |pages: Option<u32>| {
+        let prefixes = coordinator.registry.prefixes();
+        while prefixes.hits(&names(&[1, 2, 3])).get(&id("w")).copied() != pages {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Of a node that sent no snapshot nothing is known; it was asked for all when it came.
+    tell(&raw, 0, true, &[1]).await;
+    assert!(raw.answer().await.unwrap().want_prefixes);
+    raw.snapshot(record("w", 1)).await;
+    tell(&raw, 1, true, &[1]).await;
+    tell(&raw, 2, false, &[2]).await;
+    timeout(HANG, has(Some(2))).await.unwrap();
+    tell(&raw, 4, false, &[3]).await;
+    let answer = raw.answer().await.unwrap();
+    assert!(answer.want_prefixes && !answer.want_snapshot);
+    timeout(HANG, has(None)).await.unwrap();
+    // What was on its way is no second gap.
+    tell(&raw, 5, false, &[3]).await;
+    tell(&raw, 6, true, &[1, 2, 3]).await;
+    timeout(HANG, has(Some(3))).await.unwrap();
+    raw.delta(2).await;
+    let answer = raw.answer().await.unwrap();
+    assert!(answer.want_snapshot && !answer.want_prefixes, "numbers of their own");
+    drop(raw);
+    timeout(HANG, has(None)).await.unwrap();
     coordinator.stop().await;
 }
 

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use crate::lanes::{open, text};
-use crate::link::{Kept, MODEL_SEED, VOCAB, request, target};
-use engine::{Command, Engine, Facts, Outcome, Settings, TargetEvent, ToyModel};
+use crate::link::{Kept, MODEL_SEED, VOCAB, drafter, request, target};
+use engine::{
+    Command, CommitFrame, DraftEvent, DraftOpen, Engine, Facts, Outcome, Settings, TargetEvent, ToyModel,
+};
 use request::{Request, Sampling, Speculation, Strategy, TokenId};
 use scheduler::SequenceId;
 use speculation::{Drafts, PrefixHashes};
@@ -122,4 +124,50 @@ fn with_others_beside_it_nobody_waits_and_the_drafter_is_told_to_rest() {
     engine.command(Duration::from_secs(1), Command::Cancel(SequenceId(2)));
     engine.step(Duration::from_secs(1));
     assert!(heard(&first).0.iter().any(|window| *window > 0));
+}
+
+/// Told to rest, a drafter computes nothing of what is committed meanwhile; asked again, it computes all of it in one
+/// step and drafts on.
+#[test]
+fn a_drafter_that_rests_catches_up_when_it_is_asked() {
+    let prompt = [1, 2].map(TokenId);
+    let answer = plain(&[1, 2]);
+    let mut engine = drafter(0.0);
+    let outlet = Kept::<DraftEvent>::new();
+    let asked = long(&[1, 2]);
+    engine.command(
+        Duration::ZERO,
+        Command::Draft(Box::new(DraftOpen {
+            sequence: ID,
+            prompt: asked.prompt,
+            retrieved: None,
+            committed: Vec::new(),
+            longest: 64,
+            sampling: asked.sampling,
+            adjust: asked.adjust,
+            constraint: None,
+            rule: asked.speculation.rule,
+            limits: asked.limits,
+            window: 0,
+            cache_salt: asked.cache_salt,
+            outlet: Box::new(outlet.share()),
+            admitted: Box::new(|admitted| admitted.unwrap()),
+        })),
+    );
+    // Its prompt is computed at once: the first ask comes soon.
+    assert!(matches!(engine.step(Duration::ZERO), Outcome::Worked(facts) if facts.known_rows > 0));
+    let mut known = prompt.to_vec();
+    for id in &answer[..12] {
+        let (at, prefix_hash) = (known.len() as u32, PrefixHashes::new(&known).last());
+        let frame = CommitFrame { at, prefix_hash, ids: vec![*id] };
+        engine.command(Duration::ZERO, Command::Commit(ID, frame));
+        known.push(*id);
+        assert!(matches!(engine.step(Duration::ZERO), Outcome::Idle { .. }), "after {} tokens", known.len());
+    }
+    engine.command(Duration::ZERO, Command::Window { sequence: ID, window: 3 });
+    let Outcome::Worked(facts) = engine.step(Duration::ZERO) else { panic!("it was asked") };
+    assert!(facts.known_rows >= 12, "all in one step: {}", facts.known_rows);
+    while matches!(engine.step(Duration::ZERO), Outcome::Worked(_)) {}
+    let Some(DraftEvent::Drafts(drafts)) = outlet.take().into_iter().last() else { panic!("it drafted") };
+    assert_eq!(drafts.ids, answer[12..15]);
 }

@@ -8,6 +8,7 @@
 //! Links lead to rank 0 only. A rank that does not answer in time, or answers nonsense, ends the group:
 //! [`ModelError::Lost`] tells the engine, which leaves its sequences to be placed again.
 
+mod pages;
 mod part;
 mod wire;
 
@@ -18,6 +19,7 @@ use kvcache::Unshardable;
 use scheduler::Step;
 use transport::{Fabric, FabricError, Head, Link};
 
+pub(super) use pages::Asked;
 pub(super) use part::{Cut, Part};
 
 /// What all ranks of a group must be told alike.
@@ -45,6 +47,9 @@ pub struct Group {
     step: u64,
     /// Messages of that step so far.
     messages: u64,
+    /// The message about pages under way.
+    asked: u64,
+    read: Option<pages::Read>,
     payload: Vec<u8>,
 }
 
@@ -69,6 +74,9 @@ const READY: u32 = 3;
 const STEP: u32 = 4;
 const PART: u32 = 5;
 const LOGITS: u32 = 6;
+const WANTED: u32 = 7;
+const PAGE: u32 = 8;
+const IMPORT: u32 = 9;
 
 /// Logits of a step are counted from here on: rank 0 may leave them unread.
 const FIRST_LOGITS: u64 = 1 << 31;
@@ -119,7 +127,7 @@ impl Group {
             }
         }
         let links = links.into_iter().flatten().collect();
-        Ok(Self { rank: 0, plan, links, token, step: 0, messages: 0, payload: Vec::new() })
+        Ok(Self::new(0, plan, links, token))
     }
 
     /// A follower: joins the group whose rank 0 is at `leader`.
@@ -149,15 +157,22 @@ impl Group {
         let left = plan.start.saturating_sub(started.elapsed()).max(plan.within);
         let head = link.recv(&mut payload, left).map_err(failed("waiting for rank 0"))?;
         match head.kind {
-            HELLO => {
-                Ok(Self { rank, plan, links: vec![link], token: head.token, step: 0, messages: 0, payload })
-            }
+            HELLO => Ok(Self::new(rank, plan, vec![link], head.token)),
             _ => Err(GroupError::Refused(String::from_utf8_lossy(&payload).into_owned())),
         }
     }
 
+    fn new(rank: usize, plan: GroupPlan, links: Vec<Box<dyn Link>>, token: u64) -> Self {
+        let payload = Vec::new();
+        Self { rank, plan, links, token, step: 0, messages: 0, asked: 0, read: None, payload }
+    }
+
     pub fn rank(&self) -> usize {
         self.rank
+    }
+
+    pub fn ranks(&self) -> usize {
+        self.plan.memory.len()
     }
 
     pub(super) fn memory(&self) -> &[u32] {
@@ -178,7 +193,7 @@ impl Group {
 
     /// Rank 0 sends a step to all; it begins.
     pub(super) fn begin(&mut self, step: &Step) -> Result<(), ModelError> {
-        (self.step, self.messages) = (self.step + 1, 0);
+        (self.step, self.messages, self.read) = (self.step + 1, 0, None);
         let bytes = wire::encode(step)?;
         let head = Head { kind: STEP, token: self.token, item: self.step << 32 };
         for (index, link) in self.links.iter_mut().enumerate() {
@@ -187,16 +202,21 @@ impl Group {
         Ok(())
     }
 
-    /// A follower's next step; `None` when rank 0 is gone. Nobody needs a group that has nothing to do, but nobody
+    /// What a follower is to do next; `None` when rank 0 is gone. Nobody needs a group that has nothing to do, but nobody
     /// ends it either: so it asks now and then whether the link is open, for as long as it is.
-    pub(super) fn next(&mut self) -> Result<Option<Step>, ModelError> {
+    pub(super) fn next(&mut self) -> Result<Option<Asked>, ModelError> {
         loop {
             match self.links[0].recv(&mut self.payload, IDLE) {
                 Ok(Head { kind: STEP, token, item })
                     if token == self.token && item >> 32 == self.step + 1 =>
                 {
                     (self.step, self.messages) = (self.step + 1, 0);
-                    return wire::decode(&self.payload).map(Some);
+                    return wire::decode(&self.payload).map(Asked::Step).map(Some);
+                }
+                Ok(head @ Head { kind: WANTED | IMPORT, token, item })
+                    if token == self.token && item >> 32 == self.step =>
+                {
+                    return self.about_pages(head).map(Some);
                 }
                 Ok(head) => return Err(ModelError::Lost(format!("rank 0 sent {head:?} between steps"))),
                 Err(FabricError::Deadline { .. }) => {}

@@ -14,7 +14,7 @@ use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, 
 use super::CpuModel;
 use super::attention::Heads;
 use super::pool::Pool;
-use crate::cache::{Storage, Unit};
+use crate::cache::{KvDtype, Storage, Unit};
 use crate::check::CheckedRow;
 use crate::quant::F16;
 
@@ -42,7 +42,7 @@ impl CpuModel {
     /// tokens are computed. Slots are left empty.
     ///
     /// # Errors
-    /// Tokens that do not fit; a model with windows.
+    /// Tokens that do not fit; a model with windows or with 8-bit keys.
     pub fn attention_shares(
         &mut self,
         tokens: &[TokenId],
@@ -53,6 +53,9 @@ impl CpuModel {
         const CHUNK: usize = 256;
         if self.scratch.group.is_some() {
             return Err(ModelError::Unsupported { what: "measuring attention in a worker group" });
+        }
+        if self.storage.iter().any(|storage| storage.dtype != KvDtype::F16) {
+            return Err(ModelError::Unsupported { what: "measuring attention over 8-bit keys" });
         }
         let heads = self.parameters.heads;
         let pages = pages_for(tokens.len() as u32);

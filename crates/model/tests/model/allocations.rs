@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use engine::Model;
 use gguf::TensorKind;
+use kvcache::PAGE_POSITIONS;
 use sampling::Draw;
 
 use crate::steps::Sequences;
@@ -40,16 +41,16 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// What is left is the step's bookkeeping: its checked rows, the rows that pick, the picks. It does not grow
-/// with the layers, the width or the context.
+/// with the layers or the width. A step with a new page copies the sequence's table of pages besides.
 #[test]
 fn a_decode_step_allocates_only_its_lists() {
-    let tokens = tokens(600);
+    let tokens = tokens(620);
     for kind in [TensorKind::Q4_K, TensorKind::Q5_0, TensorKind::F16] {
         // On one thread all of it is this one.
         let mut model = Tiny::new(Shape::of("llama", kind)).load(1).unwrap();
         let mut sequences = Sequences::new(1, 0);
         model.logits(&sequences.step(&[(0, 0, &tokens[..590])])).unwrap();
-        for position in 590..600 {
+        for position in 590..620 {
             let step = sequences.step(&[(0, position, &tokens[position as usize..=position as usize])]);
             let draws = [Draw::new(request::Sampling::GREEDY)];
             let before = ASKED.get();
@@ -57,7 +58,9 @@ fn a_decode_step_allocates_only_its_lists() {
             model.collect(ticket, &draws).unwrap();
             let (times, bytes) = (ASKED.get().0 - before.0, ASKED.get().1 - before.1);
             if position > 592 {
-                assert!(times <= 12 && bytes <= 1024, "{kind}: {times} allocations of {bytes} bytes");
+                // One allocation in each of the two layers would show.
+                let most = if position % PAGE_POSITIONS == 0 { (9, 4096) } else { (6, 512) };
+                assert!(times <= most.0 && bytes <= most.1, "{kind} {position}: {times} of {bytes} bytes");
             }
         }
     }

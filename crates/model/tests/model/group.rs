@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use engine::{Model as _, ModelError};
 use gguf::TensorKind;
-use kvcache::{HeadClass, HeadMap};
+use kvcache::{ClassId, HeadClass, HeadMap, PageId};
 use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
+use scheduler::{Slot, TableChange, TableDelta};
 use transport::Fabric;
 use transport::local::Network;
 use transport::tcp::TcpFabric;
@@ -198,4 +199,56 @@ fn what_a_group_cannot_share_is_refused() {
     assert!(error.contains("rank 1's share") && error.contains("too small"), "{error}");
     let error = load(Tiny::new(Shape::of("llama", TensorKind::F16)), &[1, 1]);
     assert!(error.contains("quantised matrices") && error.contains("F16"), "{error}");
+}
+
+/// Pages of a group are those of one rank, byte for byte, and either takes the other's.
+#[test]
+fn pages_leave_and_enter_a_group_as_they_do_one_rank() {
+    let tokens = tokens(70);
+    for (kv_heads, memory, windows) in [(3, &[1, 1][..], false), (4, &[3, 1], true), (3, &[1, 1, 1], true)] {
+        let shape = Shape { heads: 2 * kv_heads, kv_heads, ..Shape::of("qwen2", TensorKind::Q4_0) };
+        let file = written(&Tiny::new(shape));
+        let options = options(windows.then(|| mixed(kv_heads)));
+        let what = format!("{kv_heads} KV heads, {memory:?}, windows {windows}");
+        let mut alone = CpuModel::load(file.path(), &options).unwrap();
+        let expected = logits(&mut alone, &tokens, 70).unwrap();
+        let (mut shared, ends) = group(file.path(), &options, memory, tcp(memory.len()));
+        assert_equal(&logits(&mut shared, &tokens, 70).unwrap(), &expected, &what);
+        let classes = alone.spec().classes.len() as u8;
+        let units = || {
+            let pages = (0..classes).flat_map(|class| (0..4).map(move |page| (class, page)));
+            pages.flat_map(|(class, page)| (0..LAYERS as u32).map(move |layer| (ClassId(class), page, layer)))
+        };
+        assert_eq!(shared.layers(), LAYERS as u32);
+        let read = |model: &mut CpuModel, (class, page, layer)| {
+            let mut bytes = Vec::new();
+            model.export(class, PageId(page), layer, &mut bytes).unwrap();
+            bytes
+        };
+        // Into pages that nobody wrote, on both sides crosswise; the rest of the text is computed over them.
+        for unit @ (class, page, layer) in units() {
+            let (ours, theirs) = (read(&mut alone, unit), read(&mut shared, unit));
+            assert_eq!(ours, theirs, "{what}: {unit:?}");
+            alone.import(class, PageId(page + 100), layer, &theirs).unwrap();
+            shared.import(class, PageId(page + 100), layer, &ours).unwrap();
+            let wrong = shared.import(class, PageId(page + 100), layer, &[0; 3]).unwrap_err();
+            assert!(matches!(wrong, ModelError::PageSize { found: 3, .. }), "{wrong}");
+        }
+        for model in [&mut alone, &mut shared] {
+            let mut sequences = Sequences::new(2, 200).of(model);
+            let mut step = sequences.step(&[(1, 64, &tokens[64..])]);
+            step.deltas.clear();
+            for class in 0..classes {
+                let share = (100..104).map(|page| TableChange::Share(PageId(page)));
+                let table = share.chain([TableChange::Append(PageId(200))]);
+                let delta = |change| TableDelta { slot: Slot(1), class: ClassId(class), change };
+                step.deltas.extend(table.map(delta));
+            }
+            let found: Vec<_> = model.logits(&step).unwrap().into_iter().map(|(_, l)| l).collect();
+            assert_equal(&found, &expected[64..], &what);
+        }
+        assert!(shared.export(ClassId(0), PageId(100_000), 0, &mut Vec::new()).is_err());
+        drop(shared);
+        assert!(ends.into_iter().all(|end| end.join().unwrap() == Ok(())), "{what}");
+    }
 }

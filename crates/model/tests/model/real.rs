@@ -39,12 +39,14 @@ pub(crate) const OPTIONS: Options = Options {
 pub(crate) fn tokens(metadata: &Metadata, text: &str) -> Vec<u32> {
     let vocabulary = metadata.strs("tokenizer.ggml.tokens").unwrap();
     let ids: std::collections::HashMap<&str, u32> = vocabulary.iter().map(String::as_str).zip(0..).collect();
+    let longest = ids.keys().map(|token| token.len()).max().unwrap_or(0);
     let text = text.replace(' ', "\u{120}").replace('\n', "\u{10a}");
     let mut rest = text.as_str();
     let mut out = Vec::new();
     while !rest.is_empty() {
-        let mut ends = rest.char_indices().map(|(i, c)| i + c.len_utf8());
-        let end = ends.rfind(|end| ids.contains_key(&rest[..*end])).expect("a known character");
+        let ends = rest.char_indices().map(|(i, c)| i + c.len_utf8());
+        let ends: Vec<usize> = ends.take_while(|end| *end <= longest).collect();
+        let end = ends.into_iter().rfind(|end| ids.contains_key(&rest[..*end])).expect("a known character");
         out.push(ids[&rest[..end]]);
         rest = &rest[end..];
     }

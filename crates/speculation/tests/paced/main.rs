@@ -2,5 +2,6 @@
 #![allow(missing_debug_implementations, unreachable_pub, clippy::unwrap_used)]
 
 mod auto;
+mod measured;
 mod pearl;
 mod simulator;

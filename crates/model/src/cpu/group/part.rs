@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kvcache::{HeadMap, Shards, Units};
+use kvcache::{ClassId, HeadMap, Shards, Units};
 
 use crate::LoadError;
 use crate::arch::{Decoder, Linear, Parameters};
@@ -22,6 +22,8 @@ pub(in super::super) struct Part {
     pub(in super::super) vocab: Cut,
     rank: usize,
     shards: Shards,
+    /// The classes of all heads.
+    whole: HeadMap,
 }
 
 /// By rank: its columns of a row, in order.
@@ -87,6 +89,7 @@ impl Part {
             vocab: runs(LANES, p.vocab, &|rank| shards.vocab(rank)),
             rank,
             shards,
+            whole: map.clone(),
         };
         let idle = |rank: &usize| {
             let mut cuts = part.heads.iter().chain(&part.ffn).chain([&part.hidden, &part.vocab]);
@@ -106,6 +109,33 @@ impl Part {
             self.shards.heads(layer, self.rank).map(|head| classes[head]).collect()
         };
         HeadMap { classes: map.classes.clone(), class_of: map.class_of.iter().enumerate().map(of).collect() }
+    }
+
+    /// Heads of a class in a layer.
+    pub(in super::super) fn units(&self, layer: usize, class: ClassId) -> usize {
+        self.whole.heads(layer, usize::from(class.0)).count()
+    }
+
+    /// Which of them a rank has, in its order.
+    pub(in super::super) fn places(&self, layer: usize, class: ClassId, rank: usize) -> Vec<usize> {
+        let class = usize::from(class.0);
+        let own = self.shards.heads(layer, rank).filter(|head| self.whole.class(layer, *head) == class);
+        own.map(|head| self.whole.heads(layer, class).take_while(|other| *other < head).count()).collect()
+    }
+
+    /// A rank's heads of a class to their places in a layer of a page; `unit`: bytes of one.
+    pub(in super::super) fn put_units(
+        &self,
+        rank: usize,
+        layer: usize,
+        class: ClassId,
+        part: &[u8],
+        whole: &mut [u8],
+        unit: usize,
+    ) {
+        for (bytes, place) in part.chunks_exact(unit).zip(self.places(layer, class, rank)) {
+            whole[place * unit..(place + 1) * unit].copy_from_slice(bytes);
+        }
     }
 
     /// Rows of the matrices of a layer (q, k, v, o, gate, up, down) that are this rank's.
