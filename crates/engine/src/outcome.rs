@@ -55,7 +55,7 @@ impl<M: Model> Engine<M> {
                     } else {
                         Vec::new()
                     };
-                    lane.heard(&said, &judged, slice.drafts);
+                    lane.heard(&said, &judged);
                     if let Some(leaf) = judged.leaf {
                         self.scheduler.keep_path(slice, leaf);
                     }

@@ -298,6 +298,8 @@ struct RowLogits<'a> {
     row: u32,
     position: u32,
     logits: &'a [f32],
+    /// Those of them that are above nothing, with their tokens, where a head has not all.
+    listed: Option<(&'a [u32], &'a [f32])>,
 }
 
 impl Model for CpuModel {

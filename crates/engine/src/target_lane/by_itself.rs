@@ -14,14 +14,18 @@ pub(super) struct ByItself {
     /// Steps that drafted so.
     rounds: u32,
     watched: bool,
-    /// The last round's exit, and how sure it was of each draft.
-    drafted: Option<(u32, Vec<f64>)>,
+    /// The last round's exit, and its drafts.
+    drafted: Option<(u32, Vec<(TokenId, f64)>)>,
+    /// Drafts that are less sure are not verified.
+    drop_below: f64,
 }
 
 /// Rounds at the beginning in which all exits are heard, and of later ones each how many-th: hearing them passes their
 /// states through the head. In between the exit in use is known by what became of its drafts.
 const FIRST: u32 = 4;
 const EACH: u32 = 8;
+/// The same while drafting does not pay.
+const RARELY: u32 = 32;
 
 impl TargetLane {
     /// What to ask of the model in the step being planned. `most`: drafts that the rank allows; `cost`: what its steps take.
@@ -39,9 +43,9 @@ impl TargetLane {
         if !self.drafts_wanted() {
             return None;
         }
-        let ByItself { exits, rounds, watched, drafted } = &mut self.by_itself;
-        let Round { exit, drafts, stop_below } = match fixed {
-            Some((exit, drafts)) => Round { exit, drafts, stop_below: None },
+        let ByItself { exits, rounds, watched, drafted, drop_below: unsure } = &mut self.by_itself;
+        let Round { exit, drafts, stop_below, drop_below } = match fixed {
+            Some((exit, drafts)) => Round { exit, drafts, stop_below: None, drop_below: 0.0 },
             None => {
                 let Layered { layers, head, draft } = layered;
                 let exits = exits.get_or_insert_with(|| Exits::new(layers, head, draft));
@@ -50,9 +54,11 @@ impl TargetLane {
                 exits.plan(rows)
             }
         };
-        let watch = fixed.is_none() && (*rounds < FIRST || rounds.is_multiple_of(EACH));
+        let each = if drafts == 0 { RARELY } else { EACH };
+        let watch = fixed.is_none() && (*rounds < FIRST || rounds.is_multiple_of(each));
         *rounds += 1;
         let most = most.min(drafts);
+        *unsure = drop_below;
         (*watched, *drafted) = (watch, fixed.is_none().then(|| (exit, Vec::new())));
         (watch || most > 0).then(|| SelfDraft {
             slot,
@@ -70,9 +76,11 @@ impl TargetLane {
     /// The model drafted these.
     pub(crate) fn self_drafted(&mut self, drafts: Vec<(TokenId, f64)>) {
         self.source = Source::Del;
-        let (ids, sure): (Vec<TokenId>, Vec<f64>) = drafts.into_iter().unzip();
-        if let Some((_, known)) = &mut self.by_itself.drafted {
-            *known = sure;
+        let unsure = self.by_itself.drop_below;
+        let sure = drafts.iter().take_while(|(_, sure)| *sure >= unsure);
+        let ids: Vec<TokenId> = sure.map(|(id, _)| *id).collect();
+        if let Some((_, all)) = &mut self.by_itself.drafted {
+            *all = drafts;
         }
         let allowed = self.steering.allowed(&ids);
         self.proposed = Tree::chain(ids);
@@ -85,8 +93,7 @@ impl TargetLane {
     }
 
     /// A step was judged: what layers said at the places of its tokens; `by` is empty where they were not asked.
-    /// `drafts`: that the step had.
-    pub(crate) fn heard(&mut self, by: &[SaidBy], judged: &Judged, drafts: u32) {
+    pub(crate) fn heard(&mut self, by: &[SaidBy], judged: &Judged) {
         let drafted = self.by_itself.drafted.take();
         let Some(exits) = &mut self.by_itself.exits else { return };
         let mut layers = Vec::new();
@@ -102,11 +109,11 @@ impl TargetLane {
             say(*exit, judged.collect());
         }
         match drafted {
-            Some((exit, sure)) if by.is_empty() => {
-                // Behind the first that was wrong nothing is known.
-                let (right, known) = (judged.accepted as usize, drafts.min(judged.accepted + 1) as usize);
-                let known = sure.into_iter().take(known).enumerate();
-                say(exit, known.map(|(i, confidence)| Said { right: i < right, confidence }).collect());
+            // Behind the first that was wrong nothing is known; also of a draft that was not verified it is.
+            Some((exit, drafts)) if by.is_empty() => {
+                let judged = drafts.iter().zip(&judged.tokens);
+                let judged = judged.map(|((id, sure), token)| Said { right: id == token, confidence: *sure });
+                say(exit, judged.collect());
             }
             _ => {}
         }

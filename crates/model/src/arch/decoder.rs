@@ -23,6 +23,8 @@ pub(crate) struct Layer {
     pub(crate) gate: Matrix,
     pub(crate) up: Matrix,
     pub(crate) down: Matrix,
+    /// Of an exit that has one: what its drafts pass before the final norm.
+    pub(crate) early: Option<Matrix>,
 }
 
 pub(crate) struct Linear {
@@ -105,7 +107,13 @@ impl Layer {
         } else {
             None
         };
+        let early = if weights.has(Part::Early(i)) {
+            Some(weights.matrix(Part::Early(i), p.hidden, p.hidden)?)
+        } else {
+            None
+        };
         Ok(Self {
+            early,
             q,
             k,
             v,

@@ -29,6 +29,8 @@ pub(crate) enum Part {
     Gate(usize),
     Up(usize),
     Down(usize),
+    /// What its output passes before the final norm when a draft leaves behind it.
+    Early(usize),
 }
 
 impl Names {
@@ -53,6 +55,7 @@ impl Names {
             Part::Gate(i) => (Some(i), "ffn_gate.weight", "mlp.gate_proj.weight"),
             Part::Up(i) => (Some(i), "ffn_up.weight", "mlp.up_proj.weight"),
             Part::Down(i) => (Some(i), "ffn_down.weight", "mlp.down_proj.weight"),
+            Part::Early(i) => (Some(i), "early.weight", "early.weight"),
         };
         match (self, layer) {
             (Self::Gguf, None) => gguf.to_owned(),

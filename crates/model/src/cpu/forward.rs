@@ -166,10 +166,20 @@ impl Forward<'_> {
                     (&s.wide, self.drawn)
                 }
             };
+            let listed = |i: usize| {
+                let ids = head.ids.as_deref()?;
+                Some((ids, &s.out[i * ids.len()..(i + 1) * ids.len()]))
+            };
             let logits: Vec<RowLogits<'_>> = rows
                 .iter()
                 .zip(all.chunks_exact(width))
-                .map(|(&(row, position), logits)| RowLogits { row, position, logits: &logits[..self.drawn] })
+                .enumerate()
+                .map(|(i, (&(row, position), logits))| RowLogits {
+                    row,
+                    position,
+                    logits: &logits[..self.drawn],
+                    listed: listed(i),
+                })
                 .collect();
             each(pool, &logits)?;
         }
@@ -246,6 +256,18 @@ impl Forward<'_> {
             exits.hear(index + 1, rows, &scratch.x);
         }
         Ok(())
+    }
+
+    /// What rows that leave behind so many layers pass before the final norm, if the exit has something of its own
+    /// (a tuned lens, arXiv 2303.08112); `x` is their residual stream.
+    pub(super) fn leave(&self, pool: &mut Pool, exit: usize, x: &mut [f32], s: &mut Scratch) {
+        let layer = exit.checked_sub(1).and_then(|last| self.packed.layers.get(last));
+        let Some(early) = layer.and_then(|layer| layer.early.as_ref()) else { return };
+        let shape = (x.len() / self.parameters.hidden, self.parameters.hidden);
+        s.inputs.float_mut(shape.0, shape.1).copy_from_slice(x);
+        s.inputs.set(pool, self.level, shape, Source::There, [early]);
+        multiply(pool, self.level, &s.inputs, [(early, &mut s.out)]);
+        x.copy_from_slice(&s.out);
     }
 
     fn attention(

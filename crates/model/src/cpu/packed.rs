@@ -45,6 +45,8 @@ pub(super) struct LayerWeights {
     pub(super) gate: Weight,
     pub(super) up: Weight,
     pub(super) down: Weight,
+    /// What drafts that leave behind it pass before the final norm.
+    pub(super) early: Option<Weight>,
 }
 
 impl Packed {
@@ -87,18 +89,23 @@ impl Packed {
         let head = Rows { matrix: &decoder.head, only: head };
         let in_layers = in_layers.enumerate().map(|(i, matrix)| Rows { matrix, only: only(i) });
         let short = drafted.as_deref().map(|ids| Rows { matrix: &decoder.head, only: Some(ids) });
-        let matrices: Vec<Rows<'_>> = in_layers.chain([head]).chain(short).collect();
+        // A group's rank does not draft.
+        let early = decoder.layers.iter().filter_map(|layer| layer.early.as_ref().filter(|_| own.is_none()));
+        let early = early.map(|matrix| Rows { matrix, only: None });
+        let matrices: Vec<Rows<'_>> = in_layers.chain([head]).chain(short).chain(early).collect();
         let mut weights = pack(&matrices, pool)?;
-        // One a matrix: seven a layer, then the heads.
-        let mut heads = weights.split_off(decoder.layers.len() * 7);
-        let short = drafted.and_then(|ids| Some(Head { weight: heads.pop()?, ids: Some(ids) }));
-        let weight = heads.remove(0);
+        // One a matrix: seven a layer, then the heads, then what exits have of their own.
+        let heads = weights.split_off(decoder.layers.len() * 7);
+        let mut heads = heads.into_iter();
+        let Some(weight) = heads.next() else { unreachable!("a head is always packed") };
+        let short = drafted.and_then(|ids| Some(Head { weight: heads.next()?, ids: Some(ids) }));
         let mut layers = Vec::with_capacity(decoder.layers.len());
         while !weights.is_empty() {
             let rest = weights.split_off(7);
             let seven = <[Weight; 7]>::try_from(std::mem::replace(&mut weights, rest));
             let Ok([q, k, v, o, gate, up, down]) = seven else { unreachable!("split off as seven") };
-            layers.push(LayerWeights { q, k, v, o, gate, up, down });
+            let early = decoder.layers[layers.len()].early.as_ref().and_then(|_| heads.next());
+            layers.push(LayerWeights { q, k, v, o, gate, up, down, early });
         }
         Ok(Self { layers, head: Head { weight, ids: shortlist }, short })
     }

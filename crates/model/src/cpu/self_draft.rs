@@ -66,7 +66,9 @@ impl CpuModel {
                 drafted.tokens.push(token);
                 drafted.states.extend_from_slice(&self.scratch.x);
             }
-            let picking = Picking { rows: vec![(0, position)], hidden: self.scratch.x.clone() };
+            let mut hidden = self.scratch.x.clone();
+            forward.leave(&mut self.pool, exit as usize, &mut hidden, &mut self.scratch);
+            let picking = Picking { rows: vec![(0, position)], hidden };
             let mut said = Vec::new();
             forward.head(
                 self.packed.drafting_head(),
@@ -97,15 +99,6 @@ impl CpuModel {
         let nothing = ModelError::Unsupported { what: "shadow tokens of a slot that was not watched" };
         let watched = self.exits.watched(slot.0).ok_or(nothing)?;
         let (base, hidden, level) = (watched.base, self.parameters.hidden, self.level);
-        let (mut picking, mut of) = (Picking::default(), Vec::new());
-        // One product for all layers and rows.
-        for (layers, states) in &watched.heard {
-            for (position, state) in (base..).zip(states.chunks_exact(hidden)).take(rows as usize) {
-                picking.rows.push((of.len() as u32, position));
-                picking.hidden.extend_from_slice(state);
-                of.push(*layers as u32);
-            }
-        }
         let forward = Forward {
             parameters: &self.parameters,
             decoder: &self.decoder,
@@ -116,6 +109,17 @@ impl CpuModel {
             branches: &self.branches,
             level: self.level,
         };
+        let (mut picking, mut of) = (Picking::default(), Vec::new());
+        // One product of the head for all layers and rows.
+        for (layers, states) in &watched.heard {
+            let mut states = states[..states.len().min(rows as usize * hidden)].to_vec();
+            forward.leave(&mut self.pool, *layers, &mut states, &mut self.scratch);
+            for (position, state) in (base..).zip(states.chunks_exact(hidden)) {
+                picking.rows.push((of.len() as u32, position));
+                picking.hidden.extend_from_slice(state);
+                of.push(*layers as u32);
+            }
+        }
         let mut all = Vec::with_capacity(of.len());
         forward.head(
             self.packed.drafting_head(),
@@ -147,10 +151,18 @@ fn say(
 ) -> Result<Vec<(TokenId, f64)>, ModelError> {
     let mut said: Vec<Option<(TokenId, f64)>> = vec![None; found.len()];
     pool.pieces(&mut said, 1, |i, said| {
-        let RowLogits { logits, position, .. } = &found[i];
-        said[0] = sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| {
-            let of = logits[drawn.token.0 as usize];
-            (drawn.token, 1.0 / f64::from(level.run(Sum { logits, of })))
+        let RowLogits { logits, position, listed, .. } = &found[i];
+        // Without noise the largest of a few is found among the few.
+        let drawn = match listed {
+            Some((ids, few)) if sampling.params.is_greedy() => {
+                sampling::pick(few, sampling, position + 1).map(|at| TokenId(ids[at.0 as usize]))
+            }
+            _ => sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| drawn.token),
+        };
+        said[0] = drawn.map(|token| {
+            let of = logits[token.0 as usize];
+            let logits = listed.map_or(*logits, |(_, few)| few);
+            (token, 1.0 / f64::from(level.run(Sum { logits, of })))
         });
     });
     let broken = |i: usize| ModelError::NotFinite { row: found[i].row };

@@ -8,7 +8,7 @@ use scheduler::Slot;
 
 use crate::bits::assert_equal;
 use crate::steps::{Sequences, clear, logits};
-use crate::tiny::{Shape, Tiny, VOCAB, tokens};
+use crate::tiny::{Shape, Tensor, Tiny, VOCAB, tokens};
 
 fn ask(token: u32, position: usize, exit: u32, most: u32) -> SelfDraft {
     SelfDraft {
@@ -161,6 +161,40 @@ fn a_trained_model_drafts_with_its_own_tokens() {
     let said = model.said(Slot(0), 17, &asked.sampling).unwrap();
     assert_eq!(said.iter().map(|by| by.exit).collect::<Vec<_>>(), [1, 4]);
     assert!(said.iter().flat_map(|by| &by.said).all(|(id, _)| listed.contains(&(id.0 as i32))));
+}
+
+/// A matrix of zeros between a layer and the norm makes all drafted tokens equally likely there, and nowhere else.
+#[test]
+fn an_exit_passes_its_own_matrix() {
+    let shape = Shape { layers: 5, ..Shape::of("llama", TensorKind::Q8_0) };
+    let mut tiny = Tiny::new(shape.clone());
+    let side = shape.hidden as u64;
+    let bytes = vec![0; shape.hidden * shape.hidden / 32 * 34];
+    let zeros = Tensor { dims: vec![side, side], kind: TensorKind::Q8_0, bytes };
+    tiny.tensors.insert("blk.1.early.weight".to_owned(), zeros.clone());
+    tiny.key("paceline.early.layers", Value::Array(Array::I32(vec![1, 2, 3])));
+    tiny.key("paceline.early.tokens", Value::Array(Array::I32((10..50).collect())));
+    let (mut model, mut plain) = (tiny.load(2).unwrap(), Tiny::new(shape.clone()).load(1).unwrap());
+    let prompt = tokens(20);
+    for exit in [1, 2, 3] {
+        let mut sequences = Sequences::new(1, 64);
+        prefill(&mut model, &mut sequences, &prompt);
+        let asked = ask(prompt[19], 19, exit, 3);
+        let drafts = model.self_draft(&asked).unwrap();
+        let even = |sure: f64| (sure - 1.0 / 40.0).abs() < 1e-6;
+        assert!(drafts.iter().all(|(_, sure)| even(*sure) == (exit == 2)), "exit {exit}: {drafts:?}");
+        let rows: Vec<u32> = std::iter::once(prompt[19]).chain(drafts.iter().map(|(id, _)| id.0)).collect();
+        let found = model.logits(&sequences.step(&[(0, 19, &rows)])).unwrap();
+        let found: Vec<Vec<f32>> = found.into_iter().map(|(_, logits)| logits).collect();
+        let expected = logits(&mut plain, &[&prompt[..19], &rows].concat(), 64).unwrap();
+        assert_equal(&found, &expected[19..], &format!("the model behind exit {exit} is the same"));
+        for SaidBy { exit, said } in model.said(Slot(0), 4, &asked.sampling).unwrap() {
+            assert!(said.iter().all(|(_, sure)| even(*sure) == (exit == 2)), "layer {exit}: {said:?}");
+        }
+    }
+    let mut narrow = Tiny::new(shape);
+    narrow.tensors.insert("blk.1.early.weight".to_owned(), Tensor { dims: vec![side, side / 2], ..zeros });
+    assert!(narrow.load(1).unwrap_err().to_string().contains("blk.1.early.weight"));
 }
 
 #[test]
