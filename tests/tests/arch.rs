@@ -57,11 +57,12 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("text", &["request", "gguf"]),
     ("grammar", &["request", "sampling", "engine", "text"]),
     ("transport", &[]),
+    ("tier", &["request", "kvcache", "scheduler", "engine", "transport"]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
     ("telemetry", &[]),
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
-    ("rank", &["request", "cluster", "engine", "grammar", "daemon", "telemetry"]),
+    ("rank", &["request", "cluster", "engine", "grammar", "tier", "daemon", "telemetry"]),
     // processes: never on each other
     (
         "coordinator",

@@ -159,8 +159,10 @@ impl EngineArgs {
 
 /// Reads `SINK,RECENT`.
 fn windows(text: &str) -> Result<[u32; 2], String> {
-    let both = text.split_once(',').and_then(|(sink, recent)| Some([sink.parse().ok()?, recent.parse().ok()?]));
-    both.filter(|[_, recent]| *recent > 0).ok_or_else(|| "must be SINK,RECENT, such as 64,256; RECENT at least 1".to_owned())
+    let both =
+        text.split_once(',').and_then(|(sink, recent)| Some([sink.parse().ok()?, recent.parse().ok()?]));
+    both.filter(|[_, recent]| *recent > 0)
+        .ok_or_else(|| "must be SINK,RECENT, such as 64,256; RECENT at least 1".to_owned())
 }
 
 fn measure(args: &EngineArgs, path: &Path) -> Result<Report> {
@@ -261,7 +263,14 @@ impl Report {
         if !self.rows.is_empty() {
             let mut table = Builder::default();
             let behind = self.depth.map_or_else(String::new, |depth| format!(" behind {depth} positions"));
-            table.push_record([&*format!("rows of a step{behind}"), "ms", "min", "max", "over one row", "share of memory"]);
+            table.push_record([
+                &*format!("rows of a step{behind}"),
+                "ms",
+                "min",
+                "max",
+                "over one row",
+                "share of memory",
+            ]);
             for row in &self.rows {
                 let over = row.over_one_row.map_or_else(|| "-".into(), figure);
                 let [ms, min, max] = [row.step_ms.p50, row.step_ms.min, row.step_ms.max].map(figure);

@@ -33,6 +33,7 @@ mod steering;
 mod step;
 mod target_lane;
 mod thread;
+mod tier;
 mod toy;
 mod turnover;
 
@@ -52,4 +53,5 @@ pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};
+pub use tier::{Came, Fetch, Put, Tier, TierFacts};
 pub use toy::{ToyModel, toy_logits};
