@@ -43,6 +43,9 @@ impl SessionsConfig {
 impl Check for Config {
     fn check(&self) -> Result<(), Wrong> {
         self.rank.check().map_err(|w| w.within("rank"))?;
+        if self.rank.kv_spill.is_some() {
+            return Err(Wrong::new("rank.kv_spill", "is for workers: a drafter's cache is small"));
+        }
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         if self.sessions.token_budget.is_some_and(|rows| !(1..=65_536).contains(&rows)) {
             return Err(Wrong::new("sessions.token_budget", "must be 1 to 65536"));

@@ -58,11 +58,12 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("grammar", &["request", "sampling", "engine", "text"]),
     ("transport", &[]),
     ("proxy", &[]),
+    ("tier", &["request", "kvcache", "scheduler", "engine", "transport"]),
     ("proto", &["request", "kvcache", "cluster"]),
     // shell
     ("telemetry", &[]),
     ("daemon", &["request", "cluster", "proto", "telemetry"]),
-    ("rank", &["request", "cluster", "engine", "grammar", "daemon", "telemetry"]),
+    ("rank", &["request", "cluster", "engine", "grammar", "tier", "daemon", "telemetry"]),
     // processes: never on each other
     (
         "coordinator",

@@ -20,5 +20,6 @@ mod prefixes;
 mod refusals;
 mod sharing;
 mod slow_client;
+mod spill;
 mod telemetry;
 mod text;

@@ -11,4 +11,5 @@ mod load;
 mod matrix;
 mod model;
 mod rapid;
+mod spill;
 mod strategies;

@@ -3,12 +3,16 @@
 
 mod byte_model;
 mod node;
+#[cfg(target_os = "linux")]
+mod spilled;
 
 pub(crate) use byte_model::{BYTES, byte_model};
 pub(crate) use node::{
     Node, coordinator, coordinator_with, identity, start_drafter, start_worker, start_worker_over,
 };
 pub(crate) use proxy::{Link, Proxy};
+#[cfg(target_os = "linux")]
+pub(crate) use spilled::flip_bits;
 
 use std::path::PathBuf;
 use std::time::Duration;

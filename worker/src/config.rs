@@ -94,6 +94,10 @@ impl Check for Config {
             let why = "is for drafters: a target must be able to say every token";
             return Err(Wrong::new("rank.shortlist", why));
         }
+        if self.rank.kv_spill.is_some() && !self.engine.prefix_cache {
+            let why = "is of the prefix cache, which engine.prefix_cache turns off";
+            return Err(Wrong::new("rank.kv_spill", why));
+        }
         Check::check(&self.telemetry).map_err(|w| w.within("telemetry"))?;
         self.engine.check().map_err(|w| w.within("engine"))?;
         self.pages.check().map_err(|w| w.within("pages"))

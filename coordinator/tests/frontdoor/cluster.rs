@@ -212,7 +212,10 @@ impl Front {
         // The load stays what it is; the sender may go.
         let (_, load) = watch::channel(Load::default());
         let gate = Readiness::default().gate("join", "not yet");
-        tasks.spawn("join", join::join(config, Node { record, load }, gate, shutdown.clone()));
+        tasks.spawn(
+            "join",
+            join::join(config, Node { record, load, prefixes: Default::default() }, gate, shutdown.clone()),
+        );
         (tasks, shutdown)
     }
 

@@ -21,6 +21,7 @@ pub(crate) fn fast() -> registry::Config {
         suspect_after: Duration::from_millis(300),
         forget_after: Duration::from_millis(3000),
         max_nodes: 8,
+        ..registry::Config::default()
     }
 }
 

@@ -55,31 +55,39 @@ impl<M: Model> Engine<M> {
         if self.lanes.contains_key(&id) {
             return Err(PageRefused::Late);
         }
-        let (layers, bound) = (self.model.layers(), self.spec().classes.len());
-        for (class, bytes) in classes {
-            let at = usize::from(class.0);
-            if at >= bound {
-                let (index, bound) = (u64::from(class.0), bound as u64);
-                return Err(ModelError::OutOfRange { what: "head class", index, bound }.into());
-            }
-            if bytes.len() != layers as usize {
-                let (index, bound) = (bytes.len() as u64, u64::from(layers));
-                return Err(ModelError::OutOfRange { what: "layers of a page", index, bound }.into());
-            }
-            if self.scheduler.hold_for(id, at, index, &hash) {
-                continue;
-            }
-            let page = self.scheduler.page_for_arrival(at).ok_or(PageRefused::NoRoom)?;
-            self.look_at_pages();
-            let written = (0..)
-                .zip(bytes)
-                .try_for_each(|(layer, bytes)| self.model.import(*class, page.id(), layer, bytes));
-            match written {
-                Ok(()) => self.scheduler.arrived(id, at, index, hash, page),
-                Err(error) => {
-                    self.scheduler.give_back(at, page);
-                    return Err(error.into());
-                }
+        classes.iter().try_for_each(|(class, layers)| self.hold_page(id, *class, index, hash, layers))
+    }
+
+    /// Holds one page of one class for a sequence to come; writes it unless it is here already.
+    pub(crate) fn hold_page(
+        &mut self,
+        id: SequenceId,
+        class: ClassId,
+        index: u32,
+        hash: PageHash,
+        bytes: &[Vec<u8>],
+    ) -> Result<(), PageRefused> {
+        let (at, layers, bound) = (usize::from(class.0), self.model.layers(), self.spec().classes.len());
+        if at >= bound {
+            let (index, bound) = (u64::from(class.0), bound as u64);
+            return Err(ModelError::OutOfRange { what: "head class", index, bound }.into());
+        }
+        if bytes.len() != layers as usize {
+            let (index, bound) = (bytes.len() as u64, u64::from(layers));
+            return Err(ModelError::OutOfRange { what: "layers of a page", index, bound }.into());
+        }
+        if self.scheduler.hold_for(id, at, index, &hash) {
+            return Ok(());
+        }
+        let page = self.scheduler.page_for_arrival(at).ok_or(PageRefused::NoRoom)?;
+        // What it held may be wanted elsewhere.
+        self.look_at_pages();
+        let mut layers = (0..).zip(bytes);
+        match layers.try_for_each(|(layer, bytes)| self.model.import(class, page.id(), layer, bytes)) {
+            Ok(()) => self.scheduler.arrived(id, at, index, hash, page),
+            Err(error) => {
+                self.scheduler.give_back(at, page);
+                return Err(error.into());
             }
         }
         Ok(())

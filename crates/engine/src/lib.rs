@@ -34,6 +34,7 @@ mod steering;
 mod step;
 mod target_lane;
 mod thread;
+mod tier;
 mod toy;
 mod turnover;
 
@@ -54,4 +55,5 @@ pub use self_draft::{Layered, SaidBy, SelfDraft};
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};
+pub use tier::{Came, Fetch, Put, Tier, TierFacts};
 pub use toy::{ToyModel, toy_logits};

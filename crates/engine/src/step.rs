@@ -14,6 +14,7 @@ use crate::drafting::Drafting;
 use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, Server, TargetLane};
+use crate::tier::Spill;
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelError, ModelSpec, PrefixChange, Room};
 
@@ -88,6 +89,7 @@ pub struct Engine<M> {
     pub(crate) pacing: Pacing,
     /// What the prefix cache gained and lost since the observer was told.
     pub(crate) prefixes: Vec<PrefixChange>,
+    pub(crate) spill: Option<Spill>,
     /// Why nothing more is computed.
     pub(crate) lost: Option<ModelError>,
 }
@@ -128,6 +130,7 @@ impl<M: Model> Engine<M> {
             drafting,
             pacing,
             prefixes: Vec::new(),
+            spill: None,
             lost: None,
         }
     }
@@ -202,7 +205,11 @@ impl<M: Model> Engine<M> {
             self.remove(now, id);
         }
         self.ask();
-        let (held, until) = self.readiness(now);
+        let (mut held, mut until) = self.readiness(now);
+        for (id, restored) in self.restore(now) {
+            held.insert(id);
+            until = until.into_iter().chain([restored]).min();
+        }
         self.propose(&held);
         let self_drafted = self.self_draft(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));

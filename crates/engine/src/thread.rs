@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TryS
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::{Command, Engine, Facts, Model, Outcome, PrefixChange, Settings};
+use crate::{Command, Engine, Facts, Model, Outcome, PrefixChange, Settings, Tier, TierFacts};
 
 /// Time since the process started.
 pub type Clock = Box<dyn Fn() -> Duration + Send>;
@@ -27,6 +27,7 @@ pub struct Observed {
     pub pages: u32,
     /// What the prefix cache gained and lost, if that was asked for.
     pub prefixes: Vec<PrefixChange>,
+    pub tier: TierFacts,
 }
 
 /// The way in: one bounded queue of commands. Full means that the engine is far behind: a request is
@@ -75,6 +76,7 @@ impl EngineThread {
     pub fn start<M: Model, E: Send + 'static>(
         make: impl FnOnce() -> Result<M, E> + Send + 'static,
         settings: Settings,
+        tier: Option<Box<dyn Tier>>,
         capacity: usize,
         clock: Clock,
         mut observer: Observer,
@@ -88,6 +90,9 @@ impl EngineThread {
             .spawn(move || match make() {
                 Ok(model) => {
                     let mut engine = Engine::new(model, settings);
+                    if let Some(tier) = tier {
+                        engine = engine.with_tier(tier);
+                    }
                     // What the model cannot do here it cannot do for a request, which is told so.
                     let _ = engine.calibrate(&clock);
                     // Nobody waits any more: the process gave up on this start.
@@ -138,10 +143,11 @@ fn run<M: Model>(engine: &mut Engine<M>, inbox: &Commands, clock: &Clock, observ
         }
         let started = clock();
         let outcome = engine.step(started);
-        let prefixes = engine.prefix_changes();
+        let (prefixes, tier) = (engine.prefix_changes(), engine.tier_facts());
         let seen = |step| Observed {
             step,
             prefixes,
+            tier,
             running: engine.scheduler().running(),
             waiting: engine.scheduler().waiting(),
             free_pages: engine.scheduler().free_pages(),

@@ -6,7 +6,7 @@ use daemon::config::{ByteSize, Check, Wrong, duration};
 use daemon::{grpc, join};
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Dtype, Group, KvDtype, Weights};
+use crate::{Device, Dtype, Group, KvDtype, Spill, Weights};
 
 /// One node that computes: where it listens, whom it joins, what it may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub struct Config {
     pub kv_memory: Option<ByteSize>,
     /// What a CPU keeps keys and values in: f16, or int8 (half the memory; a worker's text is then approximate).
     pub kv_dtype: KvDtype,
+    /// Of a worker: where pages go that the prefix cache has no room for.
+    pub kv_spill: Option<Spill>,
     /// Where the model computes.
     pub device: Device,
     /// What a GPU keeps weights and KV in.
@@ -76,6 +78,7 @@ impl Default for Config {
             slots: 8,
             kv_memory: None,
             kv_dtype: KvDtype::F16,
+            kv_spill: None,
             device: Device::Cpu,
             dtype: Dtype::Bf16,
             weights: Weights::Dequantised,
@@ -151,6 +154,9 @@ impl Check for Config {
         }
         if self.head_map.is_none() && self.sparsity.is_some() {
             return Err(Wrong::new("sparsity", "is of a head_map, and none is named"));
+        }
+        if let Some(spill) = &self.kv_spill {
+            spill.check().map_err(|w| w.within("kv_spill"))?;
         }
         if let Some(group) = &self.group {
             if self.device != Device::Cpu {

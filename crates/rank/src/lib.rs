@@ -12,6 +12,7 @@ mod device;
 mod group;
 mod observe;
 mod pace;
+mod spill;
 mod start;
 
 pub use config::Config;
@@ -19,4 +20,5 @@ pub use constraints::{Constraints, NoConstraint};
 pub use device::{Device, Dtype, KvDtype, NoDevice, Weights};
 pub use group::Group;
 pub use pace::Pace;
+pub use spill::Spill;
 pub use start::{Identity, Rank, StartError, fresh_incarnation};

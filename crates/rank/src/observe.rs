@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::{Load, PageChange, PrefixName, Role};
 use daemon::join::Prefixes;
-use engine::{Facts, Observed, PrefixChange};
+use engine::{Facts, Observed, PrefixChange, TierFacts};
 use telemetry::{Label, Meters};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +115,7 @@ struct Drafting {
     model: [Label; 1],
     plain: [[Label; 2]; 3],
     dropped: [[Label; 2]; 5],
+    spill: [[Label; 2]; 4],
 }
 
 impl Numbers {
@@ -126,6 +127,7 @@ impl Numbers {
                     model: [Label::model(model)],
                     plain: ["absent", "late", "spent"].map(with),
                     dropped: ["gap", "prefix", "stale", "late", "vocabulary"].map(with),
+                    spill: ["behind", "damaged", "io", "late"].map(with),
                 };
                 ("worker", Some(drafting))
             }
@@ -134,6 +136,7 @@ impl Numbers {
         let numbers = Self { meters, rank: [Label::model(model), Label::role(role)], drafting };
         // Every counter is there from the start, at zero: a rate needs the value before the first event.
         numbers.step(&Facts::default());
+        numbers.tier(TierFacts::default());
         numbers
     }
 
@@ -150,6 +153,18 @@ impl Numbers {
             meters.iteration_tokens_total.record(f64::from(facts.known_rows + facts.draft_rows), rank);
             self.step(facts);
         }
+        if seen.tier != TierFacts::default() {
+            self.tier(seen.tier);
+        }
+    }
+
+    fn tier(&self, facts: TierFacts) {
+        let Some(Drafting { model, spill, .. }) = &self.drafting else { return };
+        self.meters.kv_spilled_pages.add(facts.spilled.into(), model);
+        self.meters.kv_restored_pages.add(facts.restored.into(), model);
+        for (labels, pages) in spill.iter().zip([facts.behind, facts.damaged, facts.io, facts.late]) {
+            self.meters.kv_spill_faults.add(pages.into(), labels);
+        }
     }
 
     fn step(&self, facts: &Facts) {
@@ -158,7 +173,7 @@ impl Numbers {
         meters.prefix_cache_queries.add(facts.prefix_queries.into(), rank);
         meters.prefix_cache_hits.add(facts.prefix_hits.into(), rank);
         meters.sequence_failures.add(facts.failed.into(), rank);
-        let Some(Drafting { model, plain, dropped }) = drafting else { return };
+        let Some(Drafting { model, plain, dropped, .. }) = drafting else { return };
         meters.spec_decode_num_drafts.add(facts.drafts.into(), model);
         meters.spec_decode_num_draft_tokens.add(facts.draft_rows.into(), model);
         meters.spec_decode_num_accepted_tokens.add(facts.accepted.into(), model);

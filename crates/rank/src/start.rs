@@ -7,14 +7,15 @@ use cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, 
 use daemon::join::Prefixes;
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
-use engine::{EngineThread, Inbox, Model, ModelSpec, Settings};
+use engine::{EngineThread, Inbox, Model, ModelSpec, Settings, Tier};
 use request::{InvalidField, Quality};
+use tier::FileTier;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::observe::{Numbers, Rates, observe};
-use crate::{Config, Pace};
+use crate::{Config, Pace, Spill};
 
 /// Commands that wait for the engine between two of its steps.
 const INBOX: usize = 4096;
@@ -111,13 +112,26 @@ impl Rank {
         let told = prefixes.clone();
         let observer = observe(publish, step_time.clone(), rates, config.slots, ended.clone(), numbers, told);
         let clock = Instant::now();
+        let tier = match &config.kv_spill {
+            None => None,
+            Some(Spill { folder, bytes, within }) => Some(
+                FileTier::new(folder, bytes.as_u64(), *within)
+                    .map_err(|why| InvalidField::new("rank.kv_spill", why.to_string()))?,
+            ),
+        };
+        let opened = tier.as_ref().map(FileTier::opened);
+        let tier = tier.map(|tier| Box::new(tier) as Box<dyn Tier>);
         let started = tokio::task::spawn_blocking(move || {
-            EngineThread::start(make, settings, INBOX, Box::new(move || clock.elapsed()), observer)
+            let clock = Box::new(move || clock.elapsed());
+            EngineThread::start(make, settings, tier, INBOX, clock, observer)
         });
         let (thread, inbox, spec) = match started.await {
             Ok(started) => started.map_err(StartError::Model)?,
             Err(_) => return Err(StartError::Engine),
         };
+        if let Some(Err(why)) = opened.as_ref().and_then(|opened| opened.get()) {
+            return Err(InvalidField::new("rank.kv_spill", why.to_string()).into());
+        }
         let Identity { role, id, incarnation, model, fingerprint, vocab_hash, quality: _ } = identity;
         let record = NodeRecord {
             id,

@@ -46,7 +46,7 @@ impl Scheduler {
                 return;
             }
             let Some(demand) = self.demand(id).filter(|demand| demand.rows) else { continue };
-            if !self.fits(&demand, &[]) && !self.fits(&demand, &lower) {
+            if !self.fits(&demand, &[]) && !self.fits(&demand, &lower) && !self.give_up_holds(id, &demand) {
                 return;
             }
             while !self.fits(&demand, &[]) {
@@ -55,6 +55,19 @@ impl Scheduler {
             }
             admitted.extend(self.start(id, &demand));
         }
+    }
+
+    /// When nobody runs, nobody will give a page back: what is held for others that are still to come is let go, the last of
+    /// them first, until this one fits.
+    fn give_up_holds(&mut self, id: SequenceId, demand: &Demand) -> bool {
+        while self.running.is_empty() {
+            if self.fits(demand, &[]) {
+                return true;
+            }
+            let Some(last) = self.handed.keys().rev().find(|other| **other != id).copied() else { break };
+            self.release_handed(last);
+        }
+        false
     }
 
     fn next_waiting(&self, seen: Option<Order>) -> Option<(Order, SequenceId)> {

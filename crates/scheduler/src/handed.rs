@@ -202,4 +202,20 @@ mod tests {
         let hashes = PrefixChain::new(PrefixRoot::salted("")).reach(&other).to_vec();
         assert_eq!(arrive(&mut scheduler, 2, &hashes), 1);
     }
+
+    /// Held pages never keep the first in line from running when nobody else does.
+    #[test]
+    fn holds_give_way_when_nobody_runs() {
+        let tokens: Vec<TokenId> = (0..100).map(TokenId).collect();
+        let other: Vec<TokenId> = (500..600).map(TokenId).collect();
+        let hashes = PrefixChain::new(PrefixRoot::salted("")).reach(&other).to_vec();
+        let mut scheduler = scheduler(8, true);
+        // Pages are held for the second before the first, which needs seven of the eight, has come.
+        assert_eq!(arrive(&mut scheduler, 2, &hashes), 6);
+        scheduler.add(sequence(1, &tokens)).unwrap();
+        scheduler.add(sequence(2, &other)).unwrap();
+        let plan = scheduler.plan(|_| Ahead::Go(&[]));
+        let admitted: Vec<u64> = plan.admitted.iter().map(|a| a.sequence.0).collect();
+        assert_eq!(admitted, [1]);
+    }
 }

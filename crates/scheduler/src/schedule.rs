@@ -1,7 +1,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use kvcache::{ClassId, PagePool, PoolChange};
+use kvcache::{ClassId, PageHash, PagePool, PoolChange};
 use request::TokenId;
 
 use crate::budget::{Ready, Rows, Share, share_out};
@@ -109,6 +109,25 @@ impl Scheduler {
     pub fn page_changes(&mut self) -> Vec<(usize, PoolChange)> {
         let of = |(class, pool): (usize, &mut PagePool)| pool.changes().into_iter().map(move |c| (class, c));
         self.pools.iter_mut().enumerate().flat_map(of).collect()
+    }
+
+    /// Whether the cache has a page of this content.
+    pub fn is_cached(&self, class: usize, hash: &PageHash) -> bool {
+        self.pools.get(class).is_some_and(|pool| pool.find(hash).is_some())
+    }
+
+    /// The first `most` that wait.
+    pub fn next_in_line(&self, most: usize) -> Vec<SequenceId> {
+        self.waiting.values().take(most).copied().collect()
+    }
+
+    pub fn is_waiting(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.running.is_none())
+    }
+
+    /// The pages of a waiting sequence that a cache could serve.
+    pub fn cacheable(&mut self, id: SequenceId) -> Vec<PageHash> {
+        self.sequences.get_mut(&id).map(Sequence::cacheable).unwrap_or_default()
     }
 
     /// Tokens of a sequence: prompt, then what was committed.

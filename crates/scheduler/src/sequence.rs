@@ -1,6 +1,6 @@
 use std::cmp::Reverse;
 
-use kvcache::{PageTable, PrefixChain, PrefixRoot};
+use kvcache::{PageHash, PageTable, PrefixChain, PrefixRoot};
 use request::TokenId;
 
 use crate::Slot;
@@ -102,6 +102,13 @@ impl Sequence {
     /// Positions to have pages for when it is admitted: all known ones and the next token's.
     pub(crate) fn known_and_next(&self) -> u32 {
         (self.len() + 1).min(self.longest)
+    }
+
+    /// Its pages that need not be computed. At least the last token is: its logits are wanted. What may be rewritten is
+    /// not shared: it would be written.
+    pub(crate) fn cacheable(&mut self) -> Vec<PageHash> {
+        let most = (self.len() - 1).min(self.settled);
+        self.chain.reach(&self.tokens[..most as usize]).to_vec()
     }
 
     /// Positions before this are computed and never written again: full pages may be sealed, window

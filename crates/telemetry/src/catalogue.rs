@@ -230,6 +230,14 @@ catalogue! {
     draft_sessions: Counter("paceline.draft_sessions", "{session}", NONE) MODEL_REASON, WORKER,
         "Sessions asked of drafters: `granted`, `refused`, `late`, `unreachable`, `unpaired`";
 
+    // Pages that the prefix cache had no room for.
+    kv_spilled_pages: Counter("paceline.kv_spilled_pages", "{page}", NONE) MODEL, WORKER,
+        "Evicted pages that went to the spill file, of one head class each";
+    kv_restored_pages: Counter("paceline.kv_restored_pages", "{page}", NONE) MODEL, WORKER,
+        "Pages that came back from it, verified, for a sequence to start from";
+    kv_spill_faults: Counter("paceline.kv_spill_faults", "{page}", NONE) MODEL_REASON, WORKER,
+        "Pages that did not go or come back, and are computed again if they are wanted: `behind` (too many waited to be written), `damaged` (another checksum), `io` (not written or read), `late` (the sequence did not wait any more, or no page was free)";
+
     // Prompts that another worker computes.
     handed_pages: Counter("paceline.handed_pages", "{page}", NONE) MODEL, WORKER,
         "Page indices that another worker computed and this one took";

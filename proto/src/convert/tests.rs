@@ -344,7 +344,7 @@ fn listed(update: NodeUpdate) -> wire::MembersResponse {
 }
 
 fn beat(ms: u32) -> wire::JoinResponse {
-    wire::JoinResponse { heartbeat_interval_ms: ms, want_snapshot: true }
+    wire::JoinResponse { heartbeat_interval_ms: ms, want_snapshot: true, want_prefixes: false }
 }
 
 /// A public request with the fields of a placed one.

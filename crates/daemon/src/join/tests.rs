@@ -136,6 +136,7 @@ async fn a_drain_is_told_at_once_and_the_end_removes() {
         suspect_after: Duration::from_secs(7200),
         forget_after: Duration::from_secs(7201),
         max_nodes: 8,
+        ..crate::registry::Config::default()
     };
     let coordinator = Coordinator::start(rare, 0).await;
     let node = Joining::start(&[coordinator.address], "w", 1);
