@@ -46,7 +46,9 @@ impl Choice {
             };
             // Nothing that only this coordinator knows: another one would give the same answer.
             let tries = self.admitted.wrapping_add(self.tried.len() as u32);
-            let draw = turn(self.request.id.as_str(), self.index(), tries);
+            // The prompt takes part: a client that calls all its requests alike is not sent to the same workers.
+            let prompt = self.request.prompt.iter().fold(self.index(), |n, id| n.rotate_left(5) ^ id.0);
+            let draw = turn(self.request.id.as_str(), prompt, tries);
             let placed = telemetry::span!("route").in_scope(|| self.router.place(&need, draw));
             let placed = match placed {
                 Ok(placed) => placed,

@@ -151,8 +151,8 @@ pub(crate) fn hit(member: &Member, problem: &Problem<'_>) -> u32 {
 
 /// Well mixed bits of a request, the same at every coordinator; another try of it has others. FNV-1a, then the end of
 /// MurmurHash3.
-pub fn turn(request: &str, choice: u32, tries: u32) -> u64 {
-    let bytes = request.bytes().chain(choice.to_le_bytes()).chain(tries.to_le_bytes());
+pub fn turn(request: &str, prompt: u32, tries: u32) -> u64 {
+    let bytes = request.bytes().chain(prompt.to_le_bytes()).chain(tries.to_le_bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });

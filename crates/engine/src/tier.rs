@@ -11,7 +11,7 @@ use std::time::Duration;
 use kvcache::{ClassId, HeadClass, PAGE_POSITIONS, PageHash, PageId};
 use scheduler::SequenceId;
 
-use crate::{Engine, Model, PrefixChange};
+use crate::{Engine, Model, ModelError, PrefixChange};
 
 /// Where evicted pages go. No call waits: what takes time is done elsewhere, and [`Tier::poll`] tells of it.
 pub trait Tier: Send {
@@ -82,6 +82,8 @@ pub(crate) struct Spill {
     waits: BTreeMap<SequenceId, Wait>,
     /// Waiting sequences that were looked at.
     seen: BTreeSet<SequenceId>,
+    /// The model is gone: it is not asked, and waited for, page by page. Its next step says so.
+    lost: bool,
     pub(crate) facts: TierFacts,
 }
 
@@ -104,7 +106,7 @@ impl<M: Model> Engine<M> {
         tier.open(self.page_sizes());
         self.scheduler.watch_pages();
         let (waits, seen) = (BTreeMap::new(), BTreeSet::new());
-        self.spill = Some(Spill { tier, waits, seen, facts: TierFacts::default() });
+        self.spill = Some(Spill { tier, waits, seen, lost: false, facts: TierFacts::default() });
         self
     }
 
@@ -120,7 +122,7 @@ impl<M: Model> Engine<M> {
         sizes.collect()
     }
 
-    fn read_out(&mut self, class: ClassId, page: PageId) -> Result<Vec<Vec<u8>>, crate::ModelError> {
+    fn read_out(&mut self, class: ClassId, page: PageId) -> Result<Vec<Vec<u8>>, ModelError> {
         let layers = self.model.layers();
         let model = &mut self.model;
         let read = |layer| {
@@ -139,6 +141,7 @@ impl<M: Model> Engine<M> {
     ) -> (bool, Option<PageHash>) {
         match &mut self.spill {
             None => return (false, None),
+            Some(spill) if spill.lost => return (false, None),
             // Not even read.
             Some(spill) if !spill.tier.room() => {
                 spill.facts.behind += 1;
@@ -157,7 +160,8 @@ impl<M: Model> Engine<M> {
                 spill.facts.behind += 1;
                 (false, None)
             }
-            Err(_) => {
+            Err(error) => {
+                spill.lost = matches!(error, ModelError::Lost(_));
                 spill.facts.io += 1;
                 (false, None)
             }

@@ -93,8 +93,10 @@ impl FileTier {
         let of = |class: &Vec<usize>| class.iter().sum::<usize>() as u64;
         let page: u64 = sizes.iter().map(of).sum();
         let slots = self.bytes.checked_div(page).unwrap_or(0);
-        let too_small = NoTier::TooSmall { bytes: self.bytes, page };
-        let slots = u32::try_from(slots).ok().filter(|slots| *slots > 0).ok_or(too_small)?;
+        if slots == 0 {
+            return Err(NoTier::TooSmall { bytes: self.bytes, page });
+        }
+        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
         let file = self.file.take().ok_or_else(|| NoTier::Thread("opened twice".to_owned()))?;
         let mut start = 0;
         let starts = sizes.iter().map(|class| {

@@ -57,7 +57,8 @@ impl PrefixIndex {
             self.forget(id);
             return Err(PrefixGap { number: update.number });
         };
-        told.next += 1;
+        // The number is the worker's to choose.
+        told.next = told.next.wrapping_add(1);
         for name in &update.removed {
             self.held -= usize::from(told.pages.remove(name));
         }

@@ -11,7 +11,7 @@ use proto::cluster::cluster_server::Cluster;
 use proto::cluster::node_update::Update;
 use proto::reason::{Reason, status};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Registry;
@@ -123,9 +123,11 @@ impl Joined {
     /// Takes updates until something is wanted, or the node closed the stream (`None`).
     async fn read(&mut self) -> Result<Option<Wish>, Status> {
         let shutdown = self.registry.shutdown.clone();
+        // Prefixes are no sign of life: who sends nothing else is not a member.
+        let mut until = Instant::now() + self.patience;
         loop {
             let update = tokio::select! {
-                update = timeout(self.patience, self.updates.message()) => update,
+                update = timeout_at(until, self.updates.message()) => update,
                 () = shutdown.stopping() => return Err(stopping()),
             };
             let silent = |_| {
@@ -140,7 +142,10 @@ impl Joined {
                 continue;
             }
             match self.apply(update.try_into()?).await? {
-                Ok(()) => self.patience = self.registry.config.forget_after,
+                Ok(()) => {
+                    self.patience = self.registry.config.forget_after;
+                    until = Instant::now() + self.patience;
+                }
                 Err(gap @ Refused::Gap { .. }) => {
                     tracing::debug!(stream = self.id.0, %gap, "snapshot wanted");
                     return Ok(Some(Wish::Snapshot));
