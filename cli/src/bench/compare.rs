@@ -229,7 +229,8 @@ mod tests {
     #[test]
     fn what_cannot_be_measured_is_refused() {
         for (words, why) in [
-            (&["--strategies", "del"][..], "not built yet"),
+            (&["--strategies", "del-6-99"][..], "K must be 1 to 16"),
+            (&["--strategies", "rapid-4-1"], "TOKENS must be"),
             (&["--drafter", "none", "--strategies", "rapid"], "needs a drafter"),
             (&["--strategies", "lockstep-0"], "1 to 64"),
             (&["--strategies", "fast"], "ngram"),
