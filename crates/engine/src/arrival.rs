@@ -1,7 +1,7 @@
 //! Pages that another rank computed come in.
 
 use kvcache::{ClassId, PageHash};
-use scheduler::SequenceId;
+use scheduler::{SequenceId, Step};
 
 use crate::{Engine, Model, ModelError};
 
@@ -58,6 +58,18 @@ impl<M: Model> Engine<M> {
         classes.iter().try_for_each(|(class, layers)| self.hold_page(id, *class, index, hash, layers))
     }
 
+    /// Has the model copy what it kept of trees, instead of in the next step: before a page is read or written
+    /// outside of steps. A sequence that ended leaves pages into which rows are still to be copied.
+    pub(crate) fn settle(&mut self) -> Result<(), ModelError> {
+        let deltas = self.scheduler.take_kept();
+        if deltas.is_empty() {
+            return Ok(());
+        }
+        let step = Step { deltas, rows: Vec::new() };
+        let done = self.model.submit(&step).and_then(|ticket| self.model.collect(ticket, &[]));
+        done.map(|_| ()).inspect_err(|_| self.scheduler.put_back_kept(step.deltas))
+    }
+
     /// Holds one page of one class for a sequence to come; writes it unless it is here already.
     pub(crate) fn hold_page(
         &mut self,
@@ -80,7 +92,11 @@ impl<M: Model> Engine<M> {
             return Ok(());
         }
         let page = self.scheduler.page_for_arrival(at).ok_or(PageRefused::NoRoom)?;
-        // What it held may be wanted elsewhere.
+        // What it held may be wanted elsewhere, and is whole only then.
+        if let Err(error) = self.settle() {
+            self.scheduler.give_back(at, page);
+            return Err(error.into());
+        }
         self.look_at_pages();
         let mut layers = (0..).zip(bytes);
         match layers.try_for_each(|(layer, bytes)| self.model.import(class, page.id(), layer, bytes)) {

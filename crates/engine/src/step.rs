@@ -210,6 +210,8 @@ impl<M: Model> Engine<M> {
             held.insert(id);
             until = until.into_iter().chain([restored]).min();
         }
+        // Pages that are evicted by this plan are read before its step.
+        let settled = if self.spills() { self.settle() } else { Ok(()) };
         self.propose(&held);
         let self_drafted = self.self_draft(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
@@ -232,7 +234,7 @@ impl<M: Model> Engine<M> {
         if plan.slices.is_empty() {
             return Outcome::Idle { until };
         }
-        let submitted = self.model.submit(&plan.step);
+        let submitted = settled.and_then(|()| self.model.submit(&plan.step));
         // While a device computes the layers.
         let (draws, unsteered) = self.draws(&plan);
         let executed = submitted.and_then(|ticket| self.model.collect(ticket, &draws));

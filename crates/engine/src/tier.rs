@@ -132,6 +132,11 @@ impl<M: Model> Engine<M> {
         (0..layers).map(read).collect()
     }
 
+    /// Whether evicted pages go anywhere.
+    pub(crate) fn spills(&self) -> bool {
+        self.spill.is_some()
+    }
+
     /// A page was evicted and is not written yet; whether it can still be found, and what cannot any more.
     pub(crate) fn spill_page(
         &mut self,

@@ -253,6 +253,11 @@ impl CpuModel {
         }
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
+        if rows.is_empty() {
+            // Only tables changed, and what was kept of trees was copied.
+            self.picking.clear();
+            return Ok(());
+        }
         self.branches.set(&rows, &self.tables, &self.storage);
         self.exits.take((step, &rows), self.parameters.hidden, &self.tables, &mut self.storage);
         self.picking.clear();

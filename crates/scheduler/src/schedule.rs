@@ -148,6 +148,18 @@ impl Scheduler {
         self.deltas.iter().filter(|delta| delta.slot == slot).all(|delta| less(&delta.change)).then_some(slot)
     }
 
+    /// Takes out the kept rows of trees that wait for the next step ([`TableChange::Keep`]). They come before all else that
+    /// waits for their slots, so whoever executes them at once changes nothing. To be done before a page is
+    /// read or written outside of steps: it may be one that a row is still to be copied into.
+    pub fn take_kept(&mut self) -> Vec<TableDelta> {
+        self.deltas.extract_if(.., |delta| matches!(delta.change, TableChange::Keep { .. })).collect()
+    }
+
+    /// What [`Scheduler::take_kept`] gave could not be executed: the next step says so.
+    pub fn put_back_kept(&mut self, deltas: Vec<TableDelta>) {
+        self.deltas.splice(0..0, deltas);
+    }
+
     /// Takes a sequence into the queue, or says why it never can or cannot now run.
     pub fn add(&mut self, new: NewSequence) -> Result<(), Refused> {
         if new.tokens.is_empty() {

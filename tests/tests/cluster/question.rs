@@ -191,7 +191,7 @@ impl Reading {
     pub(crate) async fn right_end(mut self) -> End {
         let End { finish, usage, stats } = self.end().await.expect("the answer ended without Finish");
         let (text, expected) = self.question.answer();
-        assert_eq!(self.text, text, "{:?}", self.question);
+        assert_eq!(self.text, text, "{usage:?} {stats:?} {:?}", self.question);
         assert_eq!(finish, expected);
         assert_eq!(usage.prompt_tokens as usize, self.question.0.request.prompt.len());
         assert_eq!(usage.completion_tokens as usize, text.len());

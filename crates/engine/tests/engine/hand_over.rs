@@ -1,16 +1,17 @@
 //! Pages of one engine in another: a hit like any other, or nothing.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::lanes::open;
-use crate::link::{Kept, MODEL_SEED, VOCAB, request};
+use crate::link::{Kept, MODEL_SEED, VOCAB, Watched, request};
 use engine::{
-    Command, Engine, Outcome, PageIn, PageOut, PageRefused, PrefillEvent, PrefillOpen, Room, Settings,
+    Command, Engine, Model, Outcome, PageIn, PageOut, PageRefused, PrefillEvent, PrefillOpen, Room, Settings,
     TargetEvent, ToyModel,
 };
 use kvcache::{HeadClass, PageHash, PrefixChain, PrefixRoot};
-use request::{Sampling, Speculation, TokenId};
+use request::{Sampling, Speculation, Strategy, TokenId};
 use scheduler::SequenceId;
 
 fn engine(prefix_cache: bool, windowed: bool) -> Engine<ToyModel> {
@@ -64,8 +65,8 @@ fn hashes(prompt: &[u32]) -> Vec<PageHash> {
     PrefixChain::new(PrefixRoot::salted("")).reach(&tokens).to_vec()
 }
 
-fn hand_in(
-    engine: &mut Engine<ToyModel>,
+fn hand_in<M: Model>(
+    engine: &mut Engine<M>,
     id: u64,
     hashes: &[PageHash],
     pages: &[PageOut],
@@ -86,7 +87,7 @@ fn hand_in(
 }
 
 /// The text, and how much of the prompt was a hit.
-fn answer(engine: &mut Engine<ToyModel>, id: u64, prompt: &[u32]) -> (Vec<TokenId>, u32) {
+fn answer<M: Model>(engine: &mut Engine<M>, id: u64, prompt: &[u32]) -> (Vec<TokenId>, u32) {
     let asked = request(prompt, 12, Sampling::GREEDY, Speculation::default());
     let (outlet, admitted) = open(engine, id, asked);
     admitted.unwrap();
@@ -127,6 +128,39 @@ fn a_text_does_not_depend_on_who_computed_the_prompt() {
             assert_eq!(here.scheduler().free_pages(), free, "nothing is held any more");
         }
     }
+}
+
+/// What a step kept of a tree is copied into its page by the next one. A sequence that ended meanwhile has given that page
+/// back, and one that comes in from elsewhere may be written over it: the copy must not come after.
+#[test]
+fn pages_that_come_in_are_not_written_over_by_what_was_kept_of_a_tree() {
+    let asked = prompt(300);
+    let (plain, _) = answer(&mut engine(true, false), 1, &asked);
+    let mut there = engine(true, false);
+    let outlet = prefill(&mut there, 1, &asked);
+    let (pages, _) = pages(&mut there, &outlet);
+    // Nothing is free beside what comes in: it takes the pages of the text before.
+    let spec = ToyModel::spec(VOCAB, 512, 1, 22);
+    let mut later = 0;
+    for round in 0..40 {
+        let chosen = Arc::default();
+        let toy = Watched::new(ToyModel::new(spec.clone(), MODEL_SEED), &chosen);
+        let mut here = Engine::new(toy, Settings::default());
+        let mut trees = request(&prompt(20 + round), 60 + round, Sampling::GREEDY, Speculation::default());
+        trees.speculation.strategy = Strategy::Recycle;
+        trees.limits.stop_ids.clear();
+        let (outlet, admitted) = open(&mut here, 1, trees);
+        admitted.unwrap();
+        while !outlet.take().iter().any(|event| matches!(event, TargetEvent::Ended(_))) {
+            here.step(Duration::ZERO);
+        }
+        later += chosen.load(Ordering::Relaxed);
+        let taken = hand_in(&mut here, 2, &hashes(&asked), &pages);
+        assert!(taken.iter().all(Result::is_ok), "{taken:?}");
+        let (text, hit) = answer(&mut here, 2, &asked);
+        assert_eq!((text, hit), (plain.clone(), 288), "round {round}");
+    }
+    assert!(later > 20, "drafts that stood and were not the first of their siblings: {later}");
 }
 
 /// Whatever is missing at the end is computed.

@@ -8,6 +8,7 @@ use engine::{
     Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, ModelError, ModelSpec, Outcome, Outlet,
     Picks, Room, SaidBy, SelfDraft, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
 };
+use kvcache::{ClassId, PageId};
 use request::{
     Del, Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
     Strategy, TokenId, TokenLogprobs, Usage,
@@ -139,6 +140,24 @@ impl<M> Watched<M> {
 }
 
 impl<M: Model> Model for Watched<M> {
+    fn layers(&self) -> u32 {
+        self.model.layers()
+    }
+
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        self.model.export(class, page, layer, into)
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.model.import(class, page, layer, bytes)
+    }
+
     fn spec(&self) -> &ModelSpec {
         self.model.spec()
     }
