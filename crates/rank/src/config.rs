@@ -157,9 +157,6 @@ impl Check for Config {
         }
         if let Some(spill) = &self.kv_spill {
             spill.check().map_err(|w| w.within("kv_spill"))?;
-            // In one of some ten runs of the toy cluster a text behind restored pages was another one.
-            let why = "is switched off: texts behind pages that came back were seen to differ; leave it out";
-            return Err(Wrong::new("kv_spill", why));
         }
         if let Some(group) = &self.group {
             if self.device != Device::Cpu {

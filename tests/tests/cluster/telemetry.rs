@@ -107,6 +107,7 @@ async fn every_metric_of_the_catalogue_is_scraped_while_it_moves() {
     cluster.ready(1, 1).await;
 
     super::hand_over::some().await;
+    super::spill::some().await;
 
     // More than there are slots, several choices, one prompt again and again.
     let load = (0..12).map(|n| cluster.answer(json!({ "max_tokens": 60, "n": 1 + n % 2, "seed": n })));
@@ -147,9 +148,7 @@ async fn every_metric_of_the_catalogue_is_scraped_while_it_moves() {
     drop(second);
     let moved = scraper.stop().await;
     let all: BTreeSet<String> = CATALOGUE.iter().map(telemetry::Metric::prometheus).collect();
-    // `rank.kv_spill` is refused: nothing spills.
-    let spills = |name: &&String| name.contains("kv_spill") || name.contains("kv_restored");
-    let still: Vec<_> = all.difference(&moved).filter(|name| !spills(name)).collect();
+    let still: Vec<_> = all.difference(&moved).collect();
     assert!(still.is_empty(), "these did not move: {still:?}");
     let unknown: Vec<_> = moved.difference(&all).filter(|name| *name != "target_info").collect();
     assert!(unknown.is_empty(), "these are not in the catalogue: {unknown:?}");
