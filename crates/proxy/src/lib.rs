@@ -1,7 +1,7 @@
 //! A TCP proxy on loopback that makes the way between two nodes longer, stops it or cuts it.
 //!
 //! For tests, and for measurements on one machine of what a network between worker and drafter costs
-//! (`paceline bench compare --link`). It narrows nothing: a link's bandwidth is not what it is about. Start at [`Proxy`].
+//! (`paceline bench compare --round-trip`). It narrows nothing: a link's bandwidth is not what it is about. Start at [`Proxy`].
 
 #![forbid(unsafe_code)]
 
