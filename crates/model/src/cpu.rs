@@ -37,7 +37,7 @@ use crate::{LoadError, Options, PageBudget};
 use branches::Branches;
 use cores::Cores;
 use exits::Exits;
-use forward::{Forward, Picking, Scratch};
+use forward::{Picking, Scratch, forward};
 use group::Part;
 use packed::Packed;
 use pool::Pool;
@@ -261,16 +261,7 @@ impl CpuModel {
         self.branches.set(&rows, &self.tables, &self.storage);
         self.exits.take((step, &rows), self.parameters.hidden, &self.tables, &mut self.storage);
         self.picking.clear();
-        let forward = Forward {
-            parameters: &self.parameters,
-            decoder: &self.decoder,
-            packed: &self.packed,
-            drawn: self.spec.vocab_size as usize,
-            heads: &self.heads,
-            tables: &self.tables,
-            branches: &self.branches,
-            level: self.level,
-        };
+        let forward = forward!(self, &self.branches);
         let (storage, scratch, picking) = (&mut self.storage, &mut self.scratch, &mut self.picking);
         forward.layers(&mut self.pool, &rows, storage, &mut self.exits, scratch, picking)?;
         self.exits.over();
@@ -283,16 +274,7 @@ impl CpuModel {
         &mut self,
         mut each: impl FnMut(&mut Pool, &[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let forward = Forward {
-            parameters: &self.parameters,
-            decoder: &self.decoder,
-            packed: &self.packed,
-            drawn: self.spec.vocab_size as usize,
-            heads: &self.heads,
-            tables: &self.tables,
-            branches: &self.branches,
-            level: self.level,
-        };
+        let forward = forward!(self, &self.branches);
         forward.head(&self.packed.head, &mut self.pool, &self.picking, &mut self.scratch, &mut each)
     }
 }

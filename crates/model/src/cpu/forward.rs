@@ -43,6 +43,23 @@ pub(super) struct Forward<'a> {
     pub(super) level: Level,
 }
 
+/// The model's own parts, borrowed one by one: what a pass writes is borrowed beside them.
+macro_rules! forward {
+    ($model:ident, $branches:expr) => {
+        $crate::cpu::forward::Forward {
+            parameters: &$model.parameters,
+            decoder: &$model.decoder,
+            packed: &$model.packed,
+            drawn: $model.spec.vocab_size as usize,
+            heads: &$model.heads,
+            tables: &$model.tables,
+            branches: $branches,
+            level: $model.level,
+        }
+    };
+}
+pub(super) use forward;
+
 /// Everything a pass writes besides keys and values; kept to spare allocations.
 pub(super) struct Scratch {
     angles: Angles,

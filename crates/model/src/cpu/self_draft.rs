@@ -8,7 +8,7 @@ use scheduler::Slot;
 
 use super::branches::Branches;
 use super::exp::exp;
-use super::forward::{Forward, Picking};
+use super::forward::{Picking, forward};
 use super::pool::Pool;
 use super::{CpuModel, RowLogits};
 use crate::cache::bound;
@@ -43,16 +43,7 @@ impl CpuModel {
         let SelfDraft { slot, position: base, exit, .. } = *asked;
         let level = self.level;
         let (branches, branch) = Branches::of_slot(slot.0, base, &self.tables, &self.storage);
-        let forward = Forward {
-            parameters: &self.parameters,
-            decoder: &self.decoder,
-            packed: &self.packed,
-            drawn: self.spec.vocab_size as usize,
-            heads: &self.heads,
-            tables: &self.tables,
-            branches: &branches,
-            level: self.level,
-        };
+        let forward = forward!(self, &branches);
         let (mut ids, mut token) = (Vec::new(), asked.token);
         for position in (base..).take(asked.most as usize) {
             // Each row is in the pages of the one before it.
@@ -99,16 +90,7 @@ impl CpuModel {
         let nothing = ModelError::Unsupported { what: "shadow tokens of a slot that was not watched" };
         let watched = self.exits.watched(slot.0).ok_or(nothing)?;
         let (base, hidden, level) = (watched.base, self.parameters.hidden, self.level);
-        let forward = Forward {
-            parameters: &self.parameters,
-            decoder: &self.decoder,
-            packed: &self.packed,
-            drawn: self.spec.vocab_size as usize,
-            heads: &self.heads,
-            tables: &self.tables,
-            branches: &self.branches,
-            level: self.level,
-        };
+        let forward = forward!(self, &self.branches);
         let (mut picking, mut of) = (Picking::default(), Vec::new());
         // One product of the head for all layers and rows.
         for (layers, states) in &watched.heard {
