@@ -1,7 +1,8 @@
-"""Makes a GGUF of a model and the exits that `train.py` made: `paceline worker --model PATH` takes it.
+"""Makes a GGUF of a model and what `layerskip.py` trained: `paceline worker --model PATH` takes it.
 
-The base's tensors, metadata and tokenizer stay as they are. Added are the exits' matrices, as Q8_0, and two keys: the
-layers behind which there is an exit, and the tokens that they draft.
+The changed matrices get the type that they had (Q4_1, which is what was trained, or `--type Q8_0`), the norms stay floats.
+Added are the exits' matrices, as Q8_0, and two keys: the layers behind which there is an exit, and the tokens that they
+draft. All else stays as it is.
 
     python merge.py --model smollm2-135m.gguf --adapter ../../models/smollm2-layerskip --out smollm2-layerskip.gguf
 """
@@ -12,39 +13,74 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf.quants import quantize
-from safetensors.numpy import load_file
+from gguf.quants import dequantize, quantize
+from llama import NORMS, PARTS
+from safetensors import safe_open
 
-KIND = gguf.GGMLQuantizationType.Q8_0
+EXIT = gguf.GGMLQuantizationType.Q8_0
+
+
+def changes(adapter, layers: int):
+    """By name of the file what is added to each matrix."""
+    found = {}
+    for name, parts in PARTS.items():
+        runs = sorted(key for key in adapter if key.startswith(f"{name}_") and key.endswith("_out"))
+        whole = np.concatenate([adapter[run] @ adapter[run.replace("_out", "_in")] for run in runs])
+        if len(whole) != layers:
+            raise SystemExit(f"the adapter changes {name} of {len(whole)} layers; the model has {layers}")
+        found |= {(index, parts): change for index, change in enumerate(whole)}
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="the base that the exits were trained for")
+    parser.add_argument("--model", required=True, help="the base that the adapter was trained for")
     parser.add_argument("--adapter", required=True, type=Path, help="folder with adapter.safetensors and early.json")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--exits", type=int, nargs="+", help="of those that were trained; all without this")
+    parser.add_argument("--tokens", type=int, default=6144, help="how many of the most frequent ones are drafted")
+    parser.add_argument("--type", choices=["Q4_1", "Q8_0"], default="Q4_1", help="of the changed matrices")
     args = parser.parse_args()
 
     reader = gguf.GGUFReader(args.model)
-    exits = load_file(args.adapter / "adapter.safetensors")
+    # Numpy has no bfloat16.
+    with safe_open(args.adapter / "adapter.safetensors", "pt") as file:
+        adapter = {name: file.get_tensor(name).float().numpy() for name in file.keys()}
     early = json.loads((args.adapter / "early.json").read_text())
-    width = reader.fields[f"{reader.fields['general.architecture'].contents()}.embedding_length"].contents()
-    wrong = [name for name, matrix in exits.items() if matrix.shape != (width, width)]
-    if wrong:
-        raise SystemExit(f"{wrong[0]} has the shape {exits[wrong[0]].shape}; {args.model} needs {width} x {width}")
-    writer = gguf.GGUFWriter(args.out, reader.fields["general.architecture"].contents())
+    exits = sorted(args.exits or early["layers"])
+    if unknown := set(exits) - set(early["layers"]):
+        raise SystemExit(f"no exit was trained behind {sorted(unknown)}; there are {early['layers']}")
+    architecture = reader.fields["general.architecture"].contents()
+    layers = reader.fields[f"{architecture}.block_count"].contents()
+    changed, kind = {}, gguf.GGMLQuantizationType[args.type]
+    base = {tensor.name: tensor for tensor in reader.tensors}
+    for (index, parts), change in changes(adapter, layers).items():
+        names = [f"blk.{index}.{part}.weight" for part in parts]
+        whole = np.concatenate([dequantize(base[name].data, base[name].tensor_type) for name in names]) + change
+        # What was trained lies on the grid of Q4_1, also where it is written in a finer one.
+        whole = quantize(whole, gguf.GGMLQuantizationType.Q4_1)
+        if args.type != "Q4_1":
+            whole = quantize(dequantize(whole, gguf.GGMLQuantizationType.Q4_1), kind)
+        ends = np.cumsum([base[name].shape[1] for name in names])[:-1]
+        changed |= {name: (part, kind) for name, part in zip(names, np.split(whole, ends))}
+    for norm in NORMS:
+        changed |= {f"blk.{i}.{norm}.weight": (row, None) for i, row in enumerate(adapter[norm])}
+
+    writer = gguf.GGUFWriter(args.out, architecture)
     for name, field in reader.fields.items():
         # The writer has its own of these.
         if name.startswith("GGUF.") or name == "general.architecture":
             continue
         writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
     numbers = (gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32)
-    writer.add_key_value("paceline.early.layers", early["layers"], *numbers)
-    writer.add_key_value("paceline.early.tokens", early["tokens"], *numbers)
+    writer.add_key_value("paceline.early.layers", exits, *numbers)
+    writer.add_key_value("paceline.early.tokens", sorted(early["tokens"][: args.tokens]), *numbers)
     for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    for name, matrix in exits.items():
-        writer.add_tensor(name, quantize(matrix.astype(np.float32), KIND), raw_dtype=KIND)
+        data, raw = changed.get(tensor.name, (tensor.data, tensor.tensor_type))
+        writer.add_tensor(tensor.name, data, raw_dtype=raw)
+    for layer in exits:
+        name = f"blk.{layer - 1}.early.weight"
+        writer.add_tensor(name, quantize(adapter[name], EXIT), raw_dtype=EXIT)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,11 +1,13 @@
 """Prompts for the model's own texts: none of HumanEval's 164 is among them.
 
-Three kinds, mixed with a fixed seed: functions of Python's own standard library as far as their docstring, functions
-that are put together from a filter, a map and a reduction, with examples, and plain questions.
+Four kinds, mixed with a fixed seed: functions of Python's own standard library, and of the packages that are installed, as
+far as their docstring; functions that are put together from a filter, a map and a reduction, with examples; the exercises of
+`tasks.py`; and plain questions.
 
-    python prompts.py > prompts.jsonl
+    python prompts.py --packages sympy networkx numpy torch > prompts.jsonl
 """
 
+import argparse
 import ast
 import json
 import random
@@ -13,16 +15,19 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import tasks
 
-def library():
-    """Signature and docstring of the functions of the standard library."""
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        if "test" in str(path) or "site-packages" in str(path):
+
+def library(roots):
+    """Signature and docstring of the functions in these folders."""
+    for path in (path for root in roots for path in sorted(root.rglob("*.py"))):
+        inside = path.relative_to(next(root for root in roots if path.is_relative_to(root)))
+        if "test" in str(inside) or "site-packages" in str(inside):
             continue
         try:
             source = path.read_text()
             tree = ast.parse(source)
-        except (UnicodeDecodeError, SyntaxError):
+        except (UnicodeDecodeError, SyntaxError, ValueError):
             continue
         lines = source.splitlines()
         for node in tree.body:
@@ -49,43 +54,24 @@ FOLDS = {
     "sum": sum, "largest": lambda v: max(v, default=None), "smallest": lambda v: min(v, default=None), "number": len,
     "list": list, "sorted list": sorted, "reversed list": lambda v: list(v)[::-1], "set": lambda v: sorted(set(v)),
 }
-WORDS = "river stone apple Window GREEN paper Lamp orange cloud Table mountain sugar Pencil train yellow Forest".split()
-TEXTS = {
-    "count_vowels": ("number of vowels in the text", lambda s: sum(c in "aeiouAEIOU" for c in s)),
-    "longest_word": ("longest word of the text, the first one if there are several", lambda s: max(s.split(), key=len)),
-    "initials": ("first letters of all words, in upper case", lambda s: "".join(w[0].upper() for w in s.split())),
-    "swap_ends": ("text with its first and last word exchanged", lambda s: " ".join(s.split()[-1:] + s.split()[1:-1] + s.split()[:1])),
-    "word_lengths": ("list of the lengths of the words", lambda s: [len(w) for w in s.split()]),
-    "upper_words": ("words that begin with a capital letter", lambda s: [w for w in s.split() if w[0].isupper()]),
-    "without_spaces": ("text without spaces", lambda s: s.replace(" ", "")),
-    "each_reversed": ("text with every word reversed", lambda s: " ".join(w[::-1] for w in s.split())),
-    "letter_counts": ("dictionary from each lower-case letter to how often it occurs", lambda s: {c: s.count(c) for c in sorted(set(s)) if c.islower()}),
-    "sort_by_length": ("words sorted by their length", lambda s: sorted(s.split(), key=len)),
-    "title": ("text in which each word begins with a capital", lambda s: " ".join(w.capitalize() for w in s.split())),
-    "has_duplicate": ("whether a word occurs twice", lambda s: len(set(s.split())) < len(s.split())),
-}
-
 
 def composed(rng):
-    """A function of a list of numbers or of a text, with examples as in a doctest."""
+    """A function of a list of numbers, with examples as in a doctest."""
+    f1, m, r = rng.choice(list(FILTERS)), rng.choice(list(MAPS)), rng.choice(list(FOLDS))
+    name = f"{r}_{m}_of_{f1}".replace(" ", "_").replace("-", "_")
+
+    def f(values):
+        return FOLDS[r]([MAPS[m](x) for x in values if FILTERS[f1](x)])
+
+    cases = [tasks.numbers(rng) for _ in range(2)]
+    head = rng.choice([f"def {name}(numbers: list[int]):\n", f"from typing import List\n\n\ndef {name}(numbers: List[int]):\n"])
+    ask = rng.choice([
+        f"Return the {r} of the {m}s of all {f1} numbers.", f"Given a list of integers, keep the {f1} ones, take the {m} of each and return their {r}.",
+        f"Write a function that takes a list of numbers and returns the {r} of the {m} of every {f1} number in it.",
+    ])
     if rng.random() < 0.25:
-        name, (what, f) = rng.choice(sorted(TEXTS.items(), key=lambda t: t[0]))
-        cases = [" ".join(rng.sample(WORDS, rng.randint(2, 4))) for _ in range(2)]
-        head, ask = f"def {name}(text: str):\n", f"Return the {what}."
-        name_ = name
-    else:
-        f1, m, r = rng.choice(list(FILTERS)), rng.choice(list(MAPS)), rng.choice(list(FOLDS))
-        name_ = f"{r}_{m}_of_{f1}".replace(" ", "_").replace("-", "_")
-        f = lambda v: FOLDS[r]([MAPS[m](x) for x in v if FILTERS[f1](x)])
-        cases = [[rng.randint(-20, 40) for _ in range(rng.randint(3, 6))] for _ in range(2)]
-        head = rng.choice([f"def {name_}(numbers: list[int]):\n", f"from typing import List\n\n\ndef {name_}(numbers: List[int]):\n"])
-        ask = rng.choice([
-            f"Return the {r} of the {m}s of all {f1} numbers.", f"Given a list of integers, keep the {f1} ones, take the {m} of each and return their {r}.",
-            f"Write a function that takes a list of numbers and returns the {r} of the {m} of every {f1} number in it.",
-        ])
-    if rng.random() < 0.25:
-        return f"Write a Python function `{name_}`. {ask} For example, {name_}({cases[0]!r}) is {f(cases[0])!r}."
-    examples = "".join(f"    >>> {name_}({c!r})\n    {f(c)!r}\n" for c in cases)
+        return f"Write a Python function `{name}`. {ask} For example, {name}({cases[0]!r}) is {f(cases[0])!r}."
+    examples = "".join(f"    >>> {name}({c!r})\n    {f(c)!r}\n" for c in cases)
     return f'Complete this Python function:\n```python\n{head}    """ {ask}\n{examples}    """\n```'
 
 
@@ -99,14 +85,28 @@ ASKS = [
 ]
 
 
+def different(make, rng, count):
+    return list(dict.fromkeys(make(rng) for _ in range(count + count // 4)))[:count]
+
+
 def main():
-    rng = random.Random(7)
-    found = list(dict.fromkeys(library()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", nargs="*", default=[], help="installed ones whose functions are asked for too")
+    parser.add_argument("--most", type=int, default=1800, help="prompts of a kind")
+    args = parser.parse_args()
+    rng, paths = random.Random(7), sysconfig.get_paths()
+    found = list(dict.fromkeys(library([Path(paths["stdlib"])])))
+    more = [Path(paths["purelib"]) / package for package in args.packages]
+    if missing := [str(path) for path in more if not path.is_dir()]:
+        raise SystemExit(f"not installed: {missing[0]}")
+    other = list(dict.fromkeys(library(more)))
     rng.shuffle(found)
-    kinds = [found[:400], list(dict.fromkeys(composed(rng) for _ in range(420)))[:400]]
+    rng.shuffle(other)
     questions = [ask.format(topic) for ask in ASKS for topic in TOPICS]
     rng.shuffle(questions)
-    kinds.append(questions[:120])
+    kinds = [
+        (found + other)[: args.most], different(composed, rng, args.most // 2), different(tasks.asked, rng, args.most), questions[: args.most],
+    ]
     prompts = [prompt for kind in kinds for prompt in kind]
     rng.shuffle(prompts)
     for prompt in prompts:

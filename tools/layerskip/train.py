@@ -1,135 +1,162 @@
-"""Trains exits that make a model's early layers speak.
+"""LayerSkip (arXiv 2404.16710) as a low-rank adapter: layers are dropped, the deeper the more often, and early layers learn to
+say what the last one says, which itself is held to what it said before.
 
-An exit is a matrix between the output of a layer and the model's own norm and head (a tuned lens, arXiv 2303.08112), for a
-few of the lower layers. The model itself stays as it is, and so do its texts. What is trained on are texts that the
-model said (`say.py`): the next token is what the last layer says, so it is what an exit is to say. The states behind
-the layers are computed once and kept, so that a processor trains an exit in a minute.
-
-    python train.py --model smollm2-135m.gguf --texts texts.jsonl --out ../../models/smollm2-layerskip
-
-Writes adapter.safetensors (half floats, at most 16 MB), early.json (the layers, and the tokens of the texts: only these
-are drafted) and report.json.
+A step has two parts. Some texts pass all layers: the last layer is to have the original model's distribution, and exits
+too, on the tokens that they draft. More texts pass only the layers below the deepest exit, which is a third of the work:
+there the exits learn the token that the original held likeliest, known from when it said the text.
 """
 
-import argparse
-import json
-import random
+import math
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from llama import Llama
-from safetensors.torch import save_file
-
-MOST_BYTES = 16 << 20
-
-
-def batches(texts, rows: int):
-    """Texts of like length together, at most `rows` tokens a batch."""
-    texts, at = sorted(texts, key=lambda t: len(t["asked"]) + len(t["said"])), 0
-    while at < len(texts):
-        some = [texts[at]]
-        while at + len(some) < len(texts):
-            one = texts[at + len(some)]
-            if (len(some) + 1) * (len(one["asked"]) + len(one["said"])) > rows:
-                break
-            some.append(one)
-        at += len(some)
-        yield some
+from llama import pass_layer
+from measure import agreement
+from texts import batches
 
 
-@torch.no_grad()
-def states(model, texts, layers, rows: int):
-    """Behind each layer the states at the places whose next token was said, and these tokens."""
-    found, following = {layer: [] for layer in layers}, []
-    for some in batches(texts, rows):
-        ids = torch.full((len(some), max(len(t["asked"]) + len(t["said"]) for t in some)), 2)
-        counts = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, text in enumerate(some):
-            both = text["asked"] + text["said"]
-            ids[row, : len(both)] = torch.tensor(both)
-            counts[row, len(text["asked"]) - 1 : len(both) - 1] = True
-        passed = model.states(ids, max(layers))
-        for layer in layers:
-            found[layer].append(passed[layer - 1][counts])
-        following.append(torch.cat((ids[:, 1:], ids[:, :1]), 1)[counts])
-    return {layer: torch.cat(parts) for layer, parts in found.items()}, torch.cat(following)
+class Trainer:
+    def __init__(self, model, adapter, short, texts, held, real, args, log):
+        self.model, self.adapter, self.args, self.log, self.held = model, adapter, args, log, held
+        self.short, self.head = short, model.head[short]
+        self.place = torch.full((model.head.shape[0],), -1, device=short.device)
+        self.place[short] = torch.arange(len(short), device=short.device)
+        self.teacher = model.weights()
+        self.texts, self.rows, self.layer = texts, real, pass_layer
+        self.noted, self.history, self.steps, self.seen, self.gone = {}, [], 0, 0, 0.0
+        self.feed()
+        adapter.listen(self.teacher, self.whole)
+        groups = [
+            # Exits begin to listen before the layers begin to speak.
+            {"params": list(adapter.matrices.values()), "peak": args.matrix_rate, "first": 0.0},
+            {"params": list(adapter.changes.values()), "peak": args.rate, "first": args.warm_up / 2},
+            {"params": list(adapter.norms.values()), "peak": args.rate / 2, "first": args.warm_up / 2},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
+    def compile(self):
+        """Fused kernels for a layer, if they can be had: what fails with them is done without."""
+        self.layer = torch.compile(pass_layer, dynamic=True)
 
-def logits(model, head, exit, x):
-    y = F.linear(x, exit.to(x.dtype))
-    return F.linear(F.rms_norm(y, model.norm.shape, model.norm, model.epsilon), head).float()
+    def feed(self):
+        rng = torch.Generator().manual_seed(self.args.seed + self.steps)
+        self.whole = batches(self.texts, self.args.tokens, rng)
+        self.low = batches(self.texts, self.args.low_tokens, rng)
+        self.real = batches(self.rows, self.args.tokens, rng)
 
+    def step_somehow(self):
+        """A step; where it fails without compiled kernels, or on smaller batches, if that is what helps."""
+        try:
+            return self.step()
+        except torch.OutOfMemoryError:
+            if self.args.tokens < 1024:
+                raise
+            self.args.tokens, self.args.low_tokens, self.args.places = (n // 2 for n in (self.args.tokens, self.args.low_tokens, self.args.places))
+            self.log(f"out of memory: {self.args.tokens} tokens a step from here on")
+            self.feed()
+        except Exception as error:  # whatever a compiler may say
+            if self.layer is pass_layer:
+                raise
+            self.log(f"not compiled: {type(error).__name__}: {str(error)[:400]}")
+            self.layer = pass_layer
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.short.is_cuda:
+            torch.cuda.empty_cache()
+        return self.step_somehow()
 
-def train(model, head, x, following, args):
-    """One exit: its matrix, and the loss at the end."""
-    exit = torch.nn.Parameter(torch.eye(x.shape[1]))
-    optimizer = torch.optim.AdamW([exit], lr=args.rate, weight_decay=0.01)
-    steps, step = args.epochs * (len(x) // args.rows), 0
-    for _ in range(args.epochs):
-        order = torch.randperm(len(x))
-        for at in range(0, len(x) - args.rows + 1, args.rows):
-            some = order[at : at + args.rows]
-            optimizer.param_groups[0]["lr"] = args.rate * min(1, (step + 1) / 20) * (1.02 - step / steps)
-            loss = F.cross_entropy(logits(model, head, exit, x[some]), following[some])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-    return exit.detach(), loss.item()
+    def keep(self, texts: int):
+        """By layer and text whether it passes the layer: the chance to drop it is 2^depth - 1 of the last one's. Towards the
+        end of the training fewer are dropped, so that the last layer ends as what it is with all others."""
+        layers, device = self.model.shape.layers, self.short.device
+        chance = (torch.exp2(torch.arange(layers, device=device) / (layers - 1)) - 1) * self.args.drop * (1 - self.gone)
+        return (torch.rand(layers, texts, device=device) >= chance[:, None]).bfloat16()
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Llama in GGUF")
-    parser.add_argument("--texts", required=True, type=Path, help="of say.py; 40 are held out")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--layers", type=int, nargs="+", default=[3, 4, 5, 6, 8, 10])
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=2048, help="places of a step")
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    args = parser.parse_args()
-
-    began = time.monotonic()
-    torch.manual_seed(args.seed)
-    texts = [json.loads(line) for line in args.texts.read_text().splitlines()]
-    texts = [text for text in texts if len(text["said"]) > 4]
-    if len(texts) < 80:
-        raise SystemExit(f"{args.texts}: {len(texts)} texts; at least 80 are needed")
-    random.Random(args.seed).shuffle(texts)
-    held, texts = texts[:40], texts[40:]
-    model = Llama(args.model)
-    kept, said = states(model, texts, args.layers, args.rows)
-    kept_held, said_held = states(model, held, args.layers, args.rows)
-    vocabulary = said.unique()
-    place = torch.full((model.head.shape[0],), -1)
-    place[vocabulary] = torch.arange(len(vocabulary))
-    head, tensors, report = model.head[vocabulary], {}, {}
-    for layer in args.layers:
-        exit, loss = train(model, head, kept[layer], place[said], args)
+    def whole_loss(self, weights, texts, exits, real: bool):
+        model, args = self.model, self.args
         with torch.no_grad():
-            plain = F.linear(F.rms_norm(kept_held[layer], model.norm.shape, model.norm, model.epsilon), head)
-            right = [(told.argmax(-1) == place[said_held]).float().mean().item()
-                     for told in (plain, logits(model, head, exit, kept_held[layer]))]
-        report[layer] = {"loss": round(loss, 3), "right_without": round(right[0], 4), "right": round(right[1], 4)}
-        tensors[f"blk.{layer - 1}.early.weight"] = exit.half().contiguous()
-        print(layer, report[layer], round(time.monotonic() - began), flush=True)
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
-    if size > MOST_BYTES:
-        raise SystemExit(f"the exits have {size} bytes, more than {MOST_BYTES}; ask for fewer --layers")
-    args.out.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, args.out / "adapter.safetensors")
-    early = {"layers": args.layers, "tokens": vocabulary.tolist()}
-    (args.out / "early.json").write_text(json.dumps(early) + "\n")
-    whole = {
-        "model": Path(args.model).name, "texts": len(texts), "tokens_said": len(said), "held_out_tokens": len(said_held),
-        "different_tokens": len(vocabulary), "bytes": size, "minutes": round((time.monotonic() - began) / 60, 1),
-        "epochs": args.epochs, "rate": args.rate, "rows": args.rows, "seed": args.seed, "exits": report,
-    }
-    (args.out / "report.json").write_text(json.dumps(whole, indent=1) + "\n")
+            before = model.states(self.teacher, texts.ids, model.shape.layers)[-1]
+        states = model.states(weights, texts.ids, model.shape.layers, self.keep(len(texts)), self.layer)
+        at = texts.full().flatten().nonzero()[:, 0]
+        at = at[torch.randperm(len(at), device=at.device)[: args.places]]
+        said = texts.said().flatten()[at]
+        with torch.no_grad():
+            target = model.logits(before.flatten(0, 1)[at])
+            short = target[said][:, self.short].float().softmax(-1)
+            target = target.float().log_softmax(-1)
+        last = model.logits(states[-1].flatten(0, 1)[at]).float().log_softmax(-1)
+        loss = self.note("last", F.kl_div(last, target, log_target=True, reduction="batchmean"))
+        if real:
+            return loss
+        for layer in exits:
+            logits = self.exit(layer, states[layer - 1].flatten(0, 1)[at][said])
+            loss = loss + args.soft * self.note(f"soft {layer}", F.cross_entropy(logits, short))
+        return loss
 
+    def low_loss(self, weights, texts, exits):
+        states = self.model.states(weights, texts.ids, max(exits), self.keep(len(texts)), self.layer)
+        at, loss = texts.said(), 0.0
+        label = self.place[texts.best[at].long()]
+        for layer in exits:
+            logits = self.exit(layer, states[layer - 1][at])
+            loss = loss + self.note(f"exit {layer}", F.cross_entropy(logits, label, ignore_index=-1))
+        return self.args.hard * loss
 
-if __name__ == "__main__":
-    main()
+    def exit(self, layer: int, state):
+        return self.model.logits(F.linear(state, self.adapter.matrices[str(layer)].to(state.dtype)), self.head).float()
+
+    def note(self, name: str, loss):
+        old = self.noted.get(name, loss.detach())
+        self.noted[name] = 0.9 * old + 0.1 * loss.detach()
+        return loss
+
+    def step(self):
+        on_grid = self.gone >= self.args.grid_from
+        # Exits in turn: half of them a step.
+        exits = self.adapter.exits[self.steps % 2 :: 2] or self.adapter.exits
+        weights = self.adapter.weights(on_grid)
+        # Both parts' gradients are gathered at the weights and then go on to the adapter once.
+        leaves = [[w.detach().requires_grad_() for w in layer] for layer in weights.layers]
+        cut = type(weights)(leaves)
+        real = self.steps % 6 == 5
+        texts = next(self.real if real else self.whole)
+        self.whole_loss(cut, texts, exits, real).backward()
+        more = next(self.low)
+        self.low_loss(cut, more, exits).backward()
+        self.seen += texts.ids.numel() + more.ids.numel()
+        pairs = [(w, leaf.grad) for layer, own in zip(weights.layers, leaves) for w, leaf in zip(layer, own) if leaf.grad is not None]
+        torch.autograd.backward([w for w, _ in pairs], [gradient for _, gradient in pairs])
+        # Once in a long while a step is not a number; it is left out.
+        sound = torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), 1.0).isfinite().item()
+        for group in self.optimizer.param_groups:
+            warm = min(1.0, max(0.0, (self.gone - group["first"]) / self.args.warm_up))
+            group["lr"] = group["peak"] * max(warm * 0.5 * (1 + math.cos(math.pi * self.gone)), 1e-3)
+        if sound:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def run(self, seconds: float, end: float, save):
+        """Trains for so long, but not beyond `end`. `save` is called now and then."""
+        # The first step takes long where it is compiled: it is not of the time.
+        self.step_somehow()
+        began = told = looked = time.monotonic()
+        seconds = max(1.0, min(seconds, end - began))
+        while (gone := (time.monotonic() - began) / seconds) < 1:
+            self.gone = gone
+            self.step_somehow()
+            now = time.monotonic()
+            if now - told > self.args.tell or self.steps == 2:
+                told = now
+                losses = {name: round(value.item(), 3) for name, value in sorted(self.noted.items())}
+                self.log(f"step {self.steps}, {now - began:.0f} s, {self.seen} tokens: {losses}")
+            if now - looked > self.args.look:
+                looked = now
+                self.history.append({"step": self.steps, "seconds": round(now - began)} | self.look())
+                self.log(f"agreement {self.history[-1]}")
+                save()
+
+    def look(self):
+        with torch.no_grad():
+            weights = self.adapter.weights(True)
+        return agreement(self.model, weights, self.adapter.matrix_of(), self.short, self.held)
