@@ -53,7 +53,7 @@ def arguments():
     parser.add_argument("--matrix-rate", type=float, default=1e-3)
     parser.add_argument("--warm-up", type=float, default=0.04, help="share of the time; half of it exits alone")
     parser.add_argument("--grid-from", type=float, default=0.4, help="share of the time after which weights are on their grid")
-    parser.add_argument("--drop", type=float, default=0.05, help="chance to drop the last layer, at the beginning")
+    parser.add_argument("--drop", type=float, default=0.02, help="chance to drop the last layer, at the beginning")
     parser.add_argument("--soft", type=float, default=0.2, help="weight of the original's distribution at an exit")
     parser.add_argument("--hard", type=float, default=0.3, help="weight of its likeliest token")
     parser.add_argument("--tell", type=float, default=20, help="seconds between lines")
