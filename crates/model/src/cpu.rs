@@ -275,7 +275,7 @@ impl CpuModel {
         mut each: impl FnMut(&mut Pool, &[RowLogits<'_>]) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
         let forward = forward!(self, &self.branches);
-        forward.head(&self.packed.head, &mut self.pool, &self.picking, &mut self.scratch, &mut each)
+        forward.head((&self.packed.head, true), &mut self.pool, &self.picking, &mut self.scratch, &mut each)
     }
 }
 
@@ -284,6 +284,7 @@ struct RowLogits<'a> {
     /// Index in the step.
     row: u32,
     position: u32,
+    /// By token; nothing where only the listed ones were asked for.
     logits: &'a [f32],
     /// Those of them that are above nothing, with their tokens, where a head has not all.
     listed: Option<(&'a [u32], &'a [f32])>,

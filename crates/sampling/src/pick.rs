@@ -30,13 +30,19 @@ pub fn pick(logits: &[f32], sampling: &Sampling, position: u32) -> Option<TokenI
 
 /// The most likely token; ties fall to the lower id. `None` when nothing is above -inf.
 pub fn argmax(logits: &[f32]) -> Option<TokenId> {
-    let mut best: Option<(f32, u32)> = None;
-    for (token, &logit) in logits.iter().enumerate() {
-        if logit > best.map_or(f32::NEG_INFINITY, |(b, _)| b) {
-            best = Some((logit, token as u32));
+    // Two passes: the largest of lanes that do not wait for each other, then its first place.
+    const LANES: usize = 32;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (rows, rest) = logits.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for row in rows {
+        for (lane, logit) in lanes.iter_mut().zip(row) {
+            *lane = larger(*lane, *logit);
         }
     }
-    best.map(|(_, token)| TokenId(token))
+    let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger);
+    let found = (largest > f32::NEG_INFINITY).then(|| logits.iter().position(|logit| *logit == largest));
+    found.flatten().map(|token| TokenId(token as u32))
 }
 
 /// The race over all tokens, opening only groups that can still win.

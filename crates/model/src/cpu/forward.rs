@@ -16,7 +16,7 @@ use super::inputs::{Inputs, Source};
 use super::packed::{Head, LayerWeights, Packed};
 use super::pool::{Parts, Pool};
 use super::probe::Probe;
-use super::product::multiply;
+use super::product::{multiply, multiply_into};
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{KvDtype, Storage, Tables, Unit};
 use crate::check::CheckedRow;
@@ -69,8 +69,10 @@ pub(super) struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    /// Results of the attention, feed-forward and head products.
+    /// Results of the attention and feed-forward products.
     out: Vec<f32>,
+    /// Of the head's. It only grows: heads of few and of all tokens take turns, and what is given up is cleared again.
+    logits: Vec<f32>,
     gate: Vec<f32>,
     up: Vec<f32>,
     /// Logits of all tokens, spread out from those of a shortlist; the others' never change.
@@ -113,6 +115,7 @@ impl Scratch {
             k: Vec::new(),
             v: Vec::new(),
             out: Vec::new(),
+            logits: Vec::new(),
             gate: Vec::new(),
             up: Vec::new(),
             wide: Vec::new(),
@@ -149,10 +152,11 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Final norm and a head; hands the logits of the rows, a few at a time and in order, to `each`.
+    /// Final norm and a head; hands the logits of the rows, a few at a time and in order, to `each`. `spread`: those of a
+    /// head of few tokens among all tokens; without, only as the few that they are.
     pub(super) fn head(
         &self,
-        head: &Head,
+        (head, spread): (&Head, bool),
         pool: &mut Pool,
         picking: &Picking,
         s: &mut Scratch,
@@ -163,39 +167,40 @@ impl Forward<'_> {
         for (index, (rows, x)) in pieces.enumerate() {
             let norm = Source::Norm { x, weight: &self.decoder.norm, epsilon: p.epsilon };
             s.inputs.set(pool, self.level, (rows.len(), p.hidden), norm, [&head.weight]);
-            multiply(pool, self.level, &s.inputs, [(&head.weight, &mut s.out)]);
+            let size = rows.len() * head.weight.outputs;
+            s.logits.resize(s.logits.len().max(size), 0.0);
+            let found = &mut s.logits[..size];
+            multiply_into(pool, self.level, &s.inputs, [(&head.weight, &mut *found)]);
+            let found = &*found;
             if let Some((group, part)) = &mut s.group {
                 s.wide.resize(s.wide.len().max(rows.len() * p.vocab), 0.0);
-                if !group.gather_logits(&part.vocab, (index, rows.len()), &s.out, &mut s.wide)? {
+                if !group.gather_logits(&part.vocab, (index, rows.len()), found, &mut s.wide)? {
                     continue;
                 }
             }
             let (all, width) = match &head.ids {
-                None if s.group.is_some() => (&s.wide, p.vocab),
-                None => (&s.out, p.vocab),
+                None if s.group.is_some() => (&s.wide[..], p.vocab),
+                None => (found, p.vocab),
+                Some(_) if !spread => (&[][..], 0),
                 Some(ids) => {
                     s.wide.resize(s.wide.len().max(rows.len() * self.drawn), f32::NEG_INFINITY);
                     pool.pieces(&mut s.wide[..rows.len() * self.drawn], self.drawn, |i, wide| {
-                        for (id, logit) in ids.iter().zip(&s.out[i * ids.len()..]) {
+                        for (id, logit) in ids.iter().zip(&found[i * ids.len()..]) {
                             wide[*id as usize] = *logit;
                         }
                     });
-                    (&s.wide, self.drawn)
+                    (&s.wide[..], self.drawn)
                 }
             };
             let listed = |i: usize| {
                 let ids = head.ids.as_deref()?;
-                Some((ids, &s.out[i * ids.len()..(i + 1) * ids.len()]))
+                Some((ids, &found[i * ids.len()..(i + 1) * ids.len()]))
             };
-            let logits: Vec<RowLogits<'_>> = rows
-                .iter()
-                .zip(all.chunks_exact(width))
-                .enumerate()
-                .map(|(i, (&(row, position), logits))| RowLogits {
-                    row,
-                    position,
-                    logits: &logits[..self.drawn],
-                    listed: listed(i),
+            let logits: Vec<RowLogits<'_>> = (0..)
+                .zip(rows)
+                .map(|(i, &(row, position))| {
+                    let logits = if width == 0 { &[] } else { &all[i * width..i * width + self.drawn] };
+                    RowLogits { row, position, logits, listed: listed(i) }
                 })
                 .collect();
             each(pool, &logits)?;

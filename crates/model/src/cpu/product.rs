@@ -23,11 +23,23 @@ pub(super) fn multiply<const M: usize>(
     inputs: &Inputs,
     products: [(&Weight, &mut Vec<f32>); M],
 ) {
-    let rows = inputs.rows;
+    let sized = products.map(|(weight, out)| {
+        // Every value is written below; what an earlier product left need not be cleared.
+        out.resize(inputs.rows * weight.outputs, 0.0);
+        (weight, &mut out[..])
+    });
+    multiply_into(pool, level, inputs, sized);
+}
+
+/// As [`multiply`], into slices of that size.
+pub(super) fn multiply_into<const M: usize>(
+    pool: &mut Pool,
+    level: Level,
+    inputs: &Inputs,
+    products: [(&Weight, &mut [f32]); M],
+) {
     let mut tasks = 0;
     let jobs = products.map(|(weight, out)| {
-        // Every value is written below; what an earlier product left need not be cleared.
-        out.resize(rows * weight.outputs, 0.0);
         let groups = weight.groups();
         let fair = groups.div_ceil(4 * pool.threads());
         let size = (TASK_BYTES / weight.group_bytes().max(1)).clamp(1, fair.max(1));
@@ -114,8 +126,8 @@ impl<B: IntegerBlock> Kernel for IntegerProduct<'_, B> {
                 // Some rows of a tile unused cost less than a second tile.
                 row += match rows - row {
                     6.. if L::ROWS >= 8 => self.tile::<L, 8>(l, group, row),
-                    2.. if L::ROWS >= 4 => self.tile::<L, 4>(l, group, row),
-                    2.. if L::ROWS == 2 => self.tile::<L, 2>(l, group, row),
+                    3.. if L::ROWS >= 4 => self.tile::<L, 4>(l, group, row),
+                    2.. if L::ROWS >= 2 => self.tile::<L, 2>(l, group, row),
                     _ => self.tile::<L, 1>(l, group, row),
                 };
             }

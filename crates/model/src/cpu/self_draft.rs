@@ -62,7 +62,7 @@ impl CpuModel {
             let picking = Picking { rows: vec![(0, position)], hidden };
             let mut said = Vec::new();
             forward.head(
-                self.packed.drafting_head(),
+                (self.packed.drafting_head(), spread(&asked.sampling)),
                 &mut self.pool,
                 &picking,
                 &mut self.scratch,
@@ -104,7 +104,7 @@ impl CpuModel {
         }
         let mut all = Vec::with_capacity(of.len());
         forward.head(
-            self.packed.drafting_head(),
+            (self.packed.drafting_head(), spread(sampling)),
             &mut self.pool,
             &picking,
             &mut self.scratch,
@@ -124,6 +124,11 @@ impl CpuModel {
     }
 }
 
+/// Noise is found among all tokens; without, the largest of a few among the few.
+fn spread(sampling: &Sampling) -> bool {
+    !sampling.params.is_greedy()
+}
+
 /// Draws each row with the noise of its place, and says how likely the token was.
 fn say(
     pool: &mut Pool,
@@ -134,18 +139,16 @@ fn say(
     let mut said: Vec<Option<(TokenId, f64)>> = vec![None; found.len()];
     pool.pieces(&mut said, 1, |i, said| {
         let RowLogits { logits, position, listed, .. } = &found[i];
-        // Without noise the largest of a few is found among the few.
+        // The token, its logit, and all that it stands among.
         let drawn = match listed {
-            Some((ids, few)) if sampling.params.is_greedy() => {
-                sampling::pick(few, sampling, position + 1).map(|at| TokenId(ids[at.0 as usize]))
-            }
-            _ => sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| drawn.token),
+            Some((ids, few)) if !spread(sampling) => sampling::pick(few, sampling, position + 1)
+                .map(|at| (TokenId(ids[at.0 as usize]), few[at.0 as usize], *few)),
+            _ => sampling::draw(logits, &Draw::new(*sampling), position + 1).map(|drawn| {
+                let token = drawn.token;
+                (token, logits[token.0 as usize], listed.map_or(*logits, |(_, few)| few))
+            }),
         };
-        said[0] = drawn.map(|token| {
-            let of = logits[token.0 as usize];
-            let logits = listed.map_or(*logits, |(_, few)| few);
-            (token, 1.0 / f64::from(level.run(Sum { logits, of })))
-        });
+        said[0] = drawn.map(|(token, of, logits)| (token, 1.0 / f64::from(level.run(Sum { logits, of }))));
     });
     let broken = |i: usize| ModelError::NotFinite { row: found[i].row };
     said.into_iter().enumerate().map(|(i, said)| said.ok_or_else(|| broken(i))).collect()
