@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--adapter", required=True, type=Path, help="folder with adapter.safetensors and early.json")
     parser.add_argument("--out", required=True)
     parser.add_argument("--exits", type=int, nargs="+", help="of those that were trained; all without this")
-    parser.add_argument("--tokens", type=int, default=6144, help="how many of the most frequent ones are drafted")
+    parser.add_argument("--tokens", type=int, default=4096, help="how many of the most frequent ones are drafted")
     parser.add_argument("--type", choices=["Q4_1", "Q8_0"], default="Q4_1", help="of the changed matrices")
     args = parser.parse_args()
 

@@ -9,8 +9,11 @@ use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, 
 
 use crate::{Engine, Layered, Model, ModelError, SelfDraft};
 
-/// Each size is run so often; the fastest counts, as nothing makes a step faster than it is.
+/// Each size is run so often, and on while that takes less than `SHORT` together; the fastest counts, as nothing makes a
+/// step faster than it is.
 const RUNS: usize = 2;
+const MOST_RUNS: usize = 8;
+const SHORT: Duration = Duration::from_millis(30);
 
 impl<M: Model> Engine<M> {
     /// Times steps of one sequence of 1 row up to one more than the drafts that a step may carry. To be called
@@ -31,10 +34,13 @@ impl<M: Model> Engine<M> {
         let mut deltas = self.room_for(most);
         let mut measured = Ok(());
         'sizes: for rows in sizes {
-            let mut fastest = Duration::MAX;
+            let (mut fastest, begin) = (Duration::MAX, clock());
             // The first run of all reads weights that were never touched.
-            let runs = if rows == 1 { RUNS + 1 } else { RUNS };
-            for _ in 0..runs {
+            let least = if rows == 1 { RUNS + 1 } else { RUNS };
+            for run in 0..MOST_RUNS {
+                if run >= least && clock().saturating_sub(begin) > SHORT {
+                    break;
+                }
                 let step = Step { deltas: std::mem::take(&mut deltas), rows: (0..rows).map(row).collect() };
                 let draws = vec![Draw::new(Sampling::GREEDY); rows as usize];
                 let start = clock();
@@ -69,12 +75,16 @@ impl<M: Model> Engine<M> {
                 position: 0,
                 exit,
                 most: DRAFTS,
-                stop_below: None,
+                stop: None,
                 stop_ids: Vec::new(),
                 sampling: Sampling::GREEDY,
                 watch: false,
             };
-            for _ in 0..=RUNS {
+            let begin = clock();
+            for run in 0..MOST_RUNS {
+                if run > RUNS && clock().saturating_sub(begin) > SHORT {
+                    break;
+                }
                 let start = clock();
                 self.model.self_draft(&asked)?;
                 let took = clock().saturating_sub(start).as_secs_f64();

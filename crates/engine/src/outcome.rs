@@ -55,7 +55,7 @@ impl<M: Model> Engine<M> {
                     } else {
                         Vec::new()
                     };
-                    lane.heard(&said, &judged);
+                    lane.heard(&said, &judged, &mut self.drafting);
                     if let Some(leaf) = judged.leaf {
                         self.scheduler.keep_path(slice, leaf);
                     }

@@ -2,6 +2,7 @@
 
 use request::{Sampling, TokenId};
 use scheduler::Slot;
+use speculation::Stop;
 
 /// What a model offers for drafting by its own first layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,14 +25,22 @@ pub struct SelfDraft {
     pub exit: u32,
     /// Most drafts, at most [`request::Del::MOST`]; 0: only watch.
     pub most: u32,
-    /// The first draft that is less sure is the last one.
-    pub stop_below: Option<f64>,
-    /// So is one of these.
+    /// Where to stop before that, by how sure the drafts are.
+    pub stop: Option<Stop>,
+    /// One of these is the last one.
     pub stop_ids: Vec<TokenId>,
     /// How drafts are drawn: as the target draws, with the noise of their places.
     pub sampling: Sampling,
     /// What other layers would have said is asked for after the next step ([`crate::Model::said`]).
     pub watch: bool,
+}
+
+impl SelfDraft {
+    /// Whether nothing is drafted behind a draft of this confidence. `chance`: that all drafts so far are right, from 1.
+    pub fn ends(&self, id: TokenId, confidence: f64, chance: &mut f64) -> bool {
+        *chance = self.stop.map_or(*chance, |stop| stop.chance(*chance, confidence));
+        self.stop_ids.contains(&id) || self.stop.is_some_and(|stop| *chance < stop.below)
+    }
 }
 
 /// What one layer would have said at the picking rows of a slot, in row order.

@@ -367,7 +367,7 @@ impl<M: Model> Engine<M> {
             else {
                 continue;
             };
-            let Some(asked) = lane.self_draft(slot, known, layered, (most, &self.drafting.cost)) else {
+            let Some(asked) = lane.self_draft(slot, known, (layered, most), &self.drafting) else {
                 continue;
             };
             drafted += 1;

@@ -156,13 +156,13 @@ impl Model for ToyModel {
 
     fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
         let SelfDraft { slot, token, position, exit, most, .. } = *asked;
-        let (mut path, mut ids) = (vec![token], Vec::new());
+        let (mut path, mut ids, mut chance) = (vec![token], Vec::new(), 1.0);
         for at in (position..).take(most as usize) {
             let context = self.context(slot, at, &path)?;
             let (id, sure) = self.layer(exit, context, at, &asked.sampling)?;
             ids.push((id, sure));
             path.push(id);
-            if asked.stop_ids.contains(&id) || asked.stop_below.is_some_and(|least| sure < least) {
+            if asked.ends(id, sure, &mut chance) {
                 break;
             }
         }

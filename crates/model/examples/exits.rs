@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
                     position: PROMPT,
                     exit,
                     most,
-                    stop_below: None,
+                    stop: None,
                     stop_ids: Vec::new(),
                     sampling: Sampling::GREEDY,
                     watch: false,

@@ -14,7 +14,7 @@ pub struct Exits {
     draft: f64,
 }
 
-/// Of one exit layer, each round weighing less than the one after it.
+/// Of one exit layer, each round that it has words in weighing less than the next one.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Exit {
     right: f64,
@@ -36,13 +36,31 @@ pub struct Said {
 pub struct Round {
     /// Layers that a draft passes.
     pub exit: u32,
-    /// Drafts to make; 0: plain decoding.
+    /// Drafts that are best where all are as sure as on average; 0: plain decoding.
     pub drafts: u32,
-    /// Stop after a draft that is less sure than this; `None` while nothing tells right from wrong.
-    pub stop_below: Option<f64>,
-    /// Do not verify a draft that is less sure than this: its row costs more than it promises. Not the paper's; where a
-    /// draft stands only if it equals the target's own token, what is left out changes no law.
+    /// When to stop instead, as soon as something is known.
+    pub stop: Option<Stop>,
+    /// Do not verify a draft that is reached and right with a chance below this: its row costs more than it promises. Not
+    /// the paper's; where a draft stands only if it equals the target's own token, what is left out changes no law.
     pub drop_below: f64,
+}
+
+/// Drafts end behind the first one with which the chance that all of them are right falls below a threshold.
+///
+/// The paper's threshold is for each draft alone, midway between how sure right and wrong ones are. Here it is the chance
+/// at which the next draft no longer brings what it costs, so that a sure text is drafted further than an unsure one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stop {
+    pub below: f64,
+    /// What a draft's confidence is multiplied by: how often drafts were right, by how sure they were.
+    pub trust: f64,
+}
+
+impl Stop {
+    /// The chance that a draft of this confidence is right, when the chance that all before it are is `before`.
+    pub fn chance(&self, before: f64, confidence: f64) -> f64 {
+        before * (confidence * self.trust).min(1.0)
+    }
 }
 
 impl Exits {
@@ -66,14 +84,14 @@ impl Exits {
         self.layers.len() as f64 + 1.0
     }
 
-    /// A round is over: what every exit layer said at the places that were judged. A layer without words only
-    /// grows older.
+    /// A round is over: what every exit layer said at the places that were judged. A layer without words stays as it was:
+    /// it is heard less often than the one in use, and would seem the more doubtful.
     pub fn record(&mut self, said: &[Vec<Said>]) {
-        for (layer, exit) in self.layers.iter_mut().enumerate() {
+        for (exit, said) in self.layers.iter_mut().zip(said).filter(|(_, said)| !said.is_empty()) {
             for sum in [&mut exit.right, &mut exit.wrong, &mut exit.sure_right, &mut exit.sure_wrong] {
                 *sum *= Self::MEMORY;
             }
-            for said in said.get(layer).into_iter().flatten() {
+            for said in said {
                 let (count, sure) = if said.right {
                     (&mut exit.right, &mut exit.sure_right)
                 } else {
@@ -98,10 +116,8 @@ impl Exits {
 
     /// Tokens a layer for drafts after layer `exit`: what a round brings by what it costs.
     pub fn tokens_per_layer(&self, exit: u32, drafts: u32, rows: &impl Fn(u32) -> f64) -> f64 {
-        let Some(Exit { right, wrong, .. }) = self.layers.get(exit.wrapping_sub(1) as usize) else {
-            return 0.0;
-        };
-        let rate = right / (right + wrong + Self::DOUBT);
+        let Some(known) = self.layers.get(exit.wrapping_sub(1) as usize) else { return 0.0 };
+        let rate = known.rate();
         let tokens: f64 = (0..=drafts).map(|k| rate.powi(k as i32)).sum();
         tokens / self.cost(exit, drafts, rows)
     }
@@ -121,21 +137,27 @@ impl Exits {
         }
         let known = (speed > 0.0).then(|| self.layers[exit as usize - 1]);
         // A right draft saves what a token costs. The last one's row has yet to pass the layers before the exit.
-        let row = f64::from(exit) + (self.all() - f64::from(exit) + self.head) * (rows(2) - rows(1));
-        Round {
-            exit,
-            drafts,
-            stop_below: known.and_then(Exit::threshold),
-            drop_below: (speed * row).min(1.0),
-        }
+        let behind = self.all() - f64::from(exit) + self.head;
+        let row = f64::from(exit) + behind * (rows(2) - rows(1));
+        let stop = known.filter(|_| drafts > 0).map(|known| {
+            let further = behind * (rows(drafts + 1) - rows(1)) / f64::from(drafts);
+            let due = speed * (f64::from(exit) + self.draft + further);
+            // What the next draft brings is right only as often as this exit is.
+            Stop { below: due / known.rate().max(f64::MIN_POSITIVE), trust: known.trust() }
+        });
+        Round { exit, drafts, stop, drop_below: (speed * row).min(1.0) }
     }
 }
 
 impl Exit {
-    /// Midway between how sure it is when it is right and when it is wrong.
-    fn threshold(self) -> Option<f64> {
-        let both = self.right > 0.0 && self.wrong > 0.0;
-        both.then(|| (self.sure_right / self.right + self.sure_wrong / self.wrong) / 2.0)
+    fn rate(self) -> f64 {
+        self.right / (self.right + self.wrong + Exits::DOUBT)
+    }
+
+    /// How often it was right, by how sure it was.
+    fn trust(self) -> f64 {
+        let sure = self.sure_right + self.sure_wrong;
+        if sure > 0.0 { self.right / sure } else { 1.0 }
     }
 }
 
@@ -166,8 +188,9 @@ mod tests {
             let plan = exits.plan(rows);
             // By the formula, written once more.
             let speed = |exit: usize, drafts: u32| {
-                let judged = rounds.iter().rev().enumerate().flat_map(|(age, round)| {
-                    round[exit - 1].iter().map(move |(right, _)| (0.95f64.powi(age as i32), *right))
+                let own = rounds.iter().rev().map(|round| &round[exit - 1]).filter(|said| !said.is_empty());
+                let judged = own.enumerate().flat_map(|(age, said)| {
+                    said.iter().map(move |(right, _)| (0.95f64.powi(age as i32), *right))
                 });
                 let (mut right, mut all) = (0.0, 0.0);
                 for (weight, is_right) in judged {
@@ -191,7 +214,7 @@ mod tests {
                 let wanted = if best < 1.03 * plain { plain } else { best };
                 prop_assert!((planned / wanted - 1.0).abs() < 1e-9, "{:?}: {} of {}", plan, planned, wanted);
             } else {
-                prop_assert_eq!(plan, Round { exit: 1, drafts: 1, stop_below: None, drop_below: 0.0 });
+                prop_assert_eq!(plan, Round { exit: 1, drafts: 1, stop: None, drop_below: 0.0 });
             }
         }
     }
@@ -225,15 +248,38 @@ mod tests {
     }
 
     #[test]
-    fn old_rounds_count_less_and_the_threshold_lies_between() {
+    fn old_rounds_count_less_and_a_silent_layer_stays_as_it_was() {
         let mut exits = Exits::new(3, 0.5, 0.5);
         for _ in 0..400 {
             exits.record(&[vec![said(true, 0.8)], vec![]]);
         }
         assert!((exits.layers[0].right - 20.0).abs() < 1e-6, "one a round comes to 1 / (1 - 0.95)");
-        assert_eq!(exits.plan(free).stop_below, None, "nothing was ever wrong");
-        exits.record(&[vec![said(true, 0.8), said(false, 0.4)], vec![]]);
-        let threshold = exits.plan(free).stop_below.unwrap();
-        assert!((threshold - 0.6).abs() < 1e-9, "{threshold}");
+        let before = exits.layers[0];
+        exits.record(&[vec![], vec![said(false, 0.4)]]);
+        assert_eq!((exits.layers[0], exits.layers[1].wrong), (before, 1.0));
+    }
+
+    /// The threshold is where one more draft brings as much as it costs, by the formula, written once more.
+    #[test]
+    fn a_sure_text_is_drafted_further_than_an_unsure_one() {
+        let mut exits = Exits::new(20, 2.0, 0.5);
+        let words: Vec<Said> = (0..10).map(|i| said(i < 7, if i < 7 { 0.9 } else { 0.4 })).collect();
+        (0..100).for_each(|_| exits.record(&[vec![], words.clone()]));
+        let rows = |n: u32| 1.0 + 0.1 * f64::from(n - 1);
+        let plan = exits.plan(rows);
+        let stop = plan.stop.unwrap();
+        let rate = 140.0 / 202.0;
+        let tokens: f64 = (0..=plan.drafts).map(|k| f64::powi(rate, k as i32)).sum();
+        let (k, behind) = (f64::from(plan.drafts), 20.0);
+        let speed = tokens / (k * 2.5 + 2.0 + behind * (1.0 + 0.1 * k));
+        let due = speed * (2.5 + behind * 0.1) / rate;
+        assert!((stop.below - due).abs() < 1e-3 && (0.1..0.9).contains(&due), "{stop:?} {due}");
+        assert!((stop.trust - 0.7 / (0.7 * 0.9 + 0.3 * 0.4)).abs() < 1e-9, "{stop:?}");
+        let drafts = |confidence: f64| {
+            let chances = std::iter::successors(Some(1.0), |before| Some(stop.chance(*before, confidence)));
+            chances.skip(1).take(16).take_while(|chance| *chance >= stop.below).count()
+        };
+        assert!(drafts(1.0) > plan.drafts as usize && drafts(0.3) == 0, "{} {}", drafts(1.0), drafts(0.3));
+        assert_eq!(stop.chance(0.5, 1.0), 0.5, "no chance is above one");
     }
 }

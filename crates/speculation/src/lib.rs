@@ -47,7 +47,7 @@ pub use ask::{Wait, ask};
 pub use belief::{Beliefs, Sureness};
 pub use choose::{Beside, Offer, choose, expect};
 pub use cost::StepCost;
-pub use del::{Exits, Round, Said};
+pub use del::{Exits, Round, Said, Stop};
 pub use guess::{Asked, Library, Proposal, propose};
 pub use history::History;
 pub use pearl::{Reaction, Session, Timing, window};

@@ -44,7 +44,7 @@ impl CpuModel {
         let level = self.level;
         let (branches, branch) = Branches::of_slot(slot.0, base, &self.tables, &self.storage);
         let forward = forward!(self, &branches);
-        let (mut ids, mut token) = (Vec::new(), asked.token);
+        let (mut ids, mut token, mut chance) = (Vec::new(), asked.token, 1.0);
         for position in (base..).take(asked.most as usize) {
             // Each row is in the pages of the one before it.
             let parent = (position > base).then_some(branch.index);
@@ -73,7 +73,7 @@ impl CpuModel {
             )?;
             let Some((id, sure)) = said.pop() else { break };
             ids.push((id, sure));
-            if asked.stop_ids.contains(&id) || asked.stop_below.is_some_and(|least| sure < least) {
+            if asked.ends(id, sure, &mut chance) {
                 break;
             }
             token = id;

@@ -17,7 +17,7 @@ fn ask(token: u32, position: usize, exit: u32, most: u32) -> SelfDraft {
         position: position as u32,
         exit,
         most,
-        stop_below: None,
+        stop: None,
         stop_ids: Vec::new(),
         sampling: Sampling { params: SamplingParams::at(1.0), seed: 4, choice: 0 },
         watch: true,
