@@ -271,6 +271,23 @@ fn persistent_kernels_compute_what_separate_ones_do() {
     }
 }
 
+/// All sizes of steps are captured beforehand, and what is said stays the same.
+#[test]
+fn a_model_that_is_warm_says_what_a_cold_one_does() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 64, 8, 2, false);
+    let prompts: Vec<_> = (0..8).map(|i| tokens(200 + i, 20 + 9 * i as u32)).collect();
+    // What is fastest may be another thing in another run: in this mode it does not matter.
+    let cuda = CudaOptions { mode: Mode::Invariant, ..CudaOptions::default() };
+    let (mut cold, mut warm) = (made.gpu(&cuda), made.gpu(&cuda));
+    warm.warm().unwrap();
+    let sizes = warm.ranks.first().forward.graph_sizes();
+    assert!(sizes.len() > forward::BUCKETS.len(), "{sizes:?}");
+    assert_eq!(answers(&mut warm, &prompts, 12, 8, 64), answers(&mut cold, &prompts, 12, 8, 64));
+}
+
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
 fn answers(
     model: &mut CudaModel,
