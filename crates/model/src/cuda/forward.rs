@@ -138,8 +138,8 @@ impl Forward {
             head_dim: p.head_dim as u32,
         };
         let is_dense = weights.matrices().all(|matrix| matches!(matrix, DeviceMatrix::Dense(_)));
-        let persistent = if options.persistent && is_dense {
-            Persistent::new(&device, dtype, mode, widths)?
+        let persistent = if is_dense {
+            Persistent::new(&device, dtype, mode, widths, options.persistent)?
         } else {
             None
         };

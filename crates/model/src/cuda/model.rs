@@ -15,6 +15,7 @@ use super::forward::{self, Forward, Sizes};
 use super::handoff::Layout;
 use super::kv::Kv;
 use super::matrix::Weights;
+use super::persistent::Persist;
 use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
 use super::weights::{self, DeviceDecoder};
@@ -38,9 +39,7 @@ pub struct CudaOptions {
     pub rows: u32,
     /// Replay steps of few rows as CUDA graphs.
     pub graphs: bool,
-    /// Compute few rows by kernels that fill the GPU from one attention to the next. Off: kernel by kernel, for comparison,
-    /// and where processes share a GPU's multiprocessors (MPS).
-    pub persistent: bool,
+    pub persistent: Persist,
 }
 
 impl Default for CudaOptions {
@@ -53,7 +52,7 @@ impl Default for CudaOptions {
             mode: Mode::Fast,
             rows: 2048,
             graphs: true,
-            persistent: true,
+            persistent: Persist::BySize,
         }
     }
 }
