@@ -170,6 +170,9 @@ impl CpuModel {
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
             Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
+        if let Some((group, _)) = &group {
+            group.seen_by(Box::new(pool.sight()));
+        }
         // A drafter and the ranks of a group do not draft with their first layers.
         let alone = shortlist.is_none() && group.is_none();
         let drafted = Some(early.tokens.into_iter().filter(|id| *id < drawn).collect());

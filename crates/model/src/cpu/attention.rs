@@ -11,22 +11,27 @@
 //!
 //! Side by side lie 16 keys for the scores and 16 elements for the outputs: neither needs a sum across lanes.
 
+mod kernels;
+
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
-use super::exp::exp;
-use super::pool::Pool;
+use super::pool::{Parts, Pool};
 use crate::cache::{Cell, KvDtype, Storage, Unit, visible};
 use crate::quant::F16;
-use crate::quant::float::{SPLIT, tree};
-use crate::simd::{Kernel, LANES, Lanes, Level};
+use crate::simd::{Kernel, Lanes, Level};
+use kernels::{Softmax, merge, score, softmax, weigh};
 
 /// Keys whose softmax is taken together.
 const SPAN: usize = 512;
 const POSITIONS: usize = PAGE_POSITIONS as usize;
+/// Rows of one sequence that read its keys together: a key is fetched and widened once for all of them.
+const TOGETHER: usize = 16;
+/// Their heads, at most, so that queries and outputs of a task stay in the caches.
+const MOST_HEADS: usize = 64;
 
 /// Heads, and how they share keys.
 #[derive(Clone, Copy)]
@@ -48,11 +53,12 @@ pub(super) struct Attention<'a> {
 
 impl Attention<'_> {
     /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its position. `q`
-    /// and `out` are rows of `heads * head_dim`.
+    /// and `out` are rows of `heads * head_dim`. Rows of a block have one table and positions that follow each other.
     pub(super) fn attend<'t>(
         &self,
         pool: &mut Pool,
         level: Level,
+        blocks: &[Range<usize>],
         row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
         q: &[f32],
         out: &mut [f32],
@@ -63,26 +69,68 @@ impl Attention<'_> {
         let Heads { heads, kv_heads, head_dim } = self.heads;
         // The query heads that share a KV head lie next to each other: one task reads its keys once.
         let group = heads / kv_heads * head_dim;
-        pool.pieces(out, group, |i, out| {
-            let unit = Unit { layer: self.layer, kv_head: i % kv_heads };
+        let out = Parts::new(out);
+        pool.each(blocks.len() * kv_heads, |task| {
+            let block = blocks[task / kv_heads].clone();
+            let unit = Unit { layer: self.layer, kv_head: task % kv_heads };
             let class = self.map.class(unit.layer, unit.kv_head);
-            let (table, position) = row(i / kv_heads, class);
+            let (table, first) = row(block.start, class);
             SCRATCH.with_borrow_mut(|scratch| {
+                let at = |row: usize| (row * kv_heads + unit.kv_head) * group;
+                let (mut own_q, mut own_out) =
+                    (std::mem::take(&mut scratch.q), std::mem::take(&mut scratch.out));
+                own_q.clear();
+                block.clone().for_each(|row| own_q.extend_from_slice(&q[at(row)..at(row) + group]));
+                // Whatever it held is written over.
+                own_out.resize(own_q.len(), 0.0);
                 let storage = &self.storage[class];
-                let q = &q[i * group..(i + 1) * group];
-                let row = Attend { table, position, storage, unit, head_dim, q, out, scratch };
+                let (q, out_, rows) = (&own_q[..], &mut own_out[..], block.len());
+                let rows = Attend { table, first, rows, storage, unit, head_dim, q, out: out_, scratch };
                 match storage.dtype {
-                    KvDtype::F16 => level.run(Over::<F16>(row, PhantomData)),
-                    KvDtype::Int8 => level.run(Over::<u8>(row, PhantomData)),
+                    KvDtype::F16 => level.run(Over::<F16>(rows, PhantomData)),
+                    KvDtype::Int8 => level.run(Over::<u8>(rows, PhantomData)),
                 }
+                for (row, from) in block.zip(own_out.chunks_exact(group)) {
+                    // SAFETY: of a row and a KV head there is one task.
+                    unsafe { out.get(at(row), group) }.copy_from_slice(from);
+                }
+                (scratch.q, scratch.out) = (own_q, own_out);
             });
         });
+    }
+}
+
+/// Cuts rows into blocks that read their keys together, to `blocks`. `follows`: a row is behind the one before it in the same
+/// sequence. As many rows as leave all threads about equally busy: reading keys is taken to cost what two rows compute.
+pub(super) fn blocks(
+    rows: usize,
+    follows: impl Fn(usize) -> bool,
+    heads: Heads,
+    threads: usize,
+    blocks: &mut Vec<Range<usize>>,
+) {
+    const READING: usize = 2;
+    let most = (MOST_HEADS * heads.kv_heads / heads.heads).clamp(1, TOGETHER);
+    let time = |together: &usize| {
+        let tasks = rows.div_ceil(*together) * heads.kv_heads;
+        tasks.div_ceil(threads) * (together + READING)
+    };
+    let together = (1..=most).min_by_key(time).unwrap_or(1);
+    blocks.clear();
+    for row in 0..rows {
+        match blocks.last_mut() {
+            Some(last) if last.len() < together && follows(row) => last.end = row + 1,
+            _ => blocks.push(row..row + 1),
+        }
     }
 }
 
 /// Of one thread.
 #[derive(Default)]
 struct Scratch {
+    /// Queries and outputs of a task's rows.
+    q: Vec<f32>,
+    out: Vec<f32>,
     /// Scores, then probabilities, of one span: `SPAN` per head.
     scores: Vec<f32>,
     /// Of one page, per head, with the values' scales.
@@ -90,22 +138,17 @@ struct Scratch {
     /// Outputs of one span, all heads.
     span: Vec<f32>,
     /// Of that span, per head.
-    part: Vec<Softmax>,
+    part: Vec<Option<Softmax>>,
     /// Of the spans so far, per head.
-    total: Vec<Softmax>,
+    total: Vec<Option<Softmax>>,
 }
 
-/// The largest score and the sum of `exp(score - largest)`.
-#[derive(Clone, Copy)]
-struct Softmax {
-    largest: f32,
-    sum: f32,
-}
-
-/// The query heads of one row that share a KV head.
+/// The query heads that share a KV head, of rows that follow each other; heads of one row lie next to each other.
 struct Attend<'a> {
     table: &'a [Option<PageId>],
-    position: u32,
+    /// Position of the first row.
+    first: u32,
+    rows: usize,
     storage: &'a Storage,
     unit: Unit,
     head_dim: usize,
@@ -126,64 +169,96 @@ impl<C: Cell> Kernel for Over<'_, C> {
     }
 }
 
+/// Keys within a span.
+type Keys = Range<usize>;
+
 impl Attend<'_> {
     #[inline(always)]
     fn attend<L: Lanes, C: Cell>(mut self, l: L) {
         let heads = self.q.len() / self.head_dim;
-        let visible = visible(self.storage.class, self.position);
+        let group = heads / self.rows;
         self.scratch.scores.resize(heads * SPAN, 0.0);
         if C::SCALED {
             self.scratch.weights.resize(heads * SPAN, 0.0);
         }
         self.scratch.span.resize(heads * self.head_dim, 0.0);
         self.scratch.total.clear();
-        for start in (0..=self.position as usize).step_by(SPAN) {
-            let count = (self.position as usize + 1 - start).min(SPAN);
-            // Within the span.
-            let mut seen = [0..0, 0..0];
-            for (seen, visible) in seen.iter_mut().zip(&visible) {
-                let from = (visible.start as usize).saturating_sub(start).min(count);
-                *seen = from..(visible.end as usize).saturating_sub(start).clamp(from, count);
-            }
-            if seen.iter().all(Range::is_empty) {
+        self.scratch.total.resize(heads, None);
+        for start in (0..self.first as usize + self.rows).step_by(SPAN) {
+            let mut seen: [[Keys; 2]; TOGETHER] = std::array::from_fn(|_| [0..0, 0..0]);
+            let seen = &mut seen[..self.rows];
+            seen.iter_mut().enumerate().for_each(|(row, seen)| *seen = self.seen(start, row));
+            if seen.iter().flatten().all(Range::is_empty) {
                 continue;
             }
-            for seen in &seen {
-                self.scores::<L, C>(l, start, seen.clone());
+            let common = [0, 1].map(|which| common(seen, which));
+            for which in 0..2 {
+                self.scores::<L, C>(l, start, common[which].clone(), 0..heads);
+                for (row, seen) in seen.iter().enumerate() {
+                    for keys in beside(&seen[which], &common[which]) {
+                        self.scores::<L, C>(l, start, keys, row * group..(row + 1) * group);
+                    }
+                }
             }
             self.scratch.part.clear();
-            for scores in self.scratch.scores.as_chunks_mut::<SPAN>().0 {
-                self.scratch.part.push(softmax(l, scores, &seen));
+            let scores = self.scratch.scores.as_chunks_mut::<SPAN>().0;
+            for (head, scores) in scores.iter_mut().enumerate().take(heads) {
+                let seen = &seen[head / group];
+                let part = (!seen.iter().all(Range::is_empty)).then(|| softmax(l, scores, seen));
+                self.scratch.part.push(part);
             }
             self.scratch.span.fill(0.0);
-            for seen in &seen {
-                self.values::<L, C>(l, start, seen.clone());
-            }
-            if self.scratch.total.is_empty() {
-                self.out.copy_from_slice(&self.scratch.span);
-                self.scratch.total.clone_from(&self.scratch.part);
-                continue;
+            // Of each row in the order of its keys: what it sees alone, what all see, what it sees alone.
+            for which in 0..2 {
+                for side in 0..2 {
+                    for (row, seen) in seen.iter().enumerate() {
+                        let [before, behind] = beside(&seen[which], &common[which]);
+                        let keys = if side == 0 { before } else { behind };
+                        self.values::<L, C>(l, start, keys, row * group..(row + 1) * group);
+                    }
+                    if side == 0 {
+                        self.values::<L, C>(l, start, common[which].clone(), 0..heads);
+                    }
+                }
             }
             let spans = self.scratch.span.chunks_exact(self.head_dim);
-            let parts = self.out.chunks_exact_mut(self.head_dim).zip(spans);
-            for ((total, new), (out, span)) in
-                self.scratch.total.iter_mut().zip(&self.scratch.part).zip(parts)
-            {
-                merge(total, *new, out, span);
+            let totals = self.scratch.total.iter_mut().zip(&self.scratch.part);
+            let outs = self.out.chunks_exact_mut(self.head_dim).zip(spans);
+            for ((total, part), (out, span)) in totals.zip(outs) {
+                match (total, part) {
+                    (_, None) => {}
+                    (Some(total), Some(part)) => merge(total, *part, out, span),
+                    (total @ None, part) => {
+                        out.copy_from_slice(span);
+                        *total = *part;
+                    }
+                }
             }
         }
         for (out, total) in self.out.chunks_exact_mut(self.head_dim).zip(&self.scratch.total) {
+            let Some(Softmax { sum, .. }) = total else { continue };
             for out in out {
-                *out /= total.sum;
+                *out /= sum;
             }
         }
     }
-}
 
-impl Attend<'_> {
-    /// Scores of the keys `seen` (within the span at `start`), and of others in their pages.
+    /// What a row sees of the span at `start`.
+    fn seen(&self, start: usize, row: usize) -> [Keys; 2] {
+        let position = self.first as usize + row;
+        let count = (position + 1).saturating_sub(start).min(SPAN);
+        visible(self.storage.class, position as u32).map(|visible| {
+            let from = (visible.start as usize).saturating_sub(start).min(count);
+            from..(visible.end as usize).saturating_sub(start).clamp(from, count)
+        })
+    }
+
+    /// Scores of the keys `seen` (within the span at `start`), and of others in their pages, with some of the heads.
     #[inline(always)]
-    fn scores<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
+    fn scores<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Keys, heads: Range<usize>) {
+        if seen.is_empty() {
+            return;
+        }
         let mut page = seen.start / POSITIONS;
         let end = seen.end.div_ceil(POSITIONS);
         while page < end {
@@ -194,7 +269,8 @@ impl Attend<'_> {
                 id.map_or(&[][..], |id| self.storage.keys::<C>(id, self.unit))
             });
             let to = [page * POSITIONS, second * POSITIONS];
-            let (mut q, mut scores) = (self.q, &mut self.scratch.scores[..]);
+            let mut q = &self.q[heads.start * self.head_dim..heads.end * self.head_dim];
+            let mut scores = &mut self.scratch.scores[heads.start * SPAN..heads.end * SPAN];
             while !q.is_empty() {
                 let n = match q.len() / self.head_dim {
                     4.. => score::<L, C, 4>(l, keys, q, self.head_dim, to, scores),
@@ -210,7 +286,8 @@ impl Attend<'_> {
                         continue;
                     };
                     let scales = self.storage.scales(id, self.unit)[0];
-                    for scores in self.scratch.scores.chunks_mut(SPAN) {
+                    let scores = &mut self.scratch.scores[heads.start * SPAN..heads.end * SPAN];
+                    for scores in scores.chunks_mut(SPAN) {
                         let of_page = scores[page * POSITIONS..].iter_mut().zip(&scales);
                         of_page.for_each(|(score, scale)| *score *= scale);
                     }
@@ -220,9 +297,9 @@ impl Attend<'_> {
         }
     }
 
-    /// Adds the values of the keys `seen`, weighted by what `scores` has become.
+    /// Adds the values of the keys `seen`, weighted by what `scores` has become, to some of the heads.
     #[inline(always)]
-    fn values<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
+    fn values<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Keys, heads: Range<usize>) {
         let head_dim = self.head_dim;
         let mut j = seen.start;
         while j < seen.end {
@@ -231,17 +308,18 @@ impl Attend<'_> {
             if let Some(Some(page)) = self.table.get((start + j) / POSITIONS) {
                 let values = self.storage.values::<C>(*page, self.unit);
                 let values = &values[offset * head_dim..(offset + many) * head_dim];
+                let scored = heads.start * SPAN..heads.end * SPAN;
                 if C::SCALED {
                     let scales = self.storage.scales(*page, self.unit)[1];
-                    let heads = self.scratch.scores.chunks(SPAN).zip(self.scratch.weights.chunks_mut(SPAN));
-                    for (scores, weights) in heads {
+                    let from = self.scratch.scores[scored.clone()].chunks(SPAN);
+                    for (scores, weights) in from.zip(self.scratch.weights[scored.clone()].chunks_mut(SPAN)) {
                         let to = weights[j..j + many].iter_mut().zip(&scores[j..]).zip(&scales[offset..]);
                         to.for_each(|((to, score), scale)| *to = score * scale);
                     }
                 }
                 let scores = if C::SCALED { &self.scratch.weights } else { &self.scratch.scores };
-                let mut scores = &scores[j..];
-                let mut span = &mut self.scratch.span[..];
+                let mut scores = &scores[scored][j..];
+                let mut span = &mut self.scratch.span[heads.start * head_dim..heads.end * head_dim];
                 while !span.is_empty() {
                     let n = match span.len() / head_dim {
                         4.. => weigh::<L, C, 4>(l, values, scores, head_dim, span),
@@ -257,149 +335,17 @@ impl Attend<'_> {
     }
 }
 
-/// Scores of two pages' keys for H heads, to places `to` of each head's; H.
-#[inline(always)]
-fn score<L: Lanes, C: Cell, const H: usize>(
-    l: L,
-    keys: [&[C::Sixteen]; 2],
-    q: &[f32],
-    head_dim: usize,
-    to: [usize; 2],
-    scores: &mut [f32],
-) -> usize {
-    let mut heads: [&[f32]; H] = [&[]; H];
-    for (h, head) in heads.iter_mut().enumerate() {
-        *head = &q[h * head_dim..(h + 1) * head_dim];
-    }
-    let (mut first, mut second) = ([l.floats(0.0); H], [l.floats(0.0); H]);
-    for (d, (a, b)) in keys[0].iter().zip(keys[1]).enumerate().take(head_dim) {
-        let (a, b) = (C::sixteen(l, a), C::sixteen(l, b));
-        for h in 0..H {
-            let q = l.floats(heads[h][d]);
-            first[h] = l.fma(q, a, first[h]);
-            second[h] = l.fma(q, b, second[h]);
-        }
-    }
-    let scale = l.floats(1.0 / (head_dim as f32).sqrt());
-    for h in 0..H {
-        for (sums, to) in [(first[h], to[0]), (second[h], to[1])] {
-            if let Some(scores) = scores[h * SPAN + to..].first_chunk_mut() {
-                l.store(l.times(sums, scale), scores);
-            }
-        }
-    }
-    H
+/// What all rows see.
+fn common(seen: &[[Keys; 2]], which: usize) -> Keys {
+    let start = seen.iter().map(|seen| seen[which].start).max().unwrap_or(0);
+    let end = seen.iter().map(|seen| seen[which].end).min().unwrap_or(0);
+    start..end.max(start)
 }
 
-/// `span = fma(p_j, v_j, span)` for H heads and the rows of `values`; `p_j` is at `h * SPAN + j`. H.
-#[inline(always)]
-fn weigh<L: Lanes, C: Cell, const H: usize>(
-    l: L,
-    values: &[C],
-    scores: &[f32],
-    head_dim: usize,
-    span: &mut [f32],
-) -> usize {
-    let mut d = 0;
-    while d < head_dim {
-        d += match head_dim - d {
-            64.. => lanes::<L, C, H, 4>(l, values, scores, head_dim, d, span),
-            16.. => lanes::<L, C, H, 1>(l, values, scores, head_dim, d, span),
-            rest => {
-                for h in 0..H {
-                    let out = &mut span[h * head_dim + d..(h + 1) * head_dim];
-                    for (v, p) in values.chunks_exact(head_dim).zip(&scores[h * SPAN..]) {
-                        for (out, v) in out.iter_mut().zip(&v[d..]) {
-                            *out = p.mul_add(v.one(), *out);
-                        }
-                    }
-                }
-                rest
-            }
-        };
+/// What a row sees before and behind what all see.
+fn beside(seen: &Keys, common: &Keys) -> [Keys; 2] {
+    if common.is_empty() {
+        return [seen.clone(), seen.end..seen.end];
     }
-    H
-}
-
-/// The same for elements `d` to `d + 16 D`; their number.
-#[inline(always)]
-fn lanes<L: Lanes, C: Cell, const H: usize, const D: usize>(
-    l: L,
-    values: &[C],
-    scores: &[f32],
-    head_dim: usize,
-    d: usize,
-    span: &mut [f32],
-) -> usize {
-    let count = values.len() / head_dim;
-    let mut acc = [[l.floats(0.0); D]; H];
-    let mut p: [&[f32]; H] = [&[]; H];
-    for h in 0..H {
-        p[h] = &scores[h * SPAN..h * SPAN + count];
-        let from = span[h * head_dim + d..].as_chunks::<LANES>().0;
-        for i in 0..D {
-            acc[h][i] = l.load(&from[i]);
-        }
-    }
-    for (j, v) in values.chunks_exact(head_dim).enumerate() {
-        let v = v[d..].as_chunks::<LANES>().0;
-        let mut row = [l.floats(0.0); D];
-        for i in 0..D {
-            row[i] = C::lanes(l, &v[i]);
-        }
-        for h in 0..H {
-            let p = l.floats(p[h][j]);
-            for i in 0..D {
-                acc[h][i] = l.fma(p, row[i], acc[h][i]);
-            }
-        }
-    }
-    for h in 0..H {
-        let to = span[h * head_dim + d..].as_chunks_mut::<LANES>().0;
-        for i in 0..D {
-            l.store(acc[h][i], &mut to[i]);
-        }
-    }
-    D * LANES
-}
-
-/// Scores to `exp(score - largest)` where they are seen and 0 elsewhere, in place.
-#[inline(always)]
-fn softmax<L: Lanes>(l: L, scores: &mut [f32; SPAN], seen: &[Range<usize>; 2]) -> Softmax {
-    let [first, second] = seen;
-    // Whatever other keys of the pages gave, exp makes a 0 of it.
-    for unseen in [0..first.start, first.end..second.start.max(first.end), second.end.max(first.end)..SPAN] {
-        scores[unseen].fill(f32::NEG_INFINITY);
-    }
-    let end = second.end.max(first.end).next_multiple_of(LANES);
-    let scores = scores[..end].as_chunks_mut::<LANES>().0;
-    let mut most = l.floats(f32::NEG_INFINITY);
-    for scores in &mut *scores {
-        // A NaN is passed over here and comes back through exp.
-        most = l.larger(l.load(scores), most);
-    }
-    let mut each = [0.0; LANES];
-    l.store(most, &mut each);
-    let largest = each.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
-    let mut sums = l.floats(0.0);
-    for scores in &mut *scores {
-        for s in scores.iter_mut() {
-            *s = if *s == f32::NEG_INFINITY { 0.0 } else { exp(*s - largest) };
-        }
-        // Adding a 0 changes no sum: they start at 0 and never fall.
-        sums = l.plus(sums, l.load(scores));
-    }
-    let mut each = [0.0; SPLIT];
-    l.store(sums, &mut each);
-    Softmax { largest, sum: tree(&each) }
-}
-
-#[inline(always)]
-fn merge(total: &mut Softmax, new: Softmax, out: &mut [f32], span: &[f32]) {
-    let largest = if new.largest > total.largest { new.largest } else { total.largest };
-    let (a, b) = (exp(total.largest - largest), exp(new.largest - largest));
-    *total = Softmax { largest, sum: total.sum.mul_add(a, new.sum * b) };
-    for (out, span) in out.iter_mut().zip(span) {
-        *out = out.mul_add(a, span * b);
-    }
+    [seen.start..common.start, common.end..seen.end]
 }

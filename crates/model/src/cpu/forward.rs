@@ -7,7 +7,7 @@ use half::f16;
 use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, blocks};
 use super::branches::Branches;
 use super::elementwise::{self, Angles, add, add_to};
 use super::exits::Exits;
@@ -63,6 +63,8 @@ pub(super) use forward;
 /// Everything a pass writes besides keys and values; kept to spare allocations.
 pub(super) struct Scratch {
     angles: Angles,
+    /// Rows that read their keys together.
+    blocks: Vec<Range<usize>>,
     /// The residual stream.
     pub(super) x: Vec<f32>,
     inputs: Inputs,
@@ -107,6 +109,7 @@ impl Scratch {
     pub(super) fn new(p: &Parameters) -> Self {
         Self {
             angles: Angles::new(&p.rope),
+            blocks: Vec::new(),
             x: Vec::new(),
             inputs: Inputs::default(),
             q: Vec::new(),
@@ -313,14 +316,16 @@ impl Forward<'_> {
             map: self.heads,
             storage,
         };
+        let follows = |i: usize| rows[i].branch.is_none() && rows[i].slot == rows[i - 1].slot;
+        blocks(rows.len(), follows, attention.heads, pool.threads(), &mut s.blocks);
         let of_row = |i: usize, class| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
         let whole = s.inputs.float_mut(rows.len(), width);
         match &mut s.group {
-            None => attention.attend(pool, level, of_row, &s.q, whole),
+            None => attention.attend(pool, level, &s.blocks, of_row, &s.q, whole),
             Some((group, part)) => {
                 s.part.resize(s.q.len(), 0.0);
-                attention.attend(pool, level, of_row, &s.q, &mut s.part);
+                attention.attend(pool, level, &s.blocks, of_row, &s.q, &mut s.part);
                 group.gather(&part.heads[index], rows.len(), &s.part, whole)?;
             }
         }

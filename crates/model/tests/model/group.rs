@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(30);
 
 fn plan(memory: &[u32]) -> GroupPlan {
     let said = "fp_test context 1024".to_owned();
-    GroupPlan { memory: memory.to_vec(), said, start: START, within: Duration::from_secs(10) }
+    GroupPlan { memory: memory.to_vec(), said, start: START, within: Duration::from_secs(2) }
 }
 
 fn options(heads: Option<HeadMap>) -> Options {
@@ -146,13 +146,11 @@ fn a_lost_rank_ends_the_group_in_time() {
         let start = std::time::Instant::now();
         let error = logits(&mut model, &tokens, 30).unwrap_err();
         assert!(matches!(error, ModelError::Lost(_)) && error.to_string().contains("rank 1"), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(if hang { 12 } else { 2 }), "{:?}", start.elapsed());
-        network.kill("rank-0");
+        assert_eq!(error.to_string().contains("no sign of life"), hang, "{error}");
+        assert!(start.elapsed() < Duration::from_secs(if hang { 4 } else { 1 }), "{:?}", start.elapsed());
         drop(model);
-        // It does not outlive its group.
-        if !hang {
-            ends.into_iter().for_each(|end| drop(end.join().unwrap()));
-        }
+        // It does not outlive its group, also where it cannot hear that rank 0 is gone.
+        ends.into_iter().for_each(|end| drop(end.join().unwrap()));
     }
 }
 
