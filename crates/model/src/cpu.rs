@@ -24,7 +24,7 @@ pub use probe::Asked;
 use std::path::Path;
 
 use engine::{Layered, Model, ModelError, ModelSpec, Pick, Picks, SaidBy, SelfDraft, Ticket};
-use kvcache::{ClassId, HeadMap, PageId};
+use kvcache::{ClassId, HeadClass, HeadMap, PageId};
 use request::{Sampling, TokenId};
 use sampling::Draw;
 use scheduler::{Slot, Step};
@@ -178,7 +178,8 @@ impl CpuModel {
         let drafted = Some(early.tokens.into_iter().filter(|id| *id < drawn).collect());
         let drafted = drafted.filter(|ids: &Vec<u32>| alone && !ids.is_empty());
         let packed = Packed::new(&decoder, shortlist, drafted, rows, &mut pool)?;
-        let layered = if alone { layered(&packed) } else { None };
+        let windows = heads.classes == [HeadClass::Full];
+        let layered = if alone { layered(&packed, windows) } else { None };
         let mut scratch = Scratch::new(&parameters);
         scratch.group = group;
         let (level, layers) = (Level::best(), parameters.layers);
@@ -371,11 +372,16 @@ impl Model for CpuModel {
 }
 
 /// What the heads cost in layers: all read their weights once a step.
-fn layered(packed: &Packed) -> Option<Layered> {
+fn layered(packed: &Packed, windows: bool) -> Option<Layered> {
     let (layers, head) = (packed.layers.len(), packed.head.bytes() as f64);
     let layer = (packed.bytes() as f64 - head) / layers.max(1) as f64;
     let draft = packed.drafting_head().bytes() as f64 / layer;
-    (layers >= 2 && layer > 0.0).then(|| Layered { layers: layers as u32, head: head / layer, draft })
+    (layers >= 2 && layer > 0.0).then(|| Layered {
+        layers: layers as u32,
+        head: head / layer,
+        draft,
+        windows,
+    })
 }
 
 impl std::fmt::Debug for CpuModel {

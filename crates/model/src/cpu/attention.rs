@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 
 use super::pool::{Parts, Pool};
 use crate::cache::{Cell, KvDtype, Storage, Unit, visible};
@@ -47,6 +47,8 @@ pub(super) struct Attention<'a> {
     pub(super) layer: usize,
     /// Which class each head is of.
     pub(super) map: &'a HeadMap,
+    /// What heads see instead of what their class does: less.
+    pub(super) view: Option<HeadClass>,
     /// By class.
     pub(super) storage: &'a [Storage],
 }
@@ -84,8 +86,10 @@ impl Attention<'_> {
                 // Whatever it held is written over.
                 own_out.resize(own_q.len(), 0.0);
                 let storage = &self.storage[class];
+                let class = self.view.unwrap_or(storage.class);
                 let (q, out_, rows) = (&own_q[..], &mut own_out[..], block.len());
-                let rows = Attend { table, first, rows, storage, unit, head_dim, q, out: out_, scratch };
+                let rows =
+                    Attend { table, first, rows, class, storage, unit, head_dim, q, out: out_, scratch };
                 match storage.dtype {
                     KvDtype::F16 => level.run(Over::<F16>(rows, PhantomData)),
                     KvDtype::Int8 => level.run(Over::<u8>(rows, PhantomData)),
@@ -149,6 +153,8 @@ struct Attend<'a> {
     /// Position of the first row.
     first: u32,
     rows: usize,
+    /// What it sees.
+    class: HeadClass,
     storage: &'a Storage,
     unit: Unit,
     head_dim: usize,
@@ -247,7 +253,7 @@ impl Attend<'_> {
     fn seen(&self, start: usize, row: usize) -> [Keys; 2] {
         let position = self.first as usize + row;
         let count = (position + 1).saturating_sub(start).min(SPAN);
-        visible(self.storage.class, position as u32).map(|visible| {
+        visible(self.class, position as u32).map(|visible| {
             let from = (visible.start as usize).saturating_sub(start).min(count);
             from..(visible.end as usize).saturating_sub(start).clamp(from, count)
         })

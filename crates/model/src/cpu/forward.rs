@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use engine::ModelError;
 use half::f16;
-use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
 use super::attention::{Attention, Heads, blocks};
@@ -40,6 +40,8 @@ pub(super) struct Forward<'a> {
     pub(super) tables: &'a Tables,
     /// Of the tree rows.
     pub(super) branches: &'a Branches,
+    /// What heads see instead of what their class does: less.
+    pub(super) view: Option<HeadClass>,
     pub(super) level: Level,
 }
 
@@ -54,6 +56,7 @@ macro_rules! forward {
             heads: &$model.heads,
             tables: &$model.tables,
             branches: $branches,
+            view: None,
             level: $model.level,
         }
     };
@@ -314,6 +317,7 @@ impl Forward<'_> {
             heads: Heads { heads: p.heads / p.kv_heads * kv_heads, kv_heads, head_dim: p.head_dim },
             layer: index,
             map: self.heads,
+            view: self.view,
             storage,
         };
         let follows = |i: usize| rows[i].branch.is_none() && rows[i].slot == rows[i - 1].slot;
