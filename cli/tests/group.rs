@@ -98,7 +98,7 @@ async fn strike(blow: Blow) {
     let began = Instant::now();
     let (told, mut hears) = tokio::sync::mpsc::channel(1024);
     let broken = tokio::spawn({
-        let (client, body) = (client.clone(), body(2, 200));
+        let (client, body) = (client.clone(), body(2, 400));
         let show = move |_: &_| {
             let _ = told.try_send(Instant::now());
         };
@@ -136,6 +136,6 @@ async fn strike(blow: Blow) {
     let other = if blow == Blow::LeaderStopped { &mut follower } else { &mut leader };
     assert!(!timeout(HANG, other.wait()).await.unwrap().unwrap().success(), "{blow:?}");
     assert_eq!(client.chat(body(1, 40), |_| {}).await.unwrap().text, of_group, "{blow:?}");
-    let undisturbed = client.chat(body(2, 200), |_| {}).await.unwrap().text;
+    let undisturbed = client.chat(body(2, 400), |_| {}).await.unwrap().text;
     assert_eq!(undisturbed, answer, "{blow:?}: the undisturbed text");
 }

@@ -23,7 +23,7 @@ use super::pool::{Parts, Pool};
 use crate::cache::{Cell, KvDtype, Storage, Unit, visible};
 use crate::quant::F16;
 use crate::simd::{Kernel, Lanes, Level};
-use kernels::{Softmax, merge, score, softmax, weigh};
+use kernels::{Merge, Softmax, add, divide, score, softmax, weigh};
 
 /// Keys whose softmax is taken together.
 const SPAN: usize = 512;
@@ -53,9 +53,14 @@ pub(super) struct Attention<'a> {
     pub(super) storage: &'a [Storage],
 }
 
+/// Most values that spans of a step leave to be merged.
+const MOST_LEFT: usize = 4 << 20;
+
 impl Attention<'_> {
     /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its position. `q`
     /// and `out` are rows of `heads * head_dim`. Rows of a block have one table and positions that follow each other.
+    /// Where there are few blocks, threads share their spans, which leave their results in `left` to be merged in order.
+    #[allow(clippy::too_many_arguments, reason = "what a pass has, borrowed one by one")]
     pub(super) fn attend<'t>(
         &self,
         pool: &mut Pool,
@@ -64,44 +69,90 @@ impl Attention<'_> {
         row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
         q: &[f32],
         out: &mut [f32],
+        left: &mut Vec<f32>,
     ) {
-        thread_local! {
-            static SCRATCH: RefCell<Scratch> = RefCell::default();
-        }
         let Heads { heads, kv_heads, head_dim } = self.heads;
         // The query heads that share a KV head lie next to each other: one task reads its keys once.
         let group = heads / kv_heads * head_dim;
+        let at = |row: usize, kv_head: usize| (row * kv_heads + kv_head) * group;
         let out = Parts::new(out);
-        pool.each(blocks.len() * kv_heads, |task| {
-            let block = blocks[task / kv_heads].clone();
-            let unit = Unit { layer: self.layer, kv_head: task % kv_heads };
+        // Of a block and a KV head.
+        let units = blocks.len() * kv_heads;
+        let rows = |unit: usize, task: &mut dyn FnMut(Attend<'_>, &Range<usize>, usize)| {
+            let (block, kv_head) = (&blocks[unit / kv_heads], unit % kv_heads);
+            let unit = Unit { layer: self.layer, kv_head };
             let class = self.map.class(unit.layer, unit.kv_head);
             let (table, first) = row(block.start, class);
-            SCRATCH.with_borrow_mut(|scratch| {
-                let at = |row: usize| (row * kv_heads + unit.kv_head) * group;
-                let (mut own_q, mut own_out) =
-                    (std::mem::take(&mut scratch.q), std::mem::take(&mut scratch.out));
-                own_q.clear();
-                block.clone().for_each(|row| own_q.extend_from_slice(&q[at(row)..at(row) + group]));
-                // Whatever it held is written over.
-                own_out.resize(own_q.len(), 0.0);
-                let storage = &self.storage[class];
-                let class = self.view.unwrap_or(storage.class);
-                let (q, out_, rows) = (&own_q[..], &mut own_out[..], block.len());
-                let rows =
-                    Attend { table, first, rows, class, storage, unit, head_dim, q, out: out_, scratch };
-                match storage.dtype {
-                    KvDtype::F16 => level.run(Over::<F16>(rows, PhantomData)),
-                    KvDtype::Int8 => level.run(Over::<u8>(rows, PhantomData)),
-                }
-                for (row, from) in block.zip(own_out.chunks_exact(group)) {
-                    // SAFETY: of a row and a KV head there is one task.
-                    unsafe { out.get(at(row), group) }.copy_from_slice(from);
-                }
-                (scratch.q, scratch.out) = (own_q, own_out);
+            let storage = &self.storage[class];
+            let class = self.view.unwrap_or(storage.class);
+            with_scratch(|scratch| {
+                let mut own = std::mem::take(&mut scratch.q);
+                own.clear();
+                block.clone().for_each(|row| own.extend_from_slice(&q[at(row, kv_head)..][..group]));
+                let (q, rows) = (&own[..], block.len());
+                task(
+                    Attend { table, first, rows, class, storage, unit, head_dim, q, scratch },
+                    block,
+                    kv_head,
+                );
+                scratch.q = own;
+            });
+        };
+        let longest = blocks.iter().map(|block| row(block.end - 1, 0).1 as usize + 1).max().unwrap_or(0);
+        let spans = longest.div_ceil(SPAN);
+        let widest = blocks.iter().map(Range::len).max().unwrap_or(0) * (heads / kv_heads);
+        let entry = head_dim + 2;
+        let of_unit = spans * widest * entry;
+        let tasks = 4 * pool.threads();
+        if units >= tasks || spans < 2 || units * of_unit > MOST_LEFT {
+            pool.each(units, |unit| {
+                rows(unit, &mut |rows, block, kv_head| {
+                    let mut whole = std::mem::take(&mut rows.scratch.out);
+                    // Whatever it held is written over.
+                    whole.resize(rows.q.len(), 0.0);
+                    let scratch = rows.run(level, To::Rows(&mut whole));
+                    for (row, from) in block.clone().zip(whole.chunks_exact(group)) {
+                        // SAFETY: of a row and a KV head there is one task.
+                        unsafe { out.get(at(row, kv_head), group) }.copy_from_slice(from);
+                    }
+                    scratch.out = whole;
+                });
+            });
+            return;
+        }
+        left.resize(units * of_unit, 0.0);
+        let parts = Parts::new(left);
+        let each = spans.div_ceil(tasks.div_ceil(units));
+        let runs = spans.div_ceil(each);
+        pool.each(units * runs, |task| {
+            let (unit, run) = (task / runs, task % runs);
+            rows(unit, &mut |rows, _, _| {
+                let spans_ = run * each..spans.min((run + 1) * each);
+                let start = unit * of_unit + spans_.start * widest * entry;
+                // SAFETY: of a unit each span is in one task.
+                let part = unsafe { parts.get(start, spans_.len() * widest * entry) };
+                rows.run(level, To::Spans(spans_, part));
             });
         });
+        pool.each(units, |unit| {
+            let (block, kv_head) = (blocks[unit / kv_heads].clone(), unit % kv_heads);
+            // SAFETY: all tasks that wrote are done, and each unit is read in one.
+            let part = unsafe { parts.get(unit * of_unit, of_unit) };
+            for (index, row) in block.enumerate() {
+                // SAFETY: of a row and a KV head there is one task.
+                let out = unsafe { out.get(at(row, kv_head), group) };
+                let first = index * (heads / kv_heads);
+                level.run(Merge { part, first, widest, head_dim, out });
+            }
+        });
     }
+}
+
+fn with_scratch(task: impl FnOnce(&mut Scratch)) {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> = RefCell::default();
+    }
+    SCRATCH.with_borrow_mut(task);
 }
 
 /// Cuts rows into blocks that read their keys together, to `blocks`. `follows`: a row is behind the one before it in the same
@@ -159,94 +210,127 @@ struct Attend<'a> {
     unit: Unit,
     head_dim: usize,
     q: &'a [f32],
-    out: &'a mut [f32],
     scratch: &'a mut Scratch,
 }
 
-/// The same over elements C.
-struct Over<'a, C>(Attend<'a>, PhantomData<C>);
+/// Where results go.
+enum To<'a> {
+    /// All spans merged: rows of the heads.
+    Rows(&'a mut [f32]),
+    /// Of these spans alone, one after the other: of each head its output, its largest score and its sum, which is 0 where it
+    /// sees nothing; then nothing up to the widest block's heads.
+    Spans(Range<usize>, &'a mut [f32]),
+}
 
-impl<C: Cell> Kernel for Over<'_, C> {
+/// The same over elements C.
+struct Over<'r, 'a, C>(&'r mut Attend<'a>, To<'r>, PhantomData<C>);
+
+impl<C: Cell> Kernel for Over<'_, '_, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, l: L) {
-        self.0.attend::<L, C>(l);
+        match self.1 {
+            To::Rows(out) => self.0.rows::<L, C>(l, out),
+            To::Spans(spans, parts) => self.0.spans::<L, C>(l, spans, parts),
+        }
     }
 }
 
 /// Keys within a span.
 type Keys = Range<usize>;
 
-impl Attend<'_> {
-    #[inline(always)]
-    fn attend<L: Lanes, C: Cell>(mut self, l: L) {
+impl<'a> Attend<'a> {
+    /// Computes; gives the scratch back.
+    fn run(mut self, level: Level, to: To<'_>) -> &'a mut Scratch {
         let heads = self.q.len() / self.head_dim;
-        let group = heads / self.rows;
         self.scratch.scores.resize(heads * SPAN, 0.0);
-        if C::SCALED {
+        if self.storage.dtype == KvDtype::Int8 {
             self.scratch.weights.resize(heads * SPAN, 0.0);
         }
         self.scratch.span.resize(heads * self.head_dim, 0.0);
+        match self.storage.dtype {
+            KvDtype::F16 => level.run(Over::<F16>(&mut self, to, PhantomData)),
+            KvDtype::Int8 => level.run(Over::<u8>(&mut self, to, PhantomData)),
+        }
+        self.scratch
+    }
+
+    #[inline(always)]
+    fn rows<L: Lanes, C: Cell>(&mut self, l: L, out: &mut [f32]) {
         self.scratch.total.clear();
-        self.scratch.total.resize(heads, None);
+        self.scratch.total.resize(self.q.len() / self.head_dim, None);
         for start in (0..self.first as usize + self.rows).step_by(SPAN) {
-            let mut seen: [[Keys; 2]; TOGETHER] = std::array::from_fn(|_| [0..0, 0..0]);
-            let seen = &mut seen[..self.rows];
-            seen.iter_mut().enumerate().for_each(|(row, seen)| *seen = self.seen(start, row));
-            if seen.iter().flatten().all(Range::is_empty) {
+            if !self.span::<L, C>(l, start) {
                 continue;
-            }
-            let common = [0, 1].map(|which| common(seen, which));
-            for which in 0..2 {
-                self.scores::<L, C>(l, start, common[which].clone(), 0..heads);
-                for (row, seen) in seen.iter().enumerate() {
-                    for keys in beside(&seen[which], &common[which]) {
-                        self.scores::<L, C>(l, start, keys, row * group..(row + 1) * group);
-                    }
-                }
-            }
-            self.scratch.part.clear();
-            let scores = self.scratch.scores.as_chunks_mut::<SPAN>().0;
-            for (head, scores) in scores.iter_mut().enumerate().take(heads) {
-                let seen = &seen[head / group];
-                let part = (!seen.iter().all(Range::is_empty)).then(|| softmax(l, scores, seen));
-                self.scratch.part.push(part);
-            }
-            self.scratch.span.fill(0.0);
-            // Of each row in the order of its keys: what it sees alone, what all see, what it sees alone.
-            for which in 0..2 {
-                for side in 0..2 {
-                    for (row, seen) in seen.iter().enumerate() {
-                        let [before, behind] = beside(&seen[which], &common[which]);
-                        let keys = if side == 0 { before } else { behind };
-                        self.values::<L, C>(l, start, keys, row * group..(row + 1) * group);
-                    }
-                    if side == 0 {
-                        self.values::<L, C>(l, start, common[which].clone(), 0..heads);
-                    }
-                }
             }
             let spans = self.scratch.span.chunks_exact(self.head_dim);
             let totals = self.scratch.total.iter_mut().zip(&self.scratch.part);
-            let outs = self.out.chunks_exact_mut(self.head_dim).zip(spans);
-            for ((total, part), (out, span)) in totals.zip(outs) {
-                match (total, part) {
-                    (_, None) => {}
-                    (Some(total), Some(part)) => merge(total, *part, out, span),
-                    (total @ None, part) => {
-                        out.copy_from_slice(span);
-                        *total = *part;
-                    }
+            for ((total, part), (out, span)) in totals.zip(out.chunks_exact_mut(self.head_dim).zip(spans)) {
+                add(total, *part, out, span);
+            }
+        }
+        for (out, total) in out.chunks_exact_mut(self.head_dim).zip(&self.scratch.total) {
+            divide(out, *total);
+        }
+    }
+
+    #[inline(always)]
+    fn spans<L: Lanes, C: Cell>(&mut self, l: L, spans: Range<usize>, parts: &mut [f32]) {
+        let (head_dim, count) = (self.head_dim, spans.len());
+        for (span, to) in spans.zip(parts.chunks_exact_mut(parts.len() / count)) {
+            let seen = self.span::<L, C>(l, span * SPAN);
+            let heads = self.scratch.span.chunks_exact(head_dim).enumerate();
+            for ((head, span), to) in heads.zip(to.chunks_exact_mut(head_dim + 2)) {
+                let part = self.scratch.part.get(head).copied().flatten().filter(|_| seen);
+                to[..head_dim].copy_from_slice(span);
+                (to[head_dim], to[head_dim + 1]) = part.map_or((0.0, 0.0), |part| (part.largest, part.sum));
+            }
+        }
+    }
+
+    /// One span, to `scratch.part` and `scratch.span`; whether any row sees anything of it.
+    #[inline(always)]
+    fn span<L: Lanes, C: Cell>(&mut self, l: L, start: usize) -> bool {
+        let heads = self.q.len() / self.head_dim;
+        let group = heads / self.rows;
+        let mut seen: [[Keys; 2]; TOGETHER] = std::array::from_fn(|_| [0..0, 0..0]);
+        let seen = &mut seen[..self.rows];
+        seen.iter_mut().enumerate().for_each(|(row, seen)| *seen = self.seen(start, row));
+        if seen.iter().flatten().all(Range::is_empty) {
+            return false;
+        }
+        let common = [0, 1].map(|which| common(seen, which));
+        for which in 0..2 {
+            self.scores::<L, C>(l, start, common[which].clone(), 0..heads);
+            for (row, seen) in seen.iter().enumerate() {
+                for keys in beside(&seen[which], &common[which]) {
+                    self.scores::<L, C>(l, start, keys, row * group..(row + 1) * group);
                 }
             }
         }
-        for (out, total) in self.out.chunks_exact_mut(self.head_dim).zip(&self.scratch.total) {
-            let Some(Softmax { sum, .. }) = total else { continue };
-            for out in out {
-                *out /= sum;
+        self.scratch.part.clear();
+        let scores = self.scratch.scores.as_chunks_mut::<SPAN>().0;
+        for (head, scores) in scores.iter_mut().enumerate().take(heads) {
+            let seen = &seen[head / group];
+            let part = (!seen.iter().all(Range::is_empty)).then(|| softmax(l, scores, seen));
+            self.scratch.part.push(part);
+        }
+        self.scratch.span.fill(0.0);
+        // Of each row in the order of its keys: what it sees alone, what all see, what it sees alone.
+        for which in 0..2 {
+            for side in 0..2 {
+                for (row, seen) in seen.iter().enumerate() {
+                    let [before, behind] = beside(&seen[which], &common[which]);
+                    let keys = if side == 0 { before } else { behind };
+                    self.values::<L, C>(l, start, keys, row * group..(row + 1) * group);
+                }
+                if side == 0 {
+                    self.values::<L, C>(l, start, common[which].clone(), 0..heads);
+                }
             }
         }
+        true
     }
 
     /// What a row sees of the span at `start`.

@@ -68,6 +68,8 @@ pub(super) struct Scratch {
     angles: Angles,
     /// Rows that read their keys together.
     blocks: Vec<Range<usize>>,
+    /// What spans of attention leave to be merged.
+    left: Vec<f32>,
     /// The residual stream.
     pub(super) x: Vec<f32>,
     inputs: Inputs,
@@ -113,6 +115,7 @@ impl Scratch {
         Self {
             angles: Angles::new(&p.rope),
             blocks: Vec::new(),
+            left: Vec::new(),
             x: Vec::new(),
             inputs: Inputs::default(),
             q: Vec::new(),
@@ -326,10 +329,10 @@ impl Forward<'_> {
         let width = p.heads * p.head_dim;
         let whole = s.inputs.float_mut(rows.len(), width);
         match &mut s.group {
-            None => attention.attend(pool, level, &s.blocks, of_row, &s.q, whole),
+            None => attention.attend(pool, level, &s.blocks, of_row, &s.q, whole, &mut s.left),
             Some((group, part)) => {
                 s.part.resize(s.q.len(), 0.0);
-                attention.attend(pool, level, &s.blocks, of_row, &s.q, &mut s.part);
+                attention.attend(pool, level, &s.blocks, of_row, &s.q, &mut s.part, &mut s.left);
                 group.gather(&part.heads[index], rows.len(), &s.part, whole)?;
             }
         }

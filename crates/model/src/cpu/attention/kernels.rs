@@ -6,12 +6,12 @@ use super::SPAN;
 use crate::cache::Cell;
 use crate::cpu::exp::exp;
 use crate::quant::float::{SPLIT, tree};
-use crate::simd::{LANES, Lanes};
+use crate::simd::{Kernel, LANES, Lanes};
 
 /// The largest score and the sum of `exp(score - largest)`.
 #[derive(Clone, Copy)]
 pub(super) struct Softmax {
-    largest: f32,
+    pub(super) largest: f32,
     pub(super) sum: f32,
 }
 
@@ -152,8 +152,58 @@ pub(super) fn softmax<L: Lanes>(l: L, scores: &mut [f32; SPAN], seen: &[Range<us
     Softmax { largest, sum: tree(&each) }
 }
 
+/// Puts the next span to those before it.
 #[inline(always)]
-pub(super) fn merge(total: &mut Softmax, new: Softmax, out: &mut [f32], span: &[f32]) {
+pub(super) fn add(total: &mut Option<Softmax>, part: Option<Softmax>, out: &mut [f32], span: &[f32]) {
+    match (total, part) {
+        (_, None) => {}
+        (Some(total), Some(part)) => merge(total, part, out, span),
+        (total @ None, part) => {
+            out.copy_from_slice(span);
+            *total = part;
+        }
+    }
+}
+
+/// After the last one.
+#[inline(always)]
+pub(super) fn divide(out: &mut [f32], total: Option<Softmax>) {
+    if let Some(Softmax { sum, .. }) = total {
+        out.iter_mut().for_each(|out| *out /= sum);
+    }
+}
+
+/// Merges what spans left of the heads of one row, the `first` one of a block on, in order.
+pub(super) struct Merge<'a> {
+    pub(super) part: &'a [f32],
+    pub(super) first: usize,
+    /// Heads that a span has room for.
+    pub(super) widest: usize,
+    pub(super) head_dim: usize,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        let entry = self.head_dim + 2;
+        for (head, out) in self.out.chunks_exact_mut(self.head_dim).enumerate() {
+            let mut total = None;
+            for span in self.part.chunks_exact(self.widest * entry) {
+                let (span, ends) = span[(self.first + head) * entry..][..entry].split_at(self.head_dim);
+                // What sees a key has at least its e^0, or is not a number.
+                let part = (ends[1] != 0.0).then_some(Softmax { largest: ends[0], sum: ends[1] });
+                add(&mut total, part, out, span);
+            }
+            divide(out, total);
+        }
+    }
+}
+
+#[inline(always)]
+fn merge(total: &mut Softmax, new: Softmax, out: &mut [f32], span: &[f32]) {
     let largest = if new.largest > total.largest { new.largest } else { total.largest };
     let (a, b) = (exp(total.largest - largest), exp(new.largest - largest));
     *total = Softmax { largest, sum: total.sum.mul_add(a, new.sum * b) };
