@@ -27,7 +27,7 @@ use engine::{Layered, Model, ModelError, ModelSpec, Pick, Picks, SaidBy, SelfDra
 use kvcache::{ClassId, HeadClass, HeadMap, PageId};
 use request::{Sampling, TokenId};
 use sampling::Draw;
-use scheduler::{Slot, Step};
+use scheduler::{Slot, Step, TableChange, TableDelta};
 
 use crate::arch::{Decoder, Parameters};
 use crate::cache::{KvDtype, Storage, Tables};
@@ -147,7 +147,7 @@ impl CpuModel {
             .collect();
         let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let group = group.map(|group| {
-            let part = Part::new(&parameters, &heads, group.memory(), group.rank())?;
+            let part = Part::new(&parameters, &heads, context, group.memory(), group.rank())?;
             Ok::<_, LoadError>((group, part))
         });
         let group = group.transpose()?;
@@ -257,6 +257,7 @@ impl CpuModel {
         }
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
+        self.give_up(step);
         if rows.is_empty() {
             // Only tables changed, and what was kept of trees was copied.
             self.picking.clear();
@@ -270,6 +271,22 @@ impl CpuModel {
         forward.layers(&mut self.pool, &rows, storage, &mut self.exits, scratch, picking)?;
         self.exits.over();
         Ok(())
+    }
+
+    /// Where sequences are shared out: what pages held that now stand at another rank's positions is of no use here.
+    fn give_up(&mut self, step: &Step) {
+        let Some((_, part)) = self.scratch.group.as_ref().filter(|(_, part)| part.spans().is_some()) else {
+            return;
+        };
+        for TableDelta { slot, class, change } in &step.deltas {
+            let (TableChange::Append(page) | TableChange::Share(page)) = change else { continue };
+            let (slot, class) = (slot.0 as usize, usize::from(class.0));
+            let index = self.tables.get(slot, class).iter().rposition(|held| *held == Some(*page));
+            let kept = index.is_some_and(|index| part.keeps(index as u32 * kvcache::PAGE_POSITIONS));
+            if let Some(storage) = self.storage.get_mut(class).filter(|_| !kept) {
+                storage.discard(*page);
+            }
+        }
     }
 
     /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
@@ -304,7 +321,9 @@ impl Model for CpuModel {
     }
 
     fn layers(&self) -> u32 {
-        self.parameters.layers as u32
+        // Pages of a sequence that is shared out lie on one rank each; reading them from outside is not built.
+        let shared = self.scratch.group.as_ref().is_some_and(|(_, part)| part.spans().is_some());
+        if shared { 0 } else { self.parameters.layers as u32 }
     }
 
     fn export(
@@ -314,10 +333,16 @@ impl Model for CpuModel {
         layer: u32,
         into: &mut Vec<u8>,
     ) -> Result<(), ModelError> {
+        if Model::layers(self) == 0 {
+            return Err(ModelError::Unsupported { what: "pages of a group with fewer KV heads than ranks" });
+        }
         self.page_out(class, page, layer, into)
     }
 
     fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        if Model::layers(self) == 0 {
+            return Err(ModelError::Unsupported { what: "pages of a group with fewer KV heads than ranks" });
+        }
         self.page_in(class, page, layer, bytes)
     }
 

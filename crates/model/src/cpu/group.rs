@@ -11,6 +11,7 @@
 mod pages;
 mod part;
 mod pulse;
+mod spans;
 mod wire;
 
 use std::time::{Duration, Instant};
@@ -232,6 +233,12 @@ impl Group {
         self.own.set(sight);
     }
 
+    /// The number of the next message of the step.
+    fn next_message(&mut self) -> u64 {
+        self.messages += 1;
+        self.step << 32 | self.messages
+    }
+
     /// For one message.
     fn message(&self) -> Duration {
         self.plan.within * MESSAGE
@@ -325,8 +332,7 @@ impl Group {
         own: &[f32],
         whole: &mut [f32],
     ) -> Result<(), ModelError> {
-        self.messages += 1;
-        let item = self.step << 32 | self.messages;
+        let item = self.next_message();
         let head = Head { kind: PART, token: self.token, item };
         let within = self.message();
         cut.put(self.rank, rows, own, whole);
