@@ -64,6 +64,9 @@ pub struct GpuArgs {
     /// Launch kernel by kernel instead of by graphs
     #[arg(long)]
     pub no_graphs: bool,
+    /// Launch a layer's products one by one also where one kernel could run from attention to attention
+    #[arg(long)]
+    pub no_persistent: bool,
     /// Time every kernel on its own
     #[arg(long)]
     pub kernels: bool,
@@ -111,6 +114,8 @@ struct Report {
     tensor_parallel: u32,
     /// Whether NCCL made the sums over them.
     nccl: bool,
+    /// Whether few rows went through kernels that fill the GPU from one attention to the next.
+    persistent: bool,
     steps: Vec<StepTime>,
     kernels: Vec<Kernel>,
     /// Of pages from GPU to GPU, beside NCCL.
@@ -182,6 +187,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         version: env!("CARGO_PKG_VERSION"),
         tensor_parallel: args.tensor_parallel,
         nccl: args.nccl,
+        persistent: !args.no_persistent,
         steps: Vec::new(),
         kernels: kernels.into_iter().map(Kernel::of).collect(),
         transfers: Vec::new(),
@@ -265,6 +271,7 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,
         graphs: !args.no_graphs,
+        persistent: !args.no_persistent,
     };
     let model = CudaModel::dummy(config, 1, &options, &cuda)?;
     report.weight_gb = Some(model.step_bytes() as f64 / 1e9);

@@ -1,6 +1,6 @@
 //! Products of many rows, by cuBLASLt: y = x W^T, row-major as everything here.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -41,8 +41,9 @@ struct Plan {
 
 /// Enough for the split-K algorithms of Hopper (the vendor's advice is 32 MiB).
 const WORKSPACE: usize = 64 << 20;
-/// Algorithms that are timed for a shape.
-const CANDIDATES: usize = 8;
+/// Algorithms that are timed for a shape, and runs of each between two looks at the clock.
+const CANDIDATES: usize = 16;
+const TIMED: usize = 8;
 
 impl Blas {
     pub(crate) fn new(device: &Device) -> Result<Self, CudaError> {
@@ -56,22 +57,31 @@ impl Blas {
         Ok(Self { handle, workspace, plans: RefCell::default() })
     }
 
-    /// Chooses the algorithm of a shape by timing the likeliest few on `w`, `x` and `y`, whose contents are lost.
-    /// Not under capture.
-    pub(crate) fn tune(&self, device: &Device, shape: Shape, [w, x, y]: [u64; 3]) -> Result<(), CudaError> {
-        if self.plans.borrow().contains_key(&shape) {
+    /// Chooses the algorithm of a shape by timing the likeliest few on `x`, `y` and matrices of the shape in turn: one
+    /// that was just read would lie in the cache, where a step never finds it. What `y` holds is lost. Not under capture.
+    pub(crate) fn tune(
+        &self,
+        device: &Device,
+        shape: Shape,
+        matrices: &[u64],
+        [x, y]: [u64; 2],
+    ) -> Result<(), CudaError> {
+        if matrices.is_empty() || self.plans.borrow().contains_key(&shape) {
             return Ok(());
         }
         let (mut plan, found) = self.plan(shape)?;
-        let mut best = f64::INFINITY;
+        let (mut best, turn) = (f64::INFINITY, Cell::new(0));
         for algorithm in found {
             let candidate = Plan { algorithm, ..plan };
-            let run = || self.execute(device, &candidate, shape.add, w, x, y);
+            let run = || {
+                turn.set((turn.get() + 1) % matrices.len());
+                self.execute(device, &candidate, shape.add, matrices[turn.get()], x, y)
+            };
             // An algorithm that does not run on this chip after all is no candidate.
             if run().and_then(|()| device.synchronize()).is_err() {
                 continue;
             }
-            let taken = super::timing::time(device, 3, 4, run)?;
+            let taken = super::timing::time(device, 3, TIMED, run)?;
             if taken < best {
                 (best, plan.algorithm) = (taken, algorithm);
             }

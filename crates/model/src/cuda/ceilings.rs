@@ -52,7 +52,7 @@ pub fn ceilings(ordinal: usize) -> Result<Ceilings, CudaError> {
     let shape =
         Product { rows: size, inputs: size, outputs: size, dtype: Dtype::Bf16, out: Dtype::Bf16, add: false };
     let addresses = [w.at(0), x.at(0), y.at(0)];
-    blas.tune(&device, shape, addresses)?;
+    blas.tune(&device, shape, &[w.at(0)], [x.at(0), y.at(0)])?;
     let product = time(&device, 5, 4, || blas.multiply(&device, shape, addresses))?;
     Ok(Ceilings {
         name: device.context.name().doing("asking for the card's name")?,
@@ -93,6 +93,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
             Ok(Dense { weights, outputs, inputs })
         });
         let weights: Vec<Dense> = weights.collect::<Result<_, CudaError>>()?;
+        let all_weights: Vec<&Dense> = weights.iter().collect();
         let x = Buffer::zeros(device, "a measurement", 256 * inputs as usize * 4)?;
         elementwise.fill(device, &x, Filled::whole(256 * inputs as usize), 9, 1.0)?;
         let y = Buffer::zeros(device, "a measurement", 256 * outputs as usize * 4)?;
@@ -101,7 +102,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
             let float = matches!(name, "o" | "down" | "head");
             let add = matches!(name, "o" | "down");
             let out = if float { Dtype::F32 } else { Dtype::Bf16 };
-            linear.tune(device, &weights[0], [x.at(0), y.at(0)], rows, out, add)?;
+            linear.tune(device, &all_weights, [x.at(0), y.at(0)], rows, out, add)?;
             let microseconds = time(device, 5, 8, || {
                 weights.iter().try_for_each(|w| match name {
                     "o" | "down" => linear.add(device, w, x.at(0), y.at(0), rows),

@@ -14,8 +14,9 @@ pub(crate) struct Device {
     pub(crate) stream: Arc<CudaStream>,
     /// Streaming multiprocessors.
     pub(crate) multiprocessors: u32,
-    /// Programmatic dependent launch (compute capability 9.0 and later).
-    dependent_launch: bool,
+    /// Whether the kernels' machine code for Hopper runs here. A later chip gets what its driver makes of the code for
+    /// 8.0, which knows neither dependent launches nor bulk copies.
+    pub(crate) hopper: bool,
 }
 
 /// A loaded fat binary.
@@ -104,7 +105,7 @@ impl Device {
             context,
             stream,
             multiprocessors: multiprocessors.max(1) as u32,
-            dependent_launch: major >= 9,
+            hopper: major == 9,
         })
     }
 
@@ -152,7 +153,7 @@ impl Device {
             sharedMemBytes: launch.shared,
             hStream: self.stream.cu_stream(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(self.dependent_launch),
+            numAttrs: u32::from(self.hopper),
         };
         // SAFETY: the kernel is loaded; `pointers` has a value for each parameter (the launcher's duty, checked on a
         // GPU by its test); everything lives until the call returns, which copies the arguments.

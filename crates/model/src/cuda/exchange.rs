@@ -11,6 +11,7 @@ pub use self::timings::exchange_timings;
 use super::error::Doing;
 use super::linear::{Linear, Norm};
 use super::nccl::Nccl;
+use super::persistent::{Peers, Persistent};
 use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module};
 
 /// The kernels' header has flags for more.
@@ -50,6 +51,16 @@ struct Part {
     /// Addresses of all mailboxes, then of all partial results of slot 0, of slot 1, and of this rank's in both.
     table: Buffer,
     partial: [Buffer; 2],
+    mail: Mail,
+}
+
+/// What persistent kernels exchange by, which sum on their own.
+struct Mail {
+    words: Buffer,
+    /// Addresses of all ranks' words.
+    table: Buffer,
+    /// An exchange count a block.
+    epochs: Buffer,
 }
 
 /// Where a rank adds the sums.
@@ -152,14 +163,25 @@ impl Exchange {
                 mailbox: Buffer::zeros(device, "mailboxes between GPUs", HEADER + words)?,
                 table: Buffer::zeros(device, "addresses of other GPUs", (3 * ranks + 2) * size_of::<u64>())?,
                 partial: [partial()?, partial()?],
+                mail: Mail {
+                    words: Buffer::zeros(
+                        device,
+                        "words between GPUs",
+                        Persistent::mailbox_bytes(ranks, shape.hidden as usize),
+                    )?,
+                    table: Buffer::zeros(device, "addresses of other GPUs", ranks * size_of::<u64>())?,
+                    epochs: Buffer::zeros(device, "counts of exchanges", device.multiprocessors as usize * 4)?,
+                },
             });
         }
         let all = |of: fn(&Part) -> u64| parts.iter().map(of).collect::<Vec<u64>>();
+        let words = all(|p| p.mail.words.at(0));
         let shared =
             [all(|p| p.mailbox.at(0)), all(|p| p.partial[0].at(0)), all(|p| p.partial[1].at(0))].concat();
         for (device, part) in devices.iter().zip(&mut parts) {
             let own = [part.partial[0].at(0), part.partial[1].at(0)];
             part.table.write(device, 0, &[&shared[..], &own].concat())?;
+            part.mail.table.write(device, 0, &words)?;
         }
         // A rank's first words must not come before its mailbox is empty.
         for device in devices {
@@ -172,6 +194,18 @@ impl Exchange {
     /// Where a rank's partial results of `rows` rows go, and as what. Callers alternate between slots 0 and 1.
     pub(crate) fn partial(&self, rank: usize, slot: usize, rows: u32) -> (u64, Dtype) {
         (self.parts[rank].partial[slot].at(0), self.shape.partial(rows))
+    }
+
+    /// What a rank's persistent kernels exchange by; `None` where only NCCL can sum.
+    pub(crate) fn peers(&self, rank: usize) -> Option<Peers> {
+        let mail = &self.parts[rank].mail;
+        self.nccl.is_none().then(|| Peers {
+            mailboxes: mail.table.at(0),
+            epochs: mail.epochs.at(0),
+            failed: self.failed.address,
+            rank: rank as u32,
+            ranks: self.parts.len() as u32,
+        })
     }
 
     /// Queues on all ranks: x += the sum of the partial results in `slot`, and the norms.

@@ -15,10 +15,11 @@ use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
 use super::exchange::Target;
 use super::kv::Kv;
-use super::linear::{Linear, Norm};
+use super::linear::{Dense, Linear, Norm};
 use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
-use super::weights::DeviceDecoder;
+use super::persistent::{Back, Between, Front, Peers, Persistent, Widths};
+use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Parameters, RopeStyle};
 use crate::check::CheckedRow;
@@ -42,6 +43,8 @@ pub(crate) struct Forward {
     linear: Matmul,
     elementwise: Elementwise,
     attention: Attention,
+    /// Where a model's few rows go through all layers by it.
+    persistent: Option<Persistent>,
     /// Rows of a step that is launched as a graph, and of one that is not.
     small: BatchArrays,
     large: BatchArrays,
@@ -121,6 +124,19 @@ impl Forward {
             mode,
         };
         let attention = Attention::new(&device, shape, sizes.rows.max(MOST_GRAPH), PARTIAL_ROWS)?;
+        let widths = Widths {
+            hidden: p.hidden as u32,
+            feed_forward: p.feed_forward as u32,
+            heads: p.heads as u32,
+            kv_heads: p.kv_heads as u32,
+            head_dim: p.head_dim as u32,
+        };
+        let is_dense = weights.matrices().all(|matrix| matches!(matrix, DeviceMatrix::Dense(_)));
+        let persistent = if options.persistent && is_dense {
+            Persistent::new(&device, dtype, mode, widths)?
+        } else {
+            None
+        };
         let rows = Linear::padded(mode, sizes.rows.max(MOST_GRAPH)) as usize;
         let zeros = |what, elements: usize, bytes: usize| Buffer::zeros(&device, what, elements * bytes);
         let each = dtype.bytes();
@@ -140,6 +156,7 @@ impl Forward {
             linear,
             elementwise,
             attention,
+            persistent,
             small: BatchArrays::new(&device, MOST_GRAPH)?,
             large: BatchArrays::new(&device, sizes.rows.max(MOST_GRAPH))?,
             a,
@@ -200,11 +217,16 @@ impl Forward {
     /// width, and must have room for a bucket of them.
     pub(crate) fn head(&mut self, first: u32, count: u32, logits: u64) -> Result<(), CudaError> {
         let x = self.a.picked.at(first as usize * self.p.hidden * self.dtype.bytes());
+        if let Some(persistent) = &self.persistent
+            && Persistent::has_head(&self.weights.head, count)
+        {
+            return persistent.head(&self.device, &self.weights.head, x, logits, count);
+        }
         let rows = match self.mode {
             Mode::Fast => bucket(count),
             Mode::Invariant => count,
         };
-        self.linear.dense.tune(&self.device, &self.weights.head, [x, logits], rows, Dtype::F32, false)?;
+        self.linear.dense.tune(&self.device, &[&self.weights.head], [x, logits], rows, Dtype::F32, false)?;
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
 
@@ -248,22 +270,24 @@ impl Forward {
 
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
+        if self.persists(rows) {
+            return Ok(());
+        }
         let (a, dtype) = (&self.a, self.dtype);
         let (end, kind, add) = match sink {
             Sink::Residual => (a.x.at(0), Dtype::F32, true),
             Sink::Partial(address, kind) => (address, kind, false),
         };
-        // Layers may be kept in different formats. What has been chosen for one of a shape serves all.
-        let all = self.weights.layers.iter().flat_map(|layer| {
-            [
-                (&layer.qkv, a.normed.at(0), a.qkv.at(0), dtype, false),
-                (&layer.o, a.attended.at(0), end, kind, add),
-                (&layer.gate_up, a.normed.at(0), a.both.at(0), dtype, false),
-                (&layer.down, a.gated.at(0), end, kind, add),
-            ]
-        });
-        for (matrix, from, to, out, add) in all {
-            self.linear.tune(&self.device, matrix, [from, to], rows, out, add)?;
+        type Of = fn(&DeviceLayer) -> &DeviceMatrix;
+        let products: [(Of, [u64; 2], Dtype, bool); 4] = [
+            (|layer| &layer.qkv, [a.normed.at(0), a.qkv.at(0)], dtype, false),
+            (|layer| &layer.o, [a.attended.at(0), end], kind, add),
+            (|layer| &layer.gate_up, [a.normed.at(0), a.both.at(0)], dtype, false),
+            (|layer| &layer.down, [a.gated.at(0), end], kind, add),
+        ];
+        for (of, addresses, out, add) in products {
+            let matrices: Vec<&DeviceMatrix> = self.weights.layers.iter().map(of).collect();
+            self.linear.tune(&self.device, &matrices, addresses, rows, out, add)?;
         }
         Ok(())
     }
@@ -308,7 +332,75 @@ impl Forward {
             }
             self.linear.store(device, &layer.qkv, normed, qkv, batch.rows)?;
         }
-        let heads = Heads {
+        let rows = arrays.rows(batch.rows);
+        let (heads, angles, pools) = (self.heads(index, kv), self.angles(), kv.pools(index));
+        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools)?;
+        self.attend(index, plan, kv)?;
+        self.finish(&layer.o, a.attended.at(0), batch.rows, sink)
+    }
+
+    /// Queues embedding and all layers of a batch that [`Self::persists`]: the kernels between the attentions are one
+    /// each.
+    pub(crate) fn layers(&self, plan: Plan, kv: &Kv, peers: Peers) -> Result<(), CudaError> {
+        let persistent = self.persistent.as_ref().filter(|_| self.persists(plan.batch.rows));
+        let persistent = persistent.ok_or(CudaError::NotBuilt { what: "persistent kernels for these rows" })?;
+        let (p, a, rows) = (&self.p, &self.a, self.arrays(plan).rows(plan.batch.rows));
+        let b =
+            Between { peers, rows: rows.count, x: a.x.at(0), normed: a.normed.at(0), epsilon: p.epsilon };
+        self.embed(plan)?;
+        if let Some(layer) = self.weights.layers.first() {
+            let norm = Norm { weight: layer.attention_norm.at(0), epsilon: p.epsilon };
+            let (device, hidden) = (&*self.device, p.hidden as u32);
+            self.elementwise.rms_norm(device, b.x, None, b.rows, norm, b.normed, hidden)?;
+        }
+        for index in 0..=self.weights.layers.len() {
+            let front = match index.checked_sub(1) {
+                None => None,
+                Some(before) => {
+                    let layer = &self.weights.layers[before];
+                    Some(Front {
+                        o: dense(&layer.o)?,
+                        gate_up: dense(&layer.gate_up)?,
+                        down: dense(&layer.down)?,
+                        norm: layer.feed_forward_norm.at(0),
+                        attended: a.attended.at(0),
+                        gated: a.gated.at(0),
+                    })
+                }
+            };
+            let back = match self.weights.layers.get(index) {
+                None => None,
+                Some(layer) => Some(Back {
+                    qkv: dense(&layer.qkv)?,
+                    norm: layer.attention_norm.at(0),
+                    out: a.qkv.at(0),
+                    rows,
+                    heads: self.heads(index, kv),
+                    angles: self.angles(),
+                    pools: kv.pools(index),
+                }),
+            };
+            persistent.between(&self.device, b, front.as_ref(), back.as_ref())?;
+            if back.is_some() {
+                self.attend(index, plan, kv)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// From here on all rows go through the layers kernel by kernel.
+    pub(crate) fn forget_persistent(&mut self) {
+        self.persistent = None;
+    }
+
+    /// Whether a batch of so many rows goes through [`Self::layers`].
+    pub(crate) fn persists(&self, rows: u32) -> bool {
+        self.persistent.is_some() && rows <= Persistent::MOST_ROWS
+    }
+
+    fn heads(&self, index: usize, kv: &Kv) -> Heads {
+        let (layer, p) = (&self.weights.layers[index], &self.p);
+        Heads {
             heads: p.heads as u32,
             kv_heads: p.kv_heads as u32,
             bias: layer.bias.as_ref().map_or(0, |b| b.at(0)),
@@ -316,15 +408,22 @@ impl Forward {
             k_norm: layer.qk_norm.as_ref().map_or(0, |(_, k)| k.at(0)),
             places: kv.places(index),
             epsilon: p.epsilon,
-        };
-        let style = match p.rope.style {
+        }
+    }
+
+    fn angles(&self) -> Angles {
+        let style = match self.p.rope.style {
             RopeStyle::Adjacent => 0,
             RopeStyle::Halves => 1,
             RopeStyle::HalvesToAdjacent => 2,
         };
-        let angles = Angles { table: self.angles.at(0), dims: p.rope.dims as u32, style };
-        let (rows, pools) = (arrays.rows(batch.rows), kv.pools(index));
-        self.elementwise.rope_and_keep(device, qkv, rows, heads, angles, pools)?;
+        Angles { table: self.angles.at(0), dims: self.p.rope.dims as u32, style }
+    }
+
+    /// Queues the attention of layer `index` over rows whose q, k and v are there.
+    fn attend(&self, index: usize, plan: Plan, kv: &Kv) -> Result<(), CudaError> {
+        let (batch, arrays) = (plan.batch, self.arrays(plan));
+        let (p, a, device) = (&self.p, &self.a, &*self.device);
         for class in &kv.classes {
             let part = class.layers[index];
             if part.heads == 0 {
@@ -358,7 +457,7 @@ impl Forward {
                 self.attention.many(device, &layer, &tiles, batch.many_tile)?;
             }
         }
-        self.finish(&layer.o, a.attended.at(0), batch.rows, sink)
+        Ok(())
     }
 
     /// Queues the feed-forward of layer `index`. `is_normed`: the rows' norm is there already.
@@ -395,6 +494,14 @@ impl Forward {
 
     pub(crate) fn layer_count(&self) -> usize {
         self.weights.layers.len()
+    }
+}
+
+/// Only dense models have persistent kernels.
+fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
+    match matrix {
+        DeviceMatrix::Dense(dense) => Ok(dense),
+        DeviceMatrix::Quantised(_) => Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" }),
     }
 }
 

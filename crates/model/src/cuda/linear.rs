@@ -181,21 +181,23 @@ impl Linear {
         self.launch(device, kernel, w, x, Some(norm), out, rows, w.outputs / 2)
     }
 
-    /// Chooses the algorithms of a product of many rows beforehand; what `x` and `out` hold is lost.
+    /// Chooses the algorithm of a product of many rows beforehand, by matrices of the same shape; what `out` holds is
+    /// lost.
     pub(crate) fn tune(
         &self,
         device: &Device,
-        w: &Dense,
+        matrices: &[&Dense],
         addresses: [u64; 2],
         rows: u32,
         out: Dtype,
         add: bool,
     ) -> Result<(), CudaError> {
-        if self.mode == Mode::Invariant || self.few(w, rows).is_some() {
+        let Some(w) = matrices.first().filter(|_| self.mode == Mode::Fast) else { return Ok(()) };
+        if self.few(w, rows).is_some() {
             return Ok(());
         }
-        let [x, y] = addresses;
-        self.blas.tune(device, self.shape(w, rows, out, add), [w.weights.at(0), x, y])
+        let all: Vec<u64> = matrices.iter().map(|w| w.weights.at(0)).collect();
+        self.blas.tune(device, self.shape(w, rows, out, add), &all, addresses)
     }
 
     fn few(&self, w: &Dense, rows: u32) -> Option<&Few> {

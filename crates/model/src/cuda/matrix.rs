@@ -178,24 +178,27 @@ impl Matmul {
         self.dense.norm_gate(device, dense(matrix)?, norm, x, out, rows)
     }
 
-    /// Chooses the algorithms of a product of many rows beforehand; what `x` and `out` hold is lost.
+    /// Chooses the algorithms of a product of many rows beforehand, by the matrices of all layers, which have one shape;
+    /// what `out` holds is lost.
     pub(crate) fn tune(
         &self,
         device: &Device,
-        matrix: &DeviceMatrix,
-        [x, y]: [u64; 2],
+        matrices: &[&DeviceMatrix],
+        addresses: [u64; 2],
         rows: u32,
         out: Dtype,
         add: bool,
     ) -> Result<(), CudaError> {
-        match matrix {
-            DeviceMatrix::Dense(w) => self.dense.tune(device, w, [x, y], rows, out, add),
-            DeviceMatrix::Quantised(_) if rows <= MOST_FUSED => Ok(()),
-            DeviceMatrix::Quantised(w) => {
-                let whole = self.fused()?.whole.at(0);
-                self.dense.blas.tune(device, self.shape(w, rows, out, add), [whole, x, y])
-            }
-        }
+        // Layers may be kept in different formats.
+        let dense: Vec<&Dense> = matrices.iter().copied().filter_map(|m| dense(m).ok()).collect();
+        self.dense.tune(device, &dense, addresses, rows, out, add)?;
+        let quantised = matrices.iter().find_map(|matrix| match matrix {
+            DeviceMatrix::Quantised(w) => Some(w).filter(|_| rows > MOST_FUSED),
+            DeviceMatrix::Dense(_) => None,
+        });
+        let Some(w) = quantised else { return Ok(()) };
+        let whole = self.fused()?.whole.at(0);
+        self.dense.blas.tune(device, self.shape(w, rows, out, add), &[whole], addresses)
     }
 
     /// Few rows by the fused kernels; for more the matrix is dequantised, which is read anew each time.

@@ -38,6 +38,9 @@ pub struct CudaOptions {
     pub rows: u32,
     /// Replay steps of few rows as CUDA graphs.
     pub graphs: bool,
+    /// Compute few rows by kernels that fill the GPU from one attention to the next. Off: kernel by kernel, for comparison,
+    /// and where processes share a GPU's multiprocessors (MPS).
+    pub persistent: bool,
 }
 
 impl Default for CudaOptions {
@@ -50,6 +53,7 @@ impl Default for CudaOptions {
             mode: Mode::Fast,
             rows: 2048,
             graphs: true,
+            persistent: true,
         }
     }
 }
@@ -145,6 +149,12 @@ impl CudaModel {
         } else {
             None
         };
+        // They exchange sums block by block, and by each other's memory; and each fills its GPU.
+        let alike = devices.iter().all(|d| d.multiprocessors == devices[0].multiprocessors);
+        let apart = (1..devices.len()).all(|i| !cuda.ordinals[..i].contains(&cuda.ordinals[i]));
+        if !alike || !apart || exchange.as_ref().is_some_and(|exchange| exchange.peers(0).is_none()) {
+            halves.iter_mut().for_each(|(forward, _)| forward.forget_persistent());
+        }
         let device = Rc::clone(&devices[0]);
         device.bind()?;
         let bounds = Bounds {

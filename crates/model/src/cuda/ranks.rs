@@ -191,6 +191,13 @@ impl Ranks {
     /// Queues embedding and all layers of a batch; leaves the residual stream in each rank's activations.
     fn queue(&self, plans: &[Plan]) -> Result<(), CudaError> {
         let rows = plans[0].batch.rows;
+        if self.all.iter().all(|rank| rank.forward.persists(rows)) {
+            return self.all.iter().zip(plans).enumerate().try_for_each(|(index, (rank, plan))| {
+                let peers = self.exchange.as_ref().and_then(|exchange| exchange.peers(index));
+                rank.device.bind()?;
+                rank.forward.layers(*plan, &rank.kv, peers.unwrap_or_default())
+            });
+        }
         for (rank, plan) in self.all.iter().zip(plans) {
             rank.device.bind()?;
             rank.forward.embed(*plan)?;

@@ -37,6 +37,11 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
+// A value that other multiprocessors may have written in this launch: read past the first cache.
+__device__ __forceinline__ float load_shared_by_all(const float* from) { return __ldcg(from); }
+__device__ __forceinline__ bf16 load_shared_by_all(const bf16* from) { return __ldcg(from); }
+__device__ __forceinline__ f16 load_shared_by_all(const f16* from) { return __ldcg(from); }
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = 16; offset > 0; offset >>= 1) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;

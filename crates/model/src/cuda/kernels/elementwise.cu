@@ -3,7 +3,7 @@
 //
 // The residual stream x is float whatever T is. Rows of a step: token, position and slot of row i in arrays of
 // their own; a row of padding (CUDA graphs have a fixed number of rows) has slot -1 and touches no page.
-#include "common.cuh"
+#include "rope.cuh"
 
 // x[row] = embedding[tokens[row]]; zeros for padding. One block a row.
 template <typename T>
@@ -32,100 +32,12 @@ __device__ void rms_norm(const float* x, const int* picked, const float* weight,
     for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = from_float<T>(from[i] * scale * weight[i]);
 }
 
-// Where the keys and values of one head class lie in one layer.
-struct Pool {
-    void* base;          // of this layer
-    long long page;      // elements from one page to the next
-    const int* table;    // [slots][stride] page of a position / 16
-    long long stride;
-};
-
-// Which elements of a head turn together.
-enum RopeStyle { ADJACENT = 0, HALVES = 1, HALVES_TO_ADJACENT = 2 };
-
-struct Rope {
-    const float2* angles;  // [positions][dims / 2] cosine and sine, amplitude included
-    int dims;
-    int style;
-};
-
-// Of each head of a row's q and k: bias, RMS norm (Qwen 3) and RoPE, in place for q; k and v go to their page.
-// qkv: [rows][(heads + 2 kv_heads) * d]. places: class and index within the class of each KV head.
 // One warp a head; grid (rows, ceil((heads + 2 kv_heads) / warps)).
-template <typename T, int D>
-__device__ void rope_and_keep(T* qkv, const float* bias, const float* q_norm, const float* k_norm, const int* positions,
-                              const int* slots, Rope rope, Pool full, Pool window, const int2* places, int heads,
-                              int kv_heads, float epsilon) {
-    constexpr int EACH = D / 32;
+template <typename T, int D> __device__ void rope_and_keep(T* qkv, const RopeHeads& of) {
     launch_dependents();
     wait_for_inputs();
-    const int row = blockIdx.x, lane = threadIdx.x % 32;
     const int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
-    if (head >= heads + 2 * kv_heads || slots[row] < 0) return;
-    const int position = positions[row];
-    T* at = qkv + ((size_t)row * (heads + 2 * kv_heads) + head) * D;
-    const bool is_q = head < heads, is_k = !is_q && head < heads + kv_heads;
-
-    // Lane l holds the pairs l, l + 32, ... as (first, second) whatever the style.
-    float first[EACH / 2], second[EACH / 2];
-    const int pairs = (is_q || is_k) ? rope.dims / 2 : 0;
-    const bool adjacent = rope.style == ADJACENT;
-#pragma unroll
-    for (int e = 0; e < EACH / 2; ++e) {
-        const int p = lane + 32 * e;
-        // Pairs beyond the turned dimensions are neighbours, and stay.
-        const int a = p < pairs && !adjacent ? p : 2 * p;
-        const int b = p < pairs && !adjacent ? p + pairs : 2 * p + 1;
-        first[e] = to_float(at[a]);
-        second[e] = to_float(at[b]);
-        if (bias) {
-            first[e] += bias[head * D + a];
-            second[e] += bias[head * D + b];
-        }
-    }
-    const float* norm = is_q ? q_norm : is_k ? k_norm : nullptr;
-    if (norm) {
-        float squares = 0.0f;
-#pragma unroll
-        for (int e = 0; e < EACH / 2; ++e) {
-            squares = __fmaf_rn(first[e], first[e], squares);
-            squares = __fmaf_rn(second[e], second[e], squares);
-        }
-        const float scale = rsqrtf(warp_sum(squares) / D + epsilon);
-#pragma unroll
-        for (int e = 0; e < EACH / 2; ++e) {
-            const int p = lane + 32 * e;
-            const int a = p < pairs && !adjacent ? p : 2 * p;
-            const int b = p < pairs && !adjacent ? p + pairs : 2 * p + 1;
-            first[e] *= scale * norm[a];
-            second[e] *= scale * norm[b];
-        }
-    }
-    T* to = at;
-    if (!is_q) {
-        const int kv = (head - heads) % kv_heads;
-        const int2 place = places[kv];
-        const Pool pool = place.x == 0 ? full : window;
-        const int page = pool.table[slots[row] * pool.stride + position / PAGE];
-        if (page == NO_PAGE) return;
-        to = (T*)pool.base + page * pool.page + ((size_t)place.y * 2 + (is_k ? 0 : 1)) * PAGE * D +
-             (position % PAGE) * D;
-    }
-    // In place, a lane writes what another has read.
-    __syncwarp();
-#pragma unroll
-    for (int e = 0; e < EACH / 2; ++e) {
-        const int p = lane + 32 * e;
-        float x = first[e], y = second[e];
-        if (p < pairs) {
-            const float2 turn = rope.angles[(size_t)position * pairs + p];
-            x = __fmaf_rn(first[e], turn.x, -(second[e] * turn.y));
-            y = __fmaf_rn(second[e], turn.x, first[e] * turn.y);
-        }
-        const bool apart = p < pairs && rope.style == HALVES;
-        to[apart ? p : 2 * p] = from_float<T>(x);
-        to[apart ? p + pairs : 2 * p + 1] = from_float<T>(y);
-    }
+    if (head < of.heads + 2 * of.kv_heads) rope_head<T, D>(qkv, blockIdx.x, head, of);
 }
 
 // out[row][i] = silu(both[row][i]) * both[row][width + i].
@@ -187,9 +99,10 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
         const float2* angles, int dims, int style, void* full, long long full_page, const int* full_table,            \
         long long full_stride, void* window, long long window_page, const int* window_table, long long window_stride, \
         const int2* places, int heads, int kv_heads, float epsilon) {                                                 \
-        rope_and_keep<T, D>(qkv, bias, q_norm, k_norm, positions, slots, Rope{angles, dims, style},                   \
-                            Pool{full, full_page, full_table, full_stride},                                           \
-                            Pool{window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon);\
+        rope_and_keep<T, D>(qkv, {bias, q_norm, k_norm, positions, slots, {angles, dims, style},                      \
+                                  {full, full_page, full_table, full_stride},                                         \
+                                  {window, window_page, window_table, window_stride}, places, heads, kv_heads,        \
+                                  epsilon});                                                                          \
     }
 
 EXPORT(f32, float)

@@ -228,6 +228,49 @@ fn bf16_is_near_f32() {
     }
 }
 
+/// Few rows by kernels that live from one attention to the next: near F32 and near the same model kernel by kernel, for
+/// every count of rows, and the same bits in every run.
+#[test]
+fn persistent_kernels_compute_what_separate_ones_do() {
+    if device().is_none() {
+        return;
+    }
+    let shapes = [
+        ("llama", 128, 4, 2, false, false),
+        ("llama", 64, 4, 2, true, true),
+        ("qwen2", 64, 14, 2, true, false),
+        ("qwen3", 128, 8, 8, false, true),
+    ];
+    for (kind, head_dim, heads, kv_heads, tied, windows) in shapes {
+        let made = Made::new(kind, head_dim, heads, kv_heads, tied);
+        let prompt = tokens(6, 64 + 136 + 200);
+        let chunks: Vec<u32> = std::iter::once(64).chain(1..=16).collect();
+        let of = |dtype, persistent| {
+            let heads = windows.then(|| HeadMap::half_windows(3, kv_heads, 16, 64));
+            let classes = 1 + u8::from(windows);
+            let options = Options { heads, ..Made::options() };
+            let cuda = CudaOptions { dtype, persistent, ..CudaOptions::default() };
+            let mut gpu = CudaModel::load(&made.path(), &options, &cuda).unwrap();
+            assert_eq!(gpu.ranks.first().forward.persists(16), persistent && dtype == Dtype::Bf16, "{kind}");
+            all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, classes)
+        };
+        let (exact, apart) = (of(Dtype::F32, false), of(Dtype::Bf16, false));
+        let (found, again) = (of(Dtype::Bf16, true), of(Dtype::Bf16, true));
+        assert!(found == again, "{kind}: other bits in another run");
+        assert!(found != apart, "{kind}: the kernels were not used");
+        let flat = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f64::from).collect::<Vec<f64>>();
+        let (exact, apart) = (flat(&exact), flat(&apart));
+        let off = |rows: &[Vec<f32>], from: &[f64]| super::super::testing::relative(&rows.concat(), from);
+        println!("{kind}: {:.4} of F32, {:.4} of kernel by kernel", off(&found, &exact), off(&found, &apart));
+        assert!(off(&found, &exact) < 0.05 && off(&found, &apart) < 0.05, "{kind}");
+        // Each row on its own: none is lost in the others' average.
+        for (row, (found, exact)) in found.iter().zip(exact.chunks_exact(VOCAB as usize)).enumerate() {
+            let off = super::super::testing::relative(found, exact);
+            assert!(off < 0.12, "{kind}, row {row}: {off}");
+        }
+    }
+}
+
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.
 fn answers(
     model: &mut CudaModel,

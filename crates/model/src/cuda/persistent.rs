@@ -1,0 +1,309 @@
+//! A decode step's layers by a kernel that lives on every multiprocessor from one attention to the next; see
+//! `kernels/persistent.cu`.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::elementwise::{Angles, Heads, Pool, Rows};
+use super::linear::Dense;
+use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module};
+
+/// The kernels of one model, and what its blocks tell each other.
+pub(crate) struct Persistent {
+    between: [Kernel; 2],
+    head: [Kernel; 2],
+    _module: Module,
+    /// Counts the blocks that have come to a barrier.
+    barrier: Buffer,
+    /// Tiles that are stored of each head of q, k and v.
+    done: Buffer,
+    /// Sums of squares: `[rows][blocks]` of f32.
+    squares: Buffer,
+    widths: Widths,
+    blocks: u32,
+    _claim: Claim,
+}
+
+/// The sizes of a layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Widths {
+    pub(crate) hidden: u32,
+    pub(crate) feed_forward: u32,
+    pub(crate) heads: u32,
+    pub(crate) kv_heads: u32,
+    pub(crate) head_dim: u32,
+}
+
+/// What a launch does before the next attention ends: the rest of a layer.
+pub(crate) struct Front<'a> {
+    pub(crate) o: &'a Dense,
+    pub(crate) gate_up: &'a Dense,
+    pub(crate) down: &'a Dense,
+    /// Of the feed-forward.
+    pub(crate) norm: u64,
+    pub(crate) attended: u64,
+    pub(crate) gated: u64,
+}
+
+/// And the beginning of the next one. Without a front, the rows in [`Between::normed`] are normed.
+pub(crate) struct Back<'a> {
+    pub(crate) qkv: &'a Dense,
+    /// Of the attention.
+    pub(crate) norm: u64,
+    pub(crate) out: u64,
+    pub(crate) rows: Rows,
+    pub(crate) heads: Heads,
+    pub(crate) angles: Angles,
+    pub(crate) pools: [Pool; 2],
+}
+
+/// How a rank exchanges sums with the others that share the model; alone by default.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peers {
+    /// Addresses of all ranks' words ([`Persistent::mailbox_bytes`]), by rank.
+    pub(crate) mailboxes: u64,
+    /// u32, an exchange count a block.
+    pub(crate) epochs: u64,
+    /// u32 of the host's memory: 1 + the rank that waited in vain.
+    pub(crate) failed: u64,
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+}
+
+impl Default for Peers {
+    fn default() -> Self {
+        Self { mailboxes: 0, epochs: 0, failed: 0, rank: 0, ranks: 1 }
+    }
+}
+
+/// Rows that are on the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Between {
+    pub(crate) peers: Peers,
+    pub(crate) rows: u32,
+    /// f32, the residual stream.
+    pub(crate) x: u64,
+    pub(crate) normed: u64,
+    pub(crate) epsilon: f32,
+}
+
+// As in the kernels.
+const TILE: u32 = 8;
+const TILES: u32 = 6;
+const WARPS: u32 = 8;
+const STAGE: u32 = TILE * (2048 + 64);
+const THREADS: u32 = (WARPS + 1) * 32;
+/// Shared memory of a block: more than half of a multiprocessor's, so that each has one; and little enough for a block
+/// of attention beside it.
+const BETWEEN_SHARED: u32 = 121 << 10;
+/// Nothing runs beside the output layer.
+const HEAD_SHARED: u32 = 220 << 10;
+const MOST_STAGES: u32 = 16;
+
+impl Persistent {
+    /// Beyond, a row costs more than the moments that are saved.
+    pub(crate) const MOST_ROWS: u32 = 16;
+
+    /// What a rank's words take for exchanges with `ranks` ranks.
+    pub(crate) fn mailbox_bytes(ranks: usize, hidden: usize) -> usize {
+        2 * ranks * Self::MOST_ROWS as usize * (hidden / 2) * 16
+    }
+
+    /// `None` where these kernels do not serve: other chips, types and sizes, the invariant mode, and a GPU that
+    /// another model of this process uses so already (two kernels that each need all multiprocessors would wait for
+    /// each other).
+    pub(crate) fn new(
+        device: &Device,
+        dtype: Dtype,
+        mode: Mode,
+        widths: Widths,
+    ) -> Result<Option<Self>, CudaError> {
+        let Widths { hidden, feed_forward, heads, kv_heads, head_dim } = widths;
+        let suits = [hidden, feed_forward, heads * head_dim].iter().all(|width| width.is_multiple_of(32));
+        if !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
+            return Ok(None);
+        }
+        let Some(claim) = Claim::of(device.context.ordinal()) else {
+            tracing::info!("another model holds this GPU's multiprocessors: layers are launched kernel by kernel");
+            return Ok(None);
+        };
+        let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/persistent.fatbin")))?;
+        let [few, tall] = match head_dim {
+            64 => ["between_64_few", "between_64_tall"],
+            128 => ["between_128_few", "between_128_tall"],
+            _ => return Ok(None),
+        };
+        let blocks = device.multiprocessors;
+        let zeros = |what, bytes: u32| Buffer::zeros(device, what, bytes as usize);
+        Ok(Some(Self {
+            between: [module.kernel(few, BETWEEN_SHARED)?, module.kernel(tall, BETWEEN_SHARED)?],
+            head: [module.kernel("head_few", HEAD_SHARED)?, module.kernel("head_tall", HEAD_SHARED)?],
+            _module: module,
+            barrier: zeros("a barrier", 64)?,
+            done: zeros("counts of heads", (heads + 2 * kv_heads) * 4)?,
+            squares: zeros("sums of squares", Self::MOST_ROWS * blocks * 4)?,
+            widths,
+            blocks,
+            _claim: claim,
+        }))
+    }
+
+    /// Queues what lies between two attentions. With neither front nor back nothing is done.
+    pub(crate) fn between(
+        &self,
+        device: &Device,
+        b: Between,
+        front: Option<&Front<'_>>,
+        back: Option<&Back<'_>>,
+    ) -> Result<(), CudaError> {
+        assert!((1..=Self::MOST_ROWS).contains(&b.rows), "rows of a persistent kernel");
+        let Widths { hidden, feed_forward, heads, kv_heads, head_dim } = self.widths;
+        let queries = heads * head_dim;
+        if let Some(front) = front {
+            check(front.o, hidden, queries);
+            check(front.gate_up, 2 * feed_forward, hidden);
+            check(front.down, hidden, feed_forward);
+        }
+        if let Some(back) = back {
+            check(back.qkv, queries + 2 * kv_heads * head_dim, hidden);
+        }
+        let weights = |dense: Option<&Dense>| Arg::from(dense.map_or(0, |d| d.weights.at(0)));
+        let of_front = |value: fn(&Front<'_>) -> u64| Arg::from(front.map_or(0, value));
+        let of_back = |value: fn(&Back<'_>) -> u64| Arg::from(back.map_or(0, value));
+        let [full, window] = back.map_or_else(Default::default, |back| back.pools);
+        let stages = stages(b.rows, BETWEEN_SHARED);
+        let args: [Arg; 43] = [
+            weights(front.map(|f| f.o)),
+            weights(front.map(|f| f.gate_up)),
+            weights(front.map(|f| f.down)),
+            of_front(|f| f.norm),
+            of_front(|f| f.attended),
+            of_front(|f| f.gated),
+            weights(back.map(|b| b.qkv)),
+            of_back(|b| b.norm),
+            of_back(|b| b.out),
+            of_back(|b| b.heads.bias),
+            of_back(|b| b.heads.q_norm),
+            of_back(|b| b.heads.k_norm),
+            of_back(|b| b.rows.positions),
+            of_back(|b| b.rows.slots),
+            of_back(|b| b.angles.table),
+            of_back(|b| b.angles.dims.into()),
+            of_back(|b| b.angles.style.into()),
+            full.base.into(),
+            full.page.into(),
+            full.table.into(),
+            full.stride.into(),
+            window.base.into(),
+            window.page.into(),
+            window.table.into(),
+            window.stride.into(),
+            of_back(|b| b.heads.places),
+            heads.into(),
+            kv_heads.into(),
+            b.x.into(),
+            b.normed.into(),
+            self.squares.at(0).into(),
+            self.barrier.at(0).into(),
+            self.done.at(0).into(),
+            b.rows.into(),
+            hidden.into(),
+            feed_forward.into(),
+            stages.into(),
+            b.epsilon.into(),
+            b.peers.mailboxes.into(),
+            b.peers.epochs.into(),
+            b.peers.failed.into(),
+            b.peers.rank.into(),
+            b.peers.ranks.into(),
+        ];
+        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: BETWEEN_SHARED };
+        device.launch(self.between[usize::from(b.rows > TILE)], launch, &args)
+    }
+
+    /// Whether [`Self::head`] takes so many rows of this output layer.
+    pub(crate) fn has_head(w: &Dense, rows: u32) -> bool {
+        (1..=Self::MOST_ROWS).contains(&rows)
+            && w.outputs.is_multiple_of(TILE)
+            && w.inputs.is_multiple_of(32)
+    }
+
+    /// out (of float) = x W^T; only where [`Self::has_head`].
+    pub(crate) fn head(
+        &self,
+        device: &Device,
+        w: &Dense,
+        x: u64,
+        out: u64,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        assert!(Self::has_head(w, rows), "an output layer that this kernel does not take");
+        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: HEAD_SHARED };
+        let args: [Arg; 7] = [
+            w.weights.at(0).into(),
+            x.into(),
+            out.into(),
+            rows.into(),
+            w.inputs.into(),
+            w.outputs.into(),
+            stages(rows, HEAD_SHARED).into(),
+        ];
+        device.launch(self.head[usize::from(rows > TILE)], launch, &args)
+    }
+}
+
+/// Stages of the ring that find room beside the warps' sums.
+fn stages(rows: u32, shared: u32) -> u32 {
+    let sums = WARPS * TILES * rows * TILE * size_of::<f32>() as u32;
+    ((shared - sums) / STAGE).min(MOST_STAGES)
+}
+
+fn check(w: &Dense, outputs: u32, inputs: u32) {
+    assert!((w.outputs, w.inputs) == (outputs, inputs), "a matrix of another size than the model's");
+}
+
+/// The right to fill a GPU's multiprocessors, held by one model of a process.
+struct Claim(usize);
+
+static CLAIMED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+impl Claim {
+    fn of(ordinal: usize) -> Option<Self> {
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        if claimed.contains(&ordinal) {
+            return None;
+        }
+        claimed.push(ordinal);
+        Some(Self(ordinal))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).retain(|ordinal| *ordinal != self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_count_of_rows_leaves_a_ring_of_several_stages() {
+        for rows in 1..=Persistent::MOST_ROWS {
+            assert!(stages(rows, BETWEEN_SHARED) >= 5, "{rows}");
+            assert!((8..=MOST_STAGES).contains(&stages(rows, HEAD_SHARED)), "{rows}");
+        }
+        // A multiprocessor of Hopper has 228 KiB, of which a block takes one for itself.
+        assert!(2 * (BETWEEN_SHARED + 1024) > 228 << 10);
+    }
+
+    #[test]
+    fn one_model_at_a_time_fills_a_gpu() {
+        let first = Claim::of(1000);
+        assert!(first.is_some());
+        assert!(Claim::of(1000).is_none());
+        assert!(Claim::of(1001).is_some());
+        drop(first);
+        assert!(Claim::of(1000).is_some());
+    }
+}
