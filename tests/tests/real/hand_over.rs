@@ -124,7 +124,7 @@ fn bodies(model: &str, drafted: bool) -> Vec<Value> {
 }
 
 /// A counter of this process; nothing else of this test adds to it.
-fn count(name: &str) -> f64 {
+pub(super) fn count(name: &str) -> f64 {
     let (_, text) = telemetry::meters().render().unwrap();
     let lines = text.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
