@@ -151,6 +151,7 @@ async fn the_text_of_the_coder_on_workers_of_all_sorts_is_the_same() {
 }
 
 /// The eight combinations, each with the prefix cache and without.
+#[expect(clippy::print_stdout, reason = "what a person who runs it by name wants to see")]
 async fn combinations(weights: &Weights, drafts: &Weights) {
     let plain = Who { duties: MIXED, drafted: false, prefix_cache: false, ranks: 1 };
     let mixed = Cluster::start(weights, drafts, plain).await;
