@@ -115,6 +115,11 @@ impl Forward {
         sizes: Sizes,
     ) -> Result<Self, CudaError> {
         let (dtype, mode) = (options.dtype, options.mode);
+        // Rows are read and written several values at a time.
+        if !p.hidden.is_multiple_of(4) || !p.feed_forward.is_multiple_of(8) {
+            let why = format!("a hidden size of {} or a feed-forward of {}", p.hidden, p.feed_forward);
+            return Err(CudaError::Arguments { kernel: "rms_norm and silu_mul", why });
+        }
         let linear = Matmul::new(&device, dtype, mode, weights.matrices())?;
         let shape = attention::Shape {
             dtype,
@@ -125,6 +130,7 @@ impl Forward {
         };
         let attention = Attention::new(&device, shape, sizes.rows.max(MOST_GRAPH), PARTIAL_ROWS)?;
         let widths = Widths {
+            layers: p.layers as u32,
             hidden: p.hidden as u32,
             feed_forward: p.feed_forward as u32,
             heads: p.heads as u32,
@@ -343,10 +349,10 @@ impl Forward {
     /// each.
     pub(crate) fn layers(&self, plan: Plan, kv: &Kv, peers: Peers) -> Result<(), CudaError> {
         let persistent = self.persistent.as_ref().filter(|_| self.persists(plan.batch.rows));
-        let persistent = persistent.ok_or(CudaError::NotBuilt { what: "persistent kernels for these rows" })?;
+        let persistent =
+            persistent.ok_or(CudaError::NotBuilt { what: "persistent kernels for these rows" })?;
         let (p, a, rows) = (&self.p, &self.a, self.arrays(plan).rows(plan.batch.rows));
-        let b =
-            Between { peers, rows: rows.count, x: a.x.at(0), normed: a.normed.at(0), epsilon: p.epsilon };
+        let b = Between { peers, rows: rows.count, x: a.x.at(0), normed: a.normed.at(0), epsilon: p.epsilon };
         self.embed(plan)?;
         if let Some(layer) = self.weights.layers.first() {
             let norm = Norm { weight: layer.attention_norm.at(0), epsilon: p.epsilon };
@@ -380,7 +386,7 @@ impl Forward {
                     pools: kv.pools(index),
                 }),
             };
-            persistent.between(&self.device, b, front.as_ref(), back.as_ref())?;
+            persistent.between(&self.device, index as u32, b, front.as_ref(), back.as_ref())?;
             if back.is_some() {
                 self.attend(index, plan, kv)?;
             }
@@ -501,7 +507,9 @@ impl Forward {
 fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
     match matrix {
         DeviceMatrix::Dense(dense) => Ok(dense),
-        DeviceMatrix::Quantised(_) => Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" }),
+        DeviceMatrix::Quantised(_) => {
+            Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" })
+        }
     }
 }
 
