@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use speculation::{Beliefs, Library, StepCost, Wait};
+use speculation::{Beliefs, Library, StepCost, Wait, WindowCost};
 
 use crate::Layered;
 
@@ -12,6 +12,8 @@ pub(crate) struct Drafting {
     pub(crate) cost: StepCost,
     /// What drafting with the model's own first layers costs; `None`: it does not.
     pub(crate) layered: Option<Layered>,
+    /// What a draft over a window takes.
+    pub(crate) window: WindowCost,
     pub(crate) beliefs: Beliefs,
     /// For a drafter on the target's own cores.
     pub(crate) wait: Wait,
@@ -28,7 +30,16 @@ impl Drafting {
     pub(crate) fn new(vocab_size: u32) -> Self {
         let libraries = BTreeMap::new();
         let (cost, beliefs, wait) = (StepCost::default(), Beliefs::default(), Wait::default());
-        Self { cost, layered: None, beliefs, wait, libraries, uses: 0, vocab_size }
+        Self {
+            cost,
+            layered: None,
+            window: WindowCost::default(),
+            beliefs,
+            wait,
+            libraries,
+            uses: 0,
+            vocab_size,
+        }
     }
 
     /// What sequences of this salt left, and what the rank believes.

@@ -36,6 +36,7 @@ fn main() -> anyhow::Result<()> {
                     token: ids[0],
                     position: PROMPT,
                     exit,
+                    window: None,
                     most,
                     stop_below: None,
                     stop_ids: Vec::new(),

@@ -47,7 +47,7 @@ impl TargetLane {
         let Round { exit, drafts, stop_below, drop_below } = match fixed {
             Some((exit, drafts)) => Round { exit, drafts, stop_below: None, drop_below: 0.0 },
             None => {
-                let Layered { layers, head, draft } = layered;
+                let Layered { layers, head, draft, .. } = layered;
                 let exits = exits.get_or_insert_with(|| Exits::new(layers, head, draft));
                 // Where nobody measured, more rows are free: a step reads its weights once.
                 let rows = |n| cost.seconds(n).zip(cost.seconds(1)).map_or(1.0, |(n, one)| n / one);
@@ -65,6 +65,7 @@ impl TargetLane {
             token,
             position,
             exit,
+            window: None,
             most,
             stop_below,
             stop_ids: self.request.limits.stop_ids.clone(),
