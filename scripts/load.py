@@ -4,7 +4,7 @@
     cargo build --release -p cli          # or the dev profile; the result says which
     python3 scripts/load.py --paceline target/release/paceline --json docs/benchmarks/DATE-load.json
 
-Four parts, each with a cluster of its own (`paceline up --target smollm2-135m --drafter none`):
+Parts, each with a cluster of its own (`paceline up --target smollm2-135m --drafter none`):
 
 overload  closed loop with as many requests under way as slots: the capacity. Then an open loop at 10
           times that rate. Accepted requests must keep their pace (p99 of the time between tokens at most
@@ -13,6 +13,10 @@ prefill   a prompt of 2,000 tokens enters while 8 streams run. Their longest pau
           step of token_budget rows at that depth, which is measured alone on the same server: the time
           to first token of 2,048 prompt tokens less that of 1,536 is so many rows' time.
           For each of --budgets.
+long      a prompt of --long-tokens enters while 8 streams run with --long-model. Their longest pause must not
+          exceed a step of token_budget rows behind that prompt, which is measured afterwards: the same prompt and
+          512 tokens more, of which the prefix cache has all but those. No stream may starve: each gets its tokens
+          at least at half of the rate of the others' mean. For the first of --budgets; not part of a whole run.
 memory    peak memory (VmHWM) of a worker with coder-1.5b whose KV cache was filled, against
           1.3 x file + KV budget.
 
@@ -37,6 +41,7 @@ import time
 import urllib.request
 
 PARTS = ["overload", "prefill", "memory"]
+BY_NAME = ["long"]
 
 
 class Cluster:
@@ -317,6 +322,56 @@ def prefill_at(args, bounds, budget):
     return result
 
 
+def long(args, bounds):
+    streams, budget, count = 8, args.budgets[0], args.long_tokens
+    settings = {"PACELINE_ENGINE__TOKEN_BUDGET": str(budget)}
+    one = {"max_tokens": 1, "temperature": 0}
+    seeds = iter(range(1 << 30))
+    with Cluster(args.paceline, args.long_model, streams + 2, settings.items()) as cluster:
+        cluster.stream({"prompt": prompt_ids(256, next(seeds)), **one})
+        prompt = prompt_ids(count, next(seeds))
+        seen, stop = [[] for _ in range(streams)], threading.Event()
+        body = {"max_tokens": 6000, "min_tokens": 6000, "temperature": 0, "ignore_eos": True,
+                "speculation": {"strategy": "none"}}
+        with concurrent.futures.ThreadPoolExecutor(streams) as pool:
+            running = [pool.submit(cluster.stream, {"prompt": prompt_ids(16, next(seeds)), **body}, one_seen, stop)
+                       for one_seen in seen]
+            while not all(running_one.done() or times for running_one, times in zip(running, seen)):
+                time.sleep(0.01)
+            time.sleep(3)
+            start, times = cluster.stream({"prompt": prompt, **one})
+            end = times[0]
+            stop.set()
+            for one_running in running:
+                one_running.result()
+        steps = []
+        for _ in range(args.rounds):
+            # All but the last tokens are cached: so many rows behind them.
+            begin, times = cluster.stream({"prompt": prompt + prompt_ids(512, next(seeds)), **one})
+            steps.append((times[0] - begin) / (512 / budget))
+    quiet, beside, tokens = [], [], []
+    for times in seen:
+        tokens.append(sum(start < at < end for at in times))
+        for before, after in zip(times, times[1:]):
+            (beside if before < end and after > start else quiet).append(after - before)
+    step = statistics.median(steps)
+    result = {
+        "model": args.long_model, "token_budget": budget, "streams": streams, "prompt_tokens": count,
+        "prefill_s": end - start, "step_of_budget_rows_ms": 1e3 * step, "steps_ms": [1e3 * s for s in steps],
+        "gaps_before_ms": spread(quiet), "gaps_while_prefilled_ms": spread(beside),
+        "tokens_of_streams_meanwhile": tokens,
+    }
+    print(f"{args.long_model}, token_budget {budget}: {count} tokens in {end - start:.1f} s; a step of {budget} rows "
+          f"behind them takes {1e3 * step:.1f} ms; gaps of {streams} streams p50 "
+          f"{result['gaps_before_ms']['p50']:.1f}, meanwhile p50 {result['gaps_while_prefilled_ms']['p50']:.1f}, "
+          f"max {result['gaps_while_prefilled_ms']['max']:.1f} ms; tokens meanwhile {tokens}")
+    noise = result["gaps_before_ms"]["p99"]
+    bounds.check(f"longest gap while {count} tokens are prefilled", result["gaps_while_prefilled_ms"]["max"],
+                 1.1 * 1e3 * step + noise, "ms")
+    bounds.check("tokens of the slowest stream, at least", -min(tokens), -0.5 * statistics.mean(tokens))
+    return result
+
+
 def memory(args, bounds):
     kv = args.kv_mib << 20
     settings = {"PACELINE_RANK__KV_MEMORY": f"{args.kv_mib}MiB"}
@@ -348,7 +403,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paceline", default="target/debug/paceline", help="the program")
     parser.add_argument("--json", help="write all figures to this file")
-    parser.add_argument("--only", choices=PARTS, action="append", help="this part; repeat for several")
+    parser.add_argument("--only", choices=PARTS + BY_NAME, action="append", help="this part; repeat for several")
     parser.add_argument("--target", default="smollm2-135m")
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -358,6 +413,8 @@ def main():
     parser.add_argument("--open-seconds", type=int, default=20)
     parser.add_argument("--budgets", type=int, nargs="+", default=[512, 64])
     parser.add_argument("--rounds", type=int, default=5, help="long prompts that enter, one after the other")
+    parser.add_argument("--long-model", default="coder-0.5b")
+    parser.add_argument("--long-tokens", type=int, default=16384)
     parser.add_argument("--memory-model", default="coder-1.5b")
     parser.add_argument("--kv-mib", type=int, default=128, help="stated KV budget of the memory part")
     parser.add_argument("--kv-positions", type=int, default=6000, help="prompt tokens that fill it")

@@ -52,9 +52,7 @@ impl Outlet<TargetEvent> for AnswerOutlet {
                 // Drafts from elsewhere say nothing of the drafter.
                 let theirs = match source {
                     Source::Drafter => (verified as usize, drafted.iter().filter(|d| **d).count()),
-                    Source::Prediction | Source::Ngram | Source::Suffix | Source::Recycle | Source::Del => {
-                        (0, 0)
-                    }
+                    _ => (0, 0),
                 };
                 let answer = Answer::Tokens {
                     index: frame.at - self.prompt_len,

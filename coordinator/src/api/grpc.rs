@@ -134,7 +134,7 @@ impl Says {
             Some(Ok((choice, Event::Tokens(out)))) => Ok(say(Said::Tokens(tokens(choice, out)))),
             Some(Ok((choice, Event::Ended(ended)))) => {
                 self.choices = self.choices.saturating_sub(1);
-                Ok(say(Said::Finish(finish(choice, ended))))
+                Ok(say(Said::Finish(finish(choice, *ended))))
             }
             Some(Err(failure)) => {
                 tracing::warn!(request = self.request_id, reason = %failure.reason, why = %failure, "answer broken off");

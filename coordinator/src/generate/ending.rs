@@ -68,7 +68,7 @@ impl Choice {
             prompt = usage.prompt_tokens, output = usage.completion_tokens, ?finish,
             admitted = self.admitted, strategy, "answered"
         );
-        self.ready.push_back(Event::Ended(Ended {
+        self.ready.push_back(Event::Ended(Box::new(Ended {
             finish,
             stop_reason: self.stop_reason(),
             usage,
@@ -76,7 +76,7 @@ impl Choice {
             seed: self.request.sampling.seed,
             strategy,
             most_drafts: most_drafts(&self.request.speculation),
-        }));
+        })));
         self.close();
     }
 

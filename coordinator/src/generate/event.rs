@@ -12,7 +12,7 @@ pub(crate) enum Event {
     },
     Tokens(TokensOut),
     /// The choice's last.
-    Ended(Ended),
+    Ended(Box<Ended>),
 }
 
 /// Committed output and the text that it settles.

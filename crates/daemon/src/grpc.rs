@@ -54,8 +54,8 @@ impl Default for Config {
             max_streams: 1024,
             stream_window: ByteSize::kib(64),
             connection_window: ByteSize::mib(64),
-            keep_alive: Duration::from_secs(10),
-            keep_alive_timeout: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(2),
+            keep_alive_timeout: Duration::from_secs(2),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kvcache::{ClassId, PageId};
+use kvcache::{ClassId, HeadClass, PageId};
 use request::{Sampling, TokenId};
 use sampling::Draw;
 use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, TableDelta};
@@ -54,6 +54,7 @@ impl<M: Model> Engine<M> {
             self.drafting.cost.record(rows, fastest);
         }
         let drafted = measured.and_then(|()| self.calibrate_drafts(clock, room));
+        let drafted = drafted.and_then(|()| self.calibrate_window(clock, room));
         self.scheduler.clear_tables();
         drafted
     }
@@ -62,24 +63,14 @@ impl<M: Model> Engine<M> {
     /// takes besides follow from that, and from a step what its head takes.
     fn calibrate_drafts(&mut self, clock: &dyn Fn() -> Duration, room: u32) -> Result<(), ModelError> {
         const DRAFTS: u32 = 4;
-        let Some(Layered { layers, .. }) = self.drafting.layered else { return Ok(()) };
+        let Some(Layered { layers, windows, .. }) = self.drafting.layered else { return Ok(()) };
         let (few, many) = (1, layers.div_ceil(2));
         if many <= few || room <= DRAFTS {
             return Ok(());
         }
         let mut seconds = [f64::INFINITY; 2];
         for (fastest, exit) in seconds.iter_mut().zip([few, many]) {
-            let asked = SelfDraft {
-                slot: Slot(0),
-                token: TokenId(0),
-                position: 0,
-                exit,
-                most: DRAFTS,
-                stop: None,
-                stop_ids: Vec::new(),
-                sampling: Sampling::GREEDY,
-                watch: false,
-            };
+            let asked = SelfDraft { exit, ..drafts(DRAFTS) };
             let begin = clock();
             for run in 0..MOST_RUNS {
                 if run > RUNS && clock().saturating_sub(begin) > SHORT {
@@ -95,7 +86,26 @@ impl<M: Model> Engine<M> {
         let Some(step) = self.drafting.cost.seconds(1).filter(|_| layer > 0.0) else { return Ok(()) };
         let head = (step / layer - f64::from(layers)).max(0.0);
         let draft = (seconds[0] / layer - f64::from(few)).max(0.0);
-        self.drafting.layered = Some(Layered { layers, head, draft });
+        self.drafting.layered = Some(Layered { layers, head, draft, windows });
+        Ok(())
+    }
+
+    /// Times drafts over a window. Behind a text that is no longer than the window they would take little more.
+    fn calibrate_window(&mut self, clock: &dyn Fn() -> Duration, room: u32) -> Result<(), ModelError> {
+        const DRAFTS: u32 = 2;
+        let Some(Layered { layers, windows: true, .. }) = self.drafting.layered else { return Ok(()) };
+        if room <= DRAFTS {
+            return Ok(());
+        }
+        let window = Some(HeadClass::Window { sink: 1, recent: 1 });
+        let asked = SelfDraft { exit: layers, window, ..drafts(DRAFTS) };
+        let mut fastest = Duration::MAX;
+        for _ in 0..RUNS {
+            let start = clock();
+            self.model.self_draft(&asked)?;
+            fastest = fastest.min(clock().saturating_sub(start));
+        }
+        self.drafting.window.measured(fastest / DRAFTS);
         Ok(())
     }
 
@@ -108,6 +118,22 @@ impl<M: Model> Engine<M> {
             (0..kvcache::pages_for(positions)).map(change)
         };
         classes.flat_map(append).collect()
+    }
+}
+
+/// Drafts at the beginning of the first slot; which layers they pass is left to say.
+fn drafts(most: u32) -> SelfDraft {
+    SelfDraft {
+        slot: Slot(0),
+        token: TokenId(0),
+        position: 0,
+        exit: 0,
+        window: None,
+        most,
+        stop: None,
+        stop_ids: Vec::new(),
+        sampling: Sampling::GREEDY,
+        watch: false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use speculation::{Beliefs, Exits, Library, StepCost, Wait};
+use speculation::{Beliefs, Exits, Library, StepCost, Wait, WindowCost};
 
 use crate::Layered;
 
@@ -14,6 +14,8 @@ pub(crate) struct Drafting {
     pub(crate) layered: Option<Layered>,
     /// How right its layers were; `None`: nobody asked yet.
     pub(crate) exits: Option<Exits>,
+    /// What a draft over a window takes.
+    pub(crate) window: WindowCost,
     pub(crate) beliefs: Beliefs,
     /// For a drafter on the target's own cores.
     pub(crate) wait: Wait,
@@ -30,7 +32,17 @@ impl Drafting {
     pub(crate) fn new(vocab_size: u32) -> Self {
         let libraries = BTreeMap::new();
         let (cost, beliefs, wait) = (StepCost::default(), Beliefs::default(), Wait::default());
-        Self { cost, layered: None, exits: None, beliefs, wait, libraries, uses: 0, vocab_size }
+        Self {
+            cost,
+            layered: None,
+            exits: None,
+            window: WindowCost::default(),
+            beliefs,
+            wait,
+            libraries,
+            uses: 0,
+            vocab_size,
+        }
     }
 
     /// What sequences of this salt left, and what the rank believes.

@@ -11,8 +11,10 @@ pub struct Facts {
     pub accepted: u32,
     /// Sequences with at least one draft row.
     pub drafts: u32,
-    /// Sequences that the model drafted for with its own first layers: the step's time has these passes in it.
+    /// Sequences that the model drafted for itself: the step's time has these passes in it.
     pub self_drafted: u32,
+    /// Drafts of them that were made over a window.
+    pub window_drafts: u32,
     /// Sequences that picked at least one token.
     pub decodes: u32,
     /// Decoding sequences without a draft row although they want drafts.

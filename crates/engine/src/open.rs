@@ -168,6 +168,11 @@ impl<M: Model> Engine<M> {
 
 /// A model drafts by itself only after layers that it has.
 fn layers_there(request: &Request, layered: Option<Layered>) -> Result<(), InvalidField> {
+    let windows = layered.is_some_and(|layered| layered.windows);
+    if matches!(request.speculation.strategy, Strategy::Window(_)) && !windows {
+        let why = "window: the back end of this rank does not draft over a window of its keys";
+        return Err(InvalidField::not_built("speculation.strategy", why));
+    }
     let Strategy::Del(Del { fixed }) = request.speculation.strategy else { return Ok(()) };
     match (layered, fixed) {
         (None, _) => {

@@ -1,5 +1,7 @@
-//! A model that drafts for itself: its first layers, then its own head (LayerSkip, arXiv 2404.16710).
+//! A model that drafts for itself: with its first layers and its own head (LayerSkip, arXiv 2404.16710), or with all of
+//! them over a window of its keys (MagicDec, arXiv 2408.11049).
 
+use kvcache::HeadClass;
 use request::{Sampling, TokenId};
 use scheduler::Slot;
 use speculation::Stop;
@@ -12,6 +14,8 @@ pub struct Layered {
     pub head: f64,
     /// What a draft costs besides its layers, in layers.
     pub draft: f64,
+    /// Whether it also drafts over a window: its heads see everything otherwise.
+    pub windows: bool,
 }
 
 /// Asks for drafts behind the last known token of a slot, which is not computed yet.
@@ -21,8 +25,10 @@ pub struct SelfDraft {
     pub token: TokenId,
     /// Of `token`.
     pub position: u32,
-    /// Layers that a draft passes, fewer than all.
+    /// Layers that a draft passes: with a window all, else fewer.
     pub exit: u32,
+    /// The keys that drafts see; what is computed over a window is of no use to the step.
+    pub window: Option<HeadClass>,
     /// Most drafts, at most [`request::Del::MOST`]; 0: only watch.
     pub most: u32,
     /// Where to stop before that, by how sure the drafts are.

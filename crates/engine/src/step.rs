@@ -213,7 +213,7 @@ impl<M: Model> Engine<M> {
         // Pages that are evicted by this plan are read before its step.
         let settled = if self.spills() { self.settle() } else { Ok(()) };
         self.propose(&held);
-        let self_drafted = self.self_draft(&held);
+        let (self_drafted, window_drafts) = self.self_draft(&held);
         self.scheduler.set_budget(self.pacing.budget(self.decodes(&held)));
         let lanes = &self.lanes;
         let plan = self.scheduler.plan(|id| match lanes.get(&id) {
@@ -248,7 +248,7 @@ impl<M: Model> Engine<M> {
             // Nothing was committed; whose constraint gave up finds that out again.
             Err(error) => self.fail(now, &plan, &error),
         };
-        facts.self_drafted = self_drafted;
+        (facts.self_drafted, facts.window_drafts) = (self_drafted, window_drafts);
         facts.dropped = std::mem::take(&mut self.dropped);
         Outcome::Worked(facts)
     }
@@ -256,13 +256,17 @@ impl<M: Model> Engine<M> {
     /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost
     /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
+        let rows = facts.known_rows + facts.draft_rows;
         if facts.self_drafted > 0 {
-            // Its time has other passes in it.
+            // Its time has other passes in it. Those over a window are like steps.
+            if facts.window_drafts > 0 && facts.self_drafted == 1 && facts.known_rows == 1 {
+                self.drafting.window.took(facts.window_drafts, rows, time, &mut self.drafting.cost);
+            }
             return;
         }
-        self.pacing.record(facts.known_rows + facts.draft_rows, time);
+        self.pacing.record(rows, time);
         if facts.decodes > 0 && facts.known_rows == facts.decodes {
-            self.drafting.cost.record(facts.known_rows + facts.draft_rows, time);
+            self.drafting.cost.record(rows, time);
         }
     }
 
@@ -354,10 +358,12 @@ impl<M: Model> Engine<M> {
         }
     }
 
-    /// Lets the model draft with its own first layers for who asked for that; for how many it did.
-    fn self_draft(&mut self, held: &BTreeSet<SequenceId>) -> u32 {
-        let (layered, most, mut drafted) = (self.drafting.layered, self.settings.max_draft, 0);
-        let Some(layered) = layered else { return 0 };
+    /// Lets the model draft for itself for who asked for that, or whom it pays; for how many it did, and how many drafts
+    /// it made over a window.
+    fn self_draft(&mut self, held: &BTreeSet<SequenceId>) -> (u32, u32) {
+        let (most, mut drafted, mut windowed) = (self.settings.max_draft, 0, 0);
+        let Some(layered) = self.drafting.layered else { return (0, 0) };
+        let alone = self.decodes(held) == 1;
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
             if held.contains(id) || !self.scheduler.decoding(*id) {
@@ -367,17 +373,22 @@ impl<M: Model> Engine<M> {
             else {
                 continue;
             };
-            let Some(asked) = lane.self_draft(slot, known, (layered, most), &self.drafting) else {
-                continue;
-            };
+            let asked = lane.self_draft(slot, known, (layered, most), &self.drafting);
+            let asked =
+                asked.or_else(|| lane.over_a_window(slot, known, layered, (alone, most), &self.drafting));
+            let Some(asked) = asked else { continue };
             drafted += 1;
             match self.model.self_draft(&asked) {
+                Ok(drafts) if asked.window.is_some() => {
+                    windowed += drafts.len() as u32;
+                    lane.drafted_over_a_window(drafts);
+                }
                 Ok(drafts) => lane.self_drafted(drafts),
                 // Drafts are hints, also the model's own: the answer goes on without.
                 Err(_) => lane.distrust(),
             }
         }
-        drafted
+        (drafted, windowed)
     }
 
     /// One draw for each picking row, in row order, and the sequences whose constraint gave up.

@@ -3,6 +3,7 @@
 mod by_itself;
 mod proposing;
 mod readiness;
+mod window;
 
 pub(crate) use proposing::Server;
 pub(crate) use readiness::Readiness;
@@ -78,6 +79,10 @@ pub(crate) struct TargetLane {
     /// Of the draws for them, those from a pulled law.
     pulled: Vec<bool>,
     by_itself: by_itself::ByItself,
+    /// Rounds that could have drafted over a window.
+    rounds: u32,
+    /// Tokens a second that were expected of what was proposed.
+    promised: f64,
     usage: Usage,
     /// Since when it waits for drafts.
     parked: Option<Duration>,
@@ -145,6 +150,8 @@ impl TargetLane {
             source: Source::Drafter,
             pulled: Vec::new(),
             by_itself: Default::default(),
+            rounds: 0,
+            promised: 0.0,
             usage: Usage {
                 prompt_tokens: request.prompt.len() as u32,
                 completion_tokens: request.committed.len() as u32,

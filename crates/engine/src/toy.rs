@@ -44,7 +44,7 @@ impl ToyModel {
             classes: vec![(HeadClass::Full, pages)],
             slots,
             tree_rows: 64,
-            layered: Some(Layered { layers: Self::LAYERS, head: 0.5, draft: 0.5 }),
+            layered: Some(Layered { layers: Self::LAYERS, head: 0.5, draft: 0.5, windows: true }),
         }
     }
 
@@ -155,11 +155,17 @@ impl Model for ToyModel {
     }
 
     fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
-        let SelfDraft { slot, token, position, exit, most, .. } = *asked;
+        let SelfDraft { slot, token, position, exit, window, most, .. } = *asked;
         let (mut path, mut ids, mut chance) = (vec![token], Vec::new(), 1.0);
         for at in (position..).take(most as usize) {
             let context = self.context(slot, at, &path)?;
-            let (id, sure) = self.layer(exit, context, at, &asked.sampling)?;
+            // Who does not see everything is wrong now and then.
+            let right = match window {
+                Some(window) if window.sees(at, 0) && (0..at).all(|key| window.sees(at, key)) => 1.0,
+                Some(_) => 0.8,
+                None => Self::right(exit),
+            };
+            let (id, sure) = self.layer(right, context, at, &asked.sampling)?;
             ids.push((id, sure));
             path.push(id);
             if asked.ends(id, sure, &mut chance) {
@@ -173,8 +179,9 @@ impl Model for ToyModel {
         let picked = self.picked.iter().filter(|(of, ..)| *of == slot).take(rows as usize);
         let picked: Vec<(u32, u64)> = picked.map(|(_, position, context)| (*position, *context)).collect();
         let by = |exit| {
-            let said =
-                picked.iter().map(|(position, context)| self.layer(exit, *context, *position, sampling));
+            let said = picked
+                .iter()
+                .map(|(position, context)| self.layer(Self::right(exit), *context, *position, sampling));
             Ok(SaidBy { exit, said: said.collect::<Result<_, ModelError>>()? })
         };
         (1..Self::LAYERS).map(by).collect()
@@ -182,15 +189,20 @@ impl Model for ToyModel {
 }
 
 impl ToyModel {
-    /// What a layer says after a context, and how sure it is: more so when it is right.
+    /// The share of contexts in which a layer is right.
+    fn right(exit: u32) -> f64 {
+        f64::from(exit) / f64::from(Self::LAYERS)
+    }
+
+    /// What is said after a context by who is right in that share of contexts, and how sure it is: more so when it is right.
     fn layer(
         &self,
-        exit: u32,
+        right: f64,
         context: u64,
         position: u32,
         sampling: &Sampling,
     ) -> Result<(TokenId, f64), ModelError> {
-        let wrong = unit(mix(context ^ 0x99)) > f64::from(exit) / f64::from(Self::LAYERS);
+        let wrong = unit(mix(context ^ 0x99)) > right;
         let logits = logits_of(self.seed ^ u64::from(wrong), context, self.spec.vocab_size);
         let drawn = draw(&logits, &Draw::new(*sampling), position + 1);
         let drawn = drawn.ok_or(ModelError::NotFinite { row: 0 })?;

@@ -10,6 +10,9 @@ use crate::{HeadClass, HeadMap};
 pub enum Unit {
     /// A KV head, its query heads, and their keys and values.
     KvHead { layer: u32, head: u32 },
+    /// Keys and values of all heads at the positions of a span, of every sequence; where there are fewer KV heads than
+    /// ranks.
+    Span { span: u32 },
     /// Inner values of a feed-forward.
     FfnBlock { layer: u32, block: u32 },
     /// An expert of a mixture.
@@ -24,6 +27,8 @@ pub enum Unit {
 #[derive(Clone, Copy, Debug)]
 pub struct Units<'a> {
     pub heads: &'a HeadMap,
+    /// Of the longest sequence, [`Shards::SPAN`] positions each; 0: sequences are not shared out.
+    pub spans: u32,
     /// Of each layer.
     pub ffn_blocks: u32,
     /// Of each layer; none in a dense model.
@@ -39,11 +44,15 @@ pub struct Units<'a> {
 /// experts: less than one, in all layers together as well (R. Tijdeman, *The chairman assignment problem*, 1980). Window
 /// heads, which cost little, even out each layer: none gives a rank two heads more than its share. Hidden and vocabulary
 /// blocks lie in one run a rank and differ by less than one.
+///
+/// With fewer KV heads than ranks in some layer, no head has an owner, but spans do: the same bound holds for the spans of a
+/// sequence, however long. The first span of all sequences is one rank's: short ones are not shared out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shards {
     ranks: usize,
-    /// `[layer][KV head]`.
+    /// `[layer][KV head]`; empty where spans are shared out instead.
     heads: Vec<Vec<usize>>,
+    spans: Vec<usize>,
     /// `[layer]`: where each rank's run begins, and the end.
     ffn: Vec<Vec<u32>>,
     /// `[layer][expert]`.
@@ -60,14 +69,22 @@ pub enum Unshardable {
     #[error("rank {rank} of the group has no memory")]
     NoMemory { rank: usize },
     #[error(
-        "layer {layer} has {heads} KV heads for {ranks} ranks; sharing a head's sequence out is not built yet: use at \
+        "layer {layer} has {heads} KV heads for {ranks} ranks; sharing a head's sequence out is not built here: use at \
          most as many ranks as KV heads"
     )]
     FewHeads { layer: usize, heads: usize, ranks: usize },
+    #[error(
+        "layer {layer} has {heads} KV heads for {ranks} ranks, and some heads have a window; only heads that see everything \
+         are shared out by their sequence: use at most as many ranks as KV heads, or no windows"
+    )]
+    Windows { layer: usize, heads: usize, ranks: usize },
 }
 
 impl Shards {
     pub const MOST_RANKS: usize = 64;
+    /// Positions whose keys and values are on one rank, where sequences are shared out: those whose softmax is taken
+    /// together (`architecture.md`, *Arithmetic contract*).
+    pub const SPAN: u32 = 512;
 
     /// Shares a model out to as many ranks as `memory` has entries; only their relation counts.
     pub fn new(units: &Units<'_>, memory: &[u32]) -> Result<Self, Unshardable> {
@@ -79,14 +96,24 @@ impl Shards {
             return Err(Unshardable::NoMemory { rank });
         }
         let layers = &units.heads.class_of;
-        if let Some((layer, heads)) = layers.iter().enumerate().find(|(_, heads)| heads.len() < ranks) {
-            return Err(Unshardable::FewHeads { layer, heads: heads.len(), ranks });
+        let few = layers.iter().enumerate().find(|(_, heads)| heads.len() < ranks);
+        if let Some((layer, heads)) = few {
+            let heads = heads.len();
+            if units.spans == 0 {
+                return Err(Unshardable::FewHeads { layer, heads, ranks });
+            }
+            if !units.heads.is_full() {
+                return Err(Unshardable::Windows { layer, heads, ranks });
+            }
         }
+        let mut turns = Turns::new(memory);
+        let spans = if few.is_some() { units.spans } else { 0 };
         let mut ffn = Turns::new(memory);
         let mut experts = Turns::new(memory);
         Ok(Self {
             ranks,
-            heads: heads(units.heads, memory),
+            heads: if few.is_some() { Vec::new() } else { heads(units.heads, memory) },
+            spans: (0..spans).map(|_| turns.next()).collect(),
             ffn: layers.iter().map(|_| runs(&ffn.counts(units.ffn_blocks))).collect(),
             experts: layers.iter().map(|_| (0..units.experts).map(|_| experts.next()).collect()).collect(),
             hidden: runs(&Turns::new(memory).counts(units.hidden_blocks)),
@@ -107,11 +134,17 @@ impl Shards {
             |runs: &[u32], block: u32| runs.windows(2).position(|run| (run[0]..run[1]).contains(&block));
         match unit {
             Unit::KvHead { layer, head } => of(&self.heads, layer, head),
+            Unit::Span { span } => self.spans.get(span as usize).copied(),
             Unit::Expert { layer, expert } => of(&self.experts, layer, expert),
             Unit::FfnBlock { layer, block } => within(self.ffn.get(layer as usize)?, block),
             Unit::HiddenBlock { block } => within(&self.hidden, block),
             Unit::VocabBlock { block } => within(&self.vocab, block),
         }
+    }
+
+    /// By span its owner, where sequences are shared out instead of heads.
+    pub fn spans(&self) -> Option<&[usize]> {
+        (!self.spans.is_empty()).then_some(&self.spans)
     }
 
     /// KV heads of a rank in a layer, in order.
@@ -241,7 +274,8 @@ mod tests {
     #[test]
     fn three_heads_over_two_ranks_take_turns() {
         let map = HeadMap::uniform(HeadClass::Full, 4, 3);
-        let units = Units { heads: &map, ffn_blocks: 5, experts: 0, hidden_blocks: 36, vocab_blocks: 7 };
+        let units =
+            Units { heads: &map, spans: 9, ffn_blocks: 5, experts: 0, hidden_blocks: 36, vocab_blocks: 7 };
         let shards = Shards::new(&units, &[1, 1]).unwrap();
         let counts: Vec<usize> = (0..4).map(|layer| shards.heads(layer, 0).count()).collect();
         assert_eq!(counts.iter().sum::<usize>(), 6);
@@ -261,17 +295,53 @@ mod tests {
     #[test]
     fn what_cannot_be_shared_out_is_refused() {
         let map = HeadMap::uniform(HeadClass::Full, 2, 2);
-        let units = Units { heads: &map, ffn_blocks: 1, experts: 0, hidden_blocks: 1, vocab_blocks: 1 };
+        let units =
+            Units { heads: &map, spans: 0, ffn_blocks: 1, experts: 0, hidden_blocks: 1, vocab_blocks: 1 };
         assert_eq!(Shards::new(&units, &[]), Err(Unshardable::Ranks { ranks: 0, most: 64 }));
         assert_eq!(Shards::new(&units, &[1, 0]), Err(Unshardable::NoMemory { rank: 1 }));
         let error = Shards::new(&units, &[1; 3]).unwrap_err();
         assert_eq!(error, Unshardable::FewHeads { layer: 0, heads: 2, ranks: 3 });
         assert!(error.to_string().contains("not built"), "{error}");
         Shards::new(&units, &[u32::MAX; 2]).unwrap();
+        let map = HeadMap::half_windows(2, 2, 1, 2);
+        let windows = Units { heads: &map, spans: 4, ..units };
+        let error = Shards::new(&windows, &[1; 3]).unwrap_err();
+        assert_eq!(error, Unshardable::Windows { layer: 0, heads: 2, ranks: 3 });
+        Shards::new(&windows, &[1; 2]).unwrap();
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+        #[test]
+        fn every_span_has_one_owner_and_the_bound_holds(
+            memory in prop::collection::vec(prop_oneof![1u32..4, 1u32..100, 1u32..], 2..9),
+            heads in any::<prop::sample::Index>(), layers in 1usize..5, spans in 1u32..300, ffn_blocks in 0u32..40,
+        ) {
+            let (ranks, kv_heads) = (memory.len(), 1 + heads.index(memory.len() - 1));
+            let map = HeadMap::uniform(HeadClass::Full, layers, kv_heads);
+            let units = Units { heads: &map, spans, ffn_blocks, experts: 0, hidden_blocks: 9, vocab_blocks: 9 };
+            let shards = Shards::new(&units, &memory).unwrap();
+            let total: u64 = memory.iter().map(|memory| u64::from(*memory)).sum();
+            let n = ranks as i128;
+            let mut counts = vec![0; ranks];
+            for span in 0..spans {
+                let owner = shards.owner(Unit::Span { span }).unwrap();
+                prop_assert_eq!(shards.spans().unwrap()[span as usize], owner);
+                counts[owner] += 1;
+                // Of a sequence that ends here.
+                for (count, share) in counts.iter().zip(&memory) {
+                    let off = off(*count, *share, span as usize + 1, total);
+                    prop_assert!(off.abs() * (2 * n - 2) <= (2 * n - 3) * i128::from(total), "{:?}", counts);
+                }
+            }
+            prop_assert_eq!(shards.owner(Unit::Span { span: spans }), None);
+            // What is shared out by spans is not by heads; everything else is as ever.
+            prop_assert_eq!(shards.owner(Unit::KvHead { layer: 0, head: 0 }), None);
+            prop_assert!((0..ranks).all(|rank| shards.heads(0, rank).next().is_none()));
+            let blocks = (0..ffn_blocks).map(|block| shards.owner(Unit::FfnBlock { layer: 0, block }));
+            prop_assert!(blocks.into_iter().all(|owner| owner.is_some_and(|rank| rank < ranks)));
+        }
 
         #[test]
         fn every_unit_has_one_owner_and_the_bound_holds(
@@ -285,7 +355,7 @@ mod tests {
                 classes: vec![HeadClass::Full, HeadClass::Window { sink: 1, recent: 2 }],
                 class_of: (0..layers).map(|l| (0..kv_heads).map(|h| class(l, h)).collect()).collect(),
             };
-            let units = Units { heads: &map, ffn_blocks, experts, hidden_blocks, vocab_blocks };
+            let units = Units { heads: &map, spans: 7, ffn_blocks, experts, hidden_blocks, vocab_blocks };
             let shards = Shards::new(&units, &memory).unwrap();
             let total: u64 = memory.iter().map(|memory| u64::from(*memory)).sum();
             // (2n - 2) times what a rank is off is at most (2n - 3) times one unit.
@@ -322,6 +392,7 @@ mod tests {
             }
             // One owner each: `owner` names one, and no unit beyond the model has any.
             let owned = |unit| shards.owner(unit).is_some_and(|rank| rank < ranks);
+            prop_assert_eq!((shards.spans(), shards.owner(Unit::Span { span: 0 })), (None, None));
             for layer in 0..layers as u32 {
                 assert!((0..kv_heads as u32).all(|head| owned(Unit::KvHead { layer, head })));
                 assert!((0..ffn_blocks).all(|block| owned(Unit::FfnBlock { layer, block })));

@@ -36,6 +36,7 @@ fn main() -> anyhow::Result<()> {
                     token: ids[0],
                     position: PROMPT,
                     exit,
+                    window: None,
                     most,
                     stop: None,
                     stop_ids: Vec::new(),

@@ -185,6 +185,26 @@ impl Storage {
         }
     }
 
+    /// What the page holds is of no use any more: its memory goes back to the system, and reads as zeros. What it shares
+    /// with its neighbours of the system's pages stays.
+    pub(crate) fn discard(&mut self, page: PageId) {
+        #[cfg(unix)]
+        {
+            const SYSTEM: usize = 4096;
+            let start = (page.0 as usize * self.page).next_multiple_of(SYSTEM);
+            let end = (page.0 as usize + 1).saturating_mul(self.page).min(self.bytes.len()) / SYSTEM * SYSTEM;
+            if start < end {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: the map is anonymous and private, so its bytes become zeros; `&mut self`: nobody looks at them.
+                let done = unsafe { self.bytes.unchecked_advise_range(advice, start, end - start) };
+                // It is memory that is not saved, no more.
+                let _ = done;
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = page;
+    }
+
     /// All heads of the class in one layer of a page, as they lie: what is handed over to another rank.
     pub(crate) fn layer(&self, page: PageId, layer: usize) -> Result<&[u8], ModelError> {
         let range = self.layer_range(page, layer)?;

@@ -24,10 +24,10 @@ pub use probe::Asked;
 use std::path::Path;
 
 use engine::{Layered, Model, ModelError, ModelSpec, Pick, Picks, SaidBy, SelfDraft, Ticket};
-use kvcache::{ClassId, HeadMap, PageId};
+use kvcache::{ClassId, HeadClass, HeadMap, PageId};
 use request::{Sampling, TokenId};
 use sampling::Draw;
-use scheduler::{Slot, Step};
+use scheduler::{Slot, Step, TableChange, TableDelta};
 
 use crate::arch::{Decoder, Parameters};
 use crate::cache::{KvDtype, Storage, Tables};
@@ -147,7 +147,7 @@ impl CpuModel {
             .collect();
         let pages = pages(options.pages, &heads, &sizes, options.slots, context)?;
         let group = group.map(|group| {
-            let part = Part::new(&parameters, &heads, group.memory(), group.rank())?;
+            let part = Part::new(&parameters, &heads, context, group.memory(), group.rank())?;
             Ok::<_, LoadError>((group, part))
         });
         let group = group.transpose()?;
@@ -170,12 +170,16 @@ impl CpuModel {
         let classes: Vec<_> = storage.iter().map(|storage| (storage.class, storage.pages)).collect();
         let mut pool =
             Pool::on_cores(options.threads, cores).map_err(|e| LoadError::Threads(e.to_string()))?;
+        if let Some((group, _)) = &group {
+            group.seen_by(Box::new(pool.sight()));
+        }
         // A drafter and the ranks of a group do not draft with their first layers.
         let alone = shortlist.is_none() && group.is_none();
         let drafted = Some(early.tokens.into_iter().filter(|id| *id < drawn).collect());
         let drafted = drafted.filter(|ids: &Vec<u32>| alone && !ids.is_empty());
         let packed = Packed::new(&decoder, shortlist, drafted, rows, &mut pool)?;
-        let layered = if alone { layered(&packed) } else { None };
+        let windows = heads.classes == [HeadClass::Full];
+        let layered = if alone { layered(&packed, windows) } else { None };
         let mut scratch = Scratch::new(&parameters);
         scratch.group = group;
         let (level, layers) = (Level::best(), parameters.layers);
@@ -253,6 +257,7 @@ impl CpuModel {
         }
         self.branches.keep(&changed.kept, &mut self.storage)?;
         self.tables.apply(changed);
+        self.give_up(step);
         if rows.is_empty() {
             // Only tables changed, and what was kept of trees was copied.
             self.picking.clear();
@@ -266,6 +271,22 @@ impl CpuModel {
         forward.layers(&mut self.pool, &rows, storage, &mut self.exits, scratch, picking)?;
         self.exits.over();
         Ok(())
+    }
+
+    /// Where sequences are shared out: what pages held that now stand at another rank's positions is of no use here.
+    fn give_up(&mut self, step: &Step) {
+        let Some((_, part)) = self.scratch.group.as_ref().filter(|(_, part)| part.spans().is_some()) else {
+            return;
+        };
+        for TableDelta { slot, class, change } in &step.deltas {
+            let (TableChange::Append(page) | TableChange::Share(page)) = change else { continue };
+            let (slot, class) = (slot.0 as usize, usize::from(class.0));
+            let index = self.tables.get(slot, class).iter().rposition(|held| *held == Some(*page));
+            let kept = index.is_some_and(|index| part.keeps(index as u32 * kvcache::PAGE_POSITIONS));
+            if let Some(storage) = self.storage.get_mut(class).filter(|_| !kept) {
+                storage.discard(*page);
+            }
+        }
     }
 
     /// Computes the head for the picking rows of the last layers and hands their logits, a few rows at a
@@ -301,7 +322,9 @@ impl Model for CpuModel {
     }
 
     fn layers(&self) -> u32 {
-        self.parameters.layers as u32
+        // Pages of a sequence that is shared out lie on one rank each; reading them from outside is not built.
+        let shared = self.scratch.group.as_ref().is_some_and(|(_, part)| part.spans().is_some());
+        if shared { 0 } else { self.parameters.layers as u32 }
     }
 
     fn export(
@@ -311,10 +334,16 @@ impl Model for CpuModel {
         layer: u32,
         into: &mut Vec<u8>,
     ) -> Result<(), ModelError> {
+        if Model::layers(self) == 0 {
+            return Err(ModelError::Unsupported { what: "pages of a group with fewer KV heads than ranks" });
+        }
         self.page_out(class, page, layer, into)
     }
 
     fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        if Model::layers(self) == 0 {
+            return Err(ModelError::Unsupported { what: "pages of a group with fewer KV heads than ranks" });
+        }
         self.page_in(class, page, layer, bytes)
     }
 
@@ -369,11 +398,16 @@ impl Model for CpuModel {
 }
 
 /// What the heads cost in layers: all read their weights once a step.
-fn layered(packed: &Packed) -> Option<Layered> {
+fn layered(packed: &Packed, windows: bool) -> Option<Layered> {
     let (layers, head) = (packed.layers.len(), packed.head.bytes() as f64);
     let layer = (packed.bytes() as f64 - head) / layers.max(1) as f64;
     let draft = packed.drafting_head().bytes() as f64 / layer;
-    (layers >= 2 && layer > 0.0).then(|| Layered { layers: layers as u32, head: head / layer, draft })
+    (layers >= 2 && layer > 0.0).then(|| Layered {
+        layers: layers as u32,
+        head: head / layer,
+        draft,
+        windows,
+    })
 }
 
 impl std::fmt::Debug for CpuModel {

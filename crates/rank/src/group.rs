@@ -20,7 +20,7 @@ pub struct Group {
     /// For all ranks to come, and to load the model.
     #[serde(default = "start", with = "duration")]
     pub start: Duration,
-    /// For one message of a running step; a rank that takes longer ends the group.
+    /// A rank of which nothing is heard for so long, or that comes no further while others wait for it, ends the group.
     #[serde(default = "within", with = "duration")]
     pub within: Duration,
 }
@@ -30,7 +30,7 @@ const fn start() -> Duration {
 }
 
 const fn within() -> Duration {
-    Duration::from_secs(10)
+    Duration::from_secs(3)
 }
 
 impl Check for Group {

@@ -22,7 +22,7 @@ pub use id::RequestId;
 pub use limits::Limits;
 pub use outcome::{Finish, SourceStats, SpeculationStats, TokenLogprobs, Usage};
 pub use sampling::{Sampling, SamplingParams};
-pub use speculation::{Del, Quality, Rapid, Retrieval, Rule, Source, Speculation, Strategy};
+pub use speculation::{Del, Quality, Rapid, Retrieval, Rule, Source, Speculation, Strategy, Window};
 pub use token::{TokenId, Tokens};
 
 /// One choice of one request, as the engine sees it: everything that decides its text.

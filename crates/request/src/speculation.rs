@@ -129,6 +129,40 @@ pub enum Strategy {
     Rapid(Rapid),
     /// No drafter; the model drafts with its own first layers. It pays with weights that were trained for it.
     Del(Del),
+    /// No drafter; the model drafts over a window of its keys and verifies over all of them. It pays behind long texts.
+    Window(Window),
+}
+
+/// Drafting over a window of the model's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First positions that drafts see.
+    pub sink: u32,
+    /// Last positions that they see.
+    pub recent: u32,
+    /// Drafts of a step; `None`: as many as pay.
+    pub k: Option<u32>,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { sink: 64, recent: 512, k: None }
+    }
+}
+
+impl Window {
+    fn validate(self) -> Result<(), InvalidField> {
+        for (field, value, least, most) in [
+            ("speculation.window.sink", self.sink, 0, 1 << 20),
+            ("speculation.window.recent", self.recent, 1, 1 << 20),
+            ("speculation.window.k", self.k.unwrap_or(1), 1, Del::MOST),
+        ] {
+            if !(least..=most).contains(&value) {
+                return Err(InvalidField::new(field, format!("{value} is not between {least} and {most}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Drafting by the model's first layers.
@@ -182,7 +216,12 @@ impl Strategy {
             Self::Ngram => &[Source::Ngram],
             Self::Suffix => &[Source::Suffix],
             Self::Recycle => &[Source::Recycle],
-            Self::None | Self::Draft | Self::Lockstep { .. } | Self::Rapid(_) | Self::Del(_) => &[],
+            Self::None
+            | Self::Draft
+            | Self::Lockstep { .. }
+            | Self::Rapid(_)
+            | Self::Del(_)
+            | Self::Window(_) => &[],
         }
     }
 }
@@ -199,11 +238,13 @@ pub enum Source {
     Recycle,
     /// The model's own first layers.
     Del,
+    /// The model itself, over a window of its keys.
+    Window,
 }
 
 impl Source {
-    pub const ALL: [Self; 6] =
-        [Self::Drafter, Self::Prediction, Self::Ngram, Self::Suffix, Self::Recycle, Self::Del];
+    pub const ALL: [Self; 7] =
+        [Self::Drafter, Self::Prediction, Self::Ngram, Self::Suffix, Self::Recycle, Self::Del, Self::Window];
 
     /// As the strategy is called that drafts with it alone.
     pub fn name(self) -> &'static str {
@@ -214,6 +255,7 @@ impl Source {
             Self::Suffix => "suffix",
             Self::Recycle => "recycle",
             Self::Del => "del",
+            Self::Window => "window",
         }
     }
 }
@@ -259,6 +301,7 @@ impl Speculation {
         match self.strategy {
             Strategy::Rapid(rapid) => rapid.validate()?,
             Strategy::Del(del) => del.validate()?,
+            Strategy::Window(window) => window.validate()?,
             _ => {}
         }
         if self.rule == Rule::Greedy && !params.is_greedy() {

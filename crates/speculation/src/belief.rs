@@ -86,6 +86,8 @@ fn first_belief(source: Source, sureness: usize) -> f64 {
     match source {
         // A mild belief in a new drafter: six of eight.
         Source::Drafter | Source::Prediction | Source::Del => 0.75,
+        // The target's own words, but for what it does not see.
+        Source::Window => 0.85,
         // The longer the match, the likelier it goes on.
         // From 4 on: what the same places say less often.
         Source::Ngram | Source::Suffix => [0.3, 0.5, 0.7, 0.85, 0.15, 0.15, 0.15, 0.1][sureness],

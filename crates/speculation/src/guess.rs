@@ -195,7 +195,7 @@ pub fn propose(
         Source::Ngram => ngram(own, text, asked.most),
         Source::Suffix => suffix(own, &library.answers, text, asked),
         Source::Recycle => recycled(&library.recycle, text, asked),
-        Source::Drafter | Source::Prediction | Source::Del => Proposal::default(),
+        Source::Drafter | Source::Prediction | Source::Del | Source::Window => Proposal::default(),
     }
 }
 

@@ -18,7 +18,8 @@
 //!
 //! For answers that need not be exact a drafter may read only what [`Documents`] retrieves of a long prompt.
 //!
-//! Where a model drafts with its own first layers, [`Exits`] says after how many, and how many drafts.
+//! Where a model drafts with its own first layers, [`Exits`] says after how many, and how many drafts; where it drafts over a
+//! window of its keys, [`WindowCost`] says how many.
 //!
 //! Not here: who computes drafts (`engine`), the draws that a rule asks for (`sampling`).
 //! Start at [`Tail`] and [`Session`], then [`verify`], then [`choose`].
@@ -32,6 +33,7 @@ mod cost;
 mod del;
 mod guess;
 mod history;
+mod over_window;
 mod pearl;
 mod prediction;
 mod prefix;
@@ -50,6 +52,7 @@ pub use cost::StepCost;
 pub use del::{Exits, Round, Said, Stop};
 pub use guess::{Asked, Library, Proposal, propose};
 pub use history::History;
+pub use over_window::WindowCost;
 pub use pearl::{Reaction, Session, Timing, window};
 pub use prediction::Prediction;
 pub use prefix::PrefixHashes;

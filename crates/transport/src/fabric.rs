@@ -29,7 +29,13 @@ pub trait Link: Send + std::fmt::Debug {
 
     /// The other rank, for messages to people.
     fn peer(&self) -> &str;
+
+    /// What closes the link from another thread: a call that waits on it then ends with [`FabricError::Closed`].
+    fn closer(&self) -> Result<Closer, FabricError>;
 }
+
+/// Closes a link that another thread has.
+pub type Closer = Box<dyn Fn() + Send>;
 
 /// Why bytes did not go or come.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -21,6 +21,6 @@ pub mod tcp;
 mod unit;
 
 pub use checksum::checksum;
-pub use fabric::{Fabric, FabricError, Link};
+pub use fabric::{Closer, Fabric, FabricError, Link};
 pub use frame::{Damage, Head, MOST_BYTES};
 pub use unit::{PageUnit, UNIT_BYTES};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::frame::{header, split};
-use crate::{Damage, Fabric, FabricError, Head, Link, MOST_BYTES};
+use crate::{Closer, Damage, Fabric, FabricError, Head, Link, MOST_BYTES};
 
 mod faults;
 
@@ -190,6 +190,14 @@ impl Link for LocalLink {
     fn peer(&self) -> &str {
         &self.peer
     }
+
+    fn closer(&self) -> Result<Closer, FabricError> {
+        let (out, into) = (self.out.clone(), self.into.clone());
+        Ok(Box::new(move || {
+            out.close();
+            into.end();
+        }))
+    }
 }
 
 impl Drop for LocalLink {
@@ -283,6 +291,15 @@ impl<T> Pipe<T> {
 
     fn hang(&self) {
         lock(&self.state).hung = true;
+    }
+
+    /// Closed by the side that reads it: also of a pipe that hangs nothing is awaited any more.
+    fn end(&self) {
+        let mut state = lock(&self.state);
+        (state.closed, state.hung) = (true, false);
+        state.queue.clear();
+        drop(state);
+        self.changed.notify_all();
     }
 
     fn is_closed(&self) -> bool {

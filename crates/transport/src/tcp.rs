@@ -2,13 +2,13 @@
 //! message costs two system calls and no hand-over between threads.
 
 use std::io::{ErrorKind, IoSlice, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use crate::frame::{HEADER, Header, header};
-use crate::{Damage, Fabric, FabricError, Head, Link, MOST_BYTES};
+use crate::{Closer, Damage, Fabric, FabricError, Head, Link, MOST_BYTES};
 
 /// Read ahead: a small message comes with its header in one call.
 const AHEAD: usize = 64 << 10;
@@ -269,6 +269,15 @@ impl Link for TcpLink {
 
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    fn closer(&self) -> Result<Closer, FabricError> {
+        let stream = self.stream.try_clone();
+        let stream = stream.map_err(|e| FabricError::Io { what: "sharing a link", why: e.to_string() })?;
+        Ok(Box::new(move || {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }))
     }
 }
 

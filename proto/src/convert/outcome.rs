@@ -85,6 +85,7 @@ impl From<Source> for v1::Source {
             Source::Suffix => Self::Suffix,
             Source::Recycle => Self::Recycle,
             Source::Del => Self::Del,
+            Source::Window => Self::Window,
         }
     }
 }
@@ -97,6 +98,7 @@ fn source(value: i32) -> Result<Source, WireError> {
         Ok(v1::Source::Suffix) => Ok(Source::Suffix),
         Ok(v1::Source::Recycle) => Ok(Source::Recycle),
         Ok(v1::Source::Del) => Ok(Source::Del),
+        Ok(v1::Source::Window) => Ok(Source::Window),
         Ok(v1::Source::Unspecified) => Err(WireError::missing("speculation.sources.source")),
         Err(_) => Err(WireError::unknown("speculation.sources.source", value)),
     }

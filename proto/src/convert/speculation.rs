@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use request::{Del, Quality, Rapid, Retrieval, Rule, Speculation, Strategy};
+use request::{Del, Quality, Rapid, Retrieval, Rule, Speculation, Strategy, Window};
 
 use super::micros;
 use crate::error::WireError;
@@ -59,6 +59,7 @@ impl From<Speculation> for v1::Speculation {
             Strategy::Recycle => (v1::Strategy::Recycle, None),
             Strategy::Rapid(_) => (v1::Strategy::Rapid, None),
             Strategy::Del(_) => (v1::Strategy::Del, None),
+            Strategy::Window(_) => (v1::Strategy::Window, None),
             Strategy::Lockstep { k, deadline } => {
                 (v1::Strategy::Lockstep, Some(v1::Lockstep { k, deadline_us: micros(deadline) }))
             }
@@ -71,6 +72,12 @@ impl From<Speculation> for v1::Speculation {
             rapid,
             exit: match speculation.strategy {
                 Strategy::Del(Del { fixed }) => fixed.map(|(layers, k)| v1::Exit { layers, k }),
+                _ => None,
+            },
+            window: match speculation.strategy {
+                Strategy::Window(Window { sink, recent, k }) => {
+                    Some(v1::Window { sink: Some(sink), recent: Some(recent), k })
+                }
                 _ => None,
             },
         }
@@ -94,6 +101,9 @@ impl TryFrom<v1::Speculation> for Speculation {
         if from.exit.is_some() && strategy != Wire::Del {
             return Err(WireError::invalid("speculation.exit", "is set, but strategy is not del"));
         }
+        if from.window.is_some() && strategy != Wire::Window {
+            return Err(WireError::invalid("speculation.window", "is set, but strategy is not window"));
+        }
         let strategy = match (strategy, from.lockstep) {
             (Wire::Lockstep, None) => return Err(WireError::missing("speculation.lockstep")),
             (Wire::Lockstep, Some(l)) => {
@@ -112,6 +122,14 @@ impl TryFrom<v1::Speculation> for Speculation {
             (Wire::Suffix, None) => Strategy::Suffix,
             (Wire::Recycle, None) => Strategy::Recycle,
             (Wire::Del, None) => Strategy::Del(Del { fixed: from.exit.map(|exit| (exit.layers, exit.k)) }),
+            (Wire::Window, None) => {
+                let (window, usual) = (from.window.unwrap_or_default(), Window::default());
+                Strategy::Window(Window {
+                    sink: window.sink.unwrap_or(usual.sink),
+                    recent: window.recent.unwrap_or(usual.recent),
+                    k: window.k,
+                })
+            }
             (Wire::Rapid, None) => Strategy::Rapid(from.rapid.unwrap_or_default().into()),
         };
         let speculation = Self { strategy, rule: rule(from.rule)?, max_draft: from.max_draft };

@@ -73,6 +73,8 @@ fn speculation() -> impl Strategy<Value = Speculation> {
         Drafting::Recycle,
         Drafting::Del(request::Del { fixed: None }),
         Drafting::Del(request::Del { fixed: Some((3, 4)) }),
+        Drafting::Window(request::Window { sink: 0, recent: 9, k: None }),
+        Drafting::Window(request::Window { k: Some(3), ..Default::default() }),
     ]);
     let rapid =
         (1u32..=64, 1u64..=10_000_000, 0f32..100.0, 0f32..1.0, (0u32..99, 1u32..99, 8u32..99, 8u32..99));
@@ -173,7 +175,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         accepted_tokens,
     });
     let source = prop_oneof![source, Just(SourceStats::default())];
-    let sources = prop::array::uniform6(source);
+    let sources = prop::array::uniform7(source);
     let stats = (any::<[u64; 6]>(), vec(any::<u64>(), 0..=MAX_DRAFT_TOKENS + 1), sources).prop_map(
         |(
             [drafts, draft_tokens, accepted_tokens, plain_steps, dropped_tokens, augmented_tokens],

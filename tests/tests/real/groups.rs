@@ -8,6 +8,7 @@ use serde_json::json;
 use transport::local::Network;
 
 use super::exactness::MODEL;
+use super::hand_over::count;
 use super::model::Weights;
 use crate::support::{coordinator, eventually, model_file, start_worker};
 
@@ -75,4 +76,40 @@ async fn two_ranks_give_the_text_of_one_and_a_lost_one_costs_no_answer() {
     let ended = group.kill().await;
     assert!(ended.failed.iter().any(|(task, _)| *task == "engine"), "{ended:?}");
     assert_eq!(alone.drain().await.failed, []);
+}
+
+/// SmolLM2 has three KV heads. Prompts reach over several spans, and the second ones find the first ones' pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn four_ranks_share_sequences_and_give_the_text_of_one() {
+    let Some(path) = model_file("smollm2-135m") else { return };
+    let weights = Weights::open(MODEL, &path);
+    let story =
+        "Once more a story of a fox who owns the night, and of a heron who owns the pond. ".repeat(55);
+    let body = |n: u32| {
+        json!({
+            "model": MODEL, "messages": [{ "role": "user", "content": format!("{story}Tell story number {n}.") }],
+            "temperature": 0.8, "seed": n, "max_tokens": 12, "speculation": { "strategy": "none" },
+        })
+    };
+    let mut texts = Vec::new();
+    for ranks in [1, 4] {
+        let running = coordinator(MODEL, &path).await;
+        let client = Client::new(&format!("http://{}", running.http_addr())).unwrap();
+        let (grpc, config) = (Some(running.grpc_addr()), worker::Config::default());
+        let identity = weights.identity(Role::Worker, "group");
+        let network = Network::new();
+        let (make, followers) = weights.shared_by(&network, ranks);
+        let group = start_worker(config, identity, weights.constraints(), grpc, make).await;
+        eventually("the group joins", || async { client.ready().await.is_ok() }).await;
+        let (mut of_ranks, before) = (Vec::new(), count("paceline_prefix_cache_hits_total"));
+        for n in 0..2 {
+            of_ranks.push(client.chat(body(n), |_| {}).await.unwrap().text);
+        }
+        let cached = count("paceline_prefix_cache_hits_total") - before;
+        assert!(cached > 1024.0, "the second prompt finds most of the first, in three spans: {cached}");
+        texts.push(of_ranks);
+        assert_eq!(group.drain().await.failed, []);
+        followers.into_iter().for_each(|follower| follower.join().unwrap());
+    }
+    assert_eq!(texts[0], texts[1]);
 }

@@ -19,6 +19,7 @@ const MODEL: &str = "smollm2-135m";
 const TOKENS: u32 = 16;
 
 struct Cluster {
+    model: String,
     client: Client,
     running: coordinator::Running,
     workers: BTreeMap<NodeId, Node>,
@@ -40,9 +41,10 @@ const MIXED: &[Duty] = &[Duty::Mixed];
 const SPLIT: &[Duty] = &[Duty::Decode, Duty::Prefill];
 
 impl Cluster {
-    async fn start(weights: &Weights, who: Who) -> Self {
+    /// `drafts`: the drafter's weights.
+    async fn start(weights: &Weights, drafts: &Weights, who: Who) -> Self {
         let config = coordinator::Config { split_at_tokens: 17, ..coordinator::Config::default() };
-        let running = coordinator_with(MODEL, &weights.path, config).await;
+        let running = coordinator_with(&weights.name, &weights.path, config).await;
         let grpc = Some(running.grpc_addr());
         let (mut workers, mut followers) = (BTreeMap::new(), Vec::new());
         for (n, duty) in who.duties.iter().enumerate() {
@@ -65,9 +67,9 @@ impl Cluster {
         let drafter = match who.drafted {
             false => None,
             true => {
-                let identity = weights.identity(Role::Drafter, "drafter");
+                let identity = drafts.identity(Role::Drafter, "drafter");
                 let config = drafter::Config::default();
-                Some(start_drafter(config, identity, weights.constraints(), grpc, weights.make()).await)
+                Some(start_drafter(config, identity, drafts.constraints(), grpc, drafts.make()).await)
             }
         };
         let client = Client::new(&format!("http://{}", running.http_addr())).unwrap();
@@ -78,11 +80,11 @@ impl Cluster {
         })
         .await;
         eventually("the front door is open", async || client.ready().await.is_ok()).await;
-        Self { client, running, workers, drafter, followers }
+        Self { model: weights.name.clone(), client, running, workers, drafter, followers }
     }
 
     async fn answers(&self, drafted: bool) -> Vec<Summary> {
-        let bodies = bodies(drafted);
+        let bodies = bodies(&self.model, drafted);
         let asked = bodies.into_iter().map(|body| self.client.chat(body, |_| {}));
         join_all(asked).await.into_iter().map(Result::unwrap).collect()
     }
@@ -99,7 +101,7 @@ impl Cluster {
     }
 }
 
-fn body(prompt: &str, temperature: f64, tokens: u32, drafted: bool) -> Value {
+fn body(model: &str, prompt: &str, temperature: f64, tokens: u32, drafted: bool) -> Value {
     let speculation = match (drafted, temperature > 0.0) {
         (false, _) => json!({ "strategy": "none" }),
         // Half of them draft freely, half are sure to be drafted for.
@@ -107,22 +109,22 @@ fn body(prompt: &str, temperature: f64, tokens: u32, drafted: bool) -> Value {
         (true, true) => json!({ "strategy": "lockstep", "k": 4, "deadline_ms": 2000 }),
     };
     json!({
-        "model": MODEL, "messages": [{ "role": "user", "content": prompt }], "temperature": temperature, "seed": 3,
+        "model": model, "messages": [{ "role": "user", "content": prompt }], "temperature": temperature, "seed": 3,
         "max_tokens": tokens, "ignore_eos": true, "speculation": speculation,
     })
 }
 
-fn bodies(drafted: bool) -> Vec<Value> {
+fn bodies(model: &str, drafted: bool) -> Vec<Value> {
     let story = "A fox, a heron and an owl share a wood. The fox says: the night is mine. The heron says: the pond is \
                  mine. And the owl says nothing at all, but looks at both of them for a long while. ";
     let prompts = [story.to_owned(), story.repeat(4)];
     let asked = prompts.iter().zip(["Who owns the wood?", "What does the owl think?"]);
     let asked = asked.map(|(story, question)| format!("{story}{question}"));
-    asked.flat_map(|prompt| [0.0, 0.8].map(|t| body(&prompt, t, TOKENS, drafted))).collect()
+    asked.flat_map(|prompt| [0.0, 0.8].map(|t| body(model, &prompt, t, TOKENS, drafted))).collect()
 }
 
 /// A counter of this process; nothing else of this test adds to it.
-fn count(name: &str) -> f64 {
+pub(super) fn count(name: &str) -> f64 {
     let (_, text) = telemetry::meters().render().unwrap();
     let lines = text.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
@@ -132,13 +134,27 @@ fn texts(answers: &[Summary]) -> Vec<String> {
     answers.iter().map(|answer| answer.text.clone()).collect()
 }
 
-/// The eight combinations, each with the prefix cache and without.
 #[tokio::test(flavor = "multi_thread")]
 async fn text_does_not_depend_on_split_drafts_ranks_or_prefix_cache() {
     let Some(file) = model_file(MODEL) else { return };
     let weights = Weights::open(MODEL, &file);
+    combinations(&weights, &weights).await;
+}
+
+/// The same of a model that people use, with a drafter of its family: `cargo nextest run -p tests --run-ignored only
+/// coder_on_workers --success-output final` (docs/benchmarks.md says how it went).
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and some 4 GB; run by name"]
+async fn the_text_of_the_coder_on_workers_of_all_sorts_is_the_same() {
+    let (Some(target), Some(drafter)) = (model_file("coder-1.5b"), model_file("coder-0.5b")) else { return };
+    combinations(&Weights::open("coder-1.5b", &target), &Weights::open("coder-0.5b", &drafter)).await;
+}
+
+/// The eight combinations, each with the prefix cache and without.
+#[expect(clippy::print_stdout, reason = "what a person who runs it by name wants to see")]
+async fn combinations(weights: &Weights, drafts: &Weights) {
     let plain = Who { duties: MIXED, drafted: false, prefix_cache: false, ranks: 1 };
-    let mixed = Cluster::start(&weights, plain).await;
+    let mixed = Cluster::start(weights, drafts, plain).await;
     let reference = texts(&mixed.answers(false).await);
     assert!(reference.iter().all(|text| !text.is_empty()));
     mixed.stop().await;
@@ -149,7 +165,8 @@ async fn text_does_not_depend_on_split_drafts_ranks_or_prefix_cache() {
         for prefix_cache in [false, true] {
             let before = count("paceline_handed_pages_total");
             let duties = if split { SPLIT } else { MIXED };
-            let cluster = Cluster::start(&weights, Who { duties, drafted, prefix_cache, ranks }).await;
+            let who = Who { duties, drafted, prefix_cache, ranks };
+            let cluster = Cluster::start(weights, drafts, who).await;
             let answers = cluster.answers(drafted).await;
             let what =
                 format!("split {split}, drafted {drafted}, ranks {ranks}, prefix cache {prefix_cache}");
@@ -159,6 +176,7 @@ async fn text_does_not_depend_on_split_drafts_ranks_or_prefix_cache() {
             let accepted = |answer: &Summary| answer.speculation["num_accepted_draft_tokens"].as_u64();
             let accepted: u64 = answers.iter().filter_map(accepted).sum();
             assert_eq!(accepted > 0, drafted, "{what}: {accepted} drafts accepted");
+            println!("{}: {what}: the same text; {moved} pages moved, {accepted} drafts stood", weights.name);
             cluster.stop().await;
             combinations += 1;
         }
@@ -173,10 +191,10 @@ async fn a_killed_worker_of_either_duty_does_not_change_a_text() {
     let weights = Weights::open(MODEL, &file);
     let question = |n: u32| {
         let story = format!("Once more, for the {n}th time, a story of a fox and an owl. ").repeat(20);
-        body(&story, 0.8, 60, false)
+        body(MODEL, &story, 0.8, 60, false)
     };
     let plain = Who { duties: MIXED, drafted: false, prefix_cache: true, ranks: 1 };
-    let mixed = Cluster::start(&weights, plain).await;
+    let mixed = Cluster::start(&weights, &weights, plain).await;
     let (mut reference, mut first) = (Vec::new(), Duration::ZERO);
     for n in 0..2 {
         let (asked, mut heard) = (Instant::now(), None);
@@ -190,7 +208,7 @@ async fn a_killed_worker_of_either_duty_does_not_change_a_text() {
     mixed.stop().await;
 
     let duties: &[Duty] = &[Duty::Decode, Duty::Decode, Duty::Prefill];
-    let mut cluster = Cluster::start(&weights, Who { duties, ..plain }).await;
+    let mut cluster = Cluster::start(&weights, &weights, Who { duties, ..plain }).await;
     let grpc = format!("http://{}", cluster.running.grpc_addr());
     for (n, duty) in [(0, Duty::Decode), (1, Duty::Prefill)] {
         let before = count("paceline_handed_pages_total");

@@ -87,21 +87,35 @@ impl Weights {
         &self,
         network: &Network,
     ) -> (impl FnOnce() -> CpuModel + Send + 'static, JoinHandle<()>) {
-        let (leading, following) = (network.fabric("rank-0"), network.fabric("rank-1"));
-        let (path, options) = (self.path.clone(), options(Size::LARGE, 2048));
-        let (path_too, options_too) = (path.clone(), options.clone());
-        let follower = std::thread::spawn(move || {
-            let group = Group::follow(&following, "rank-0", 1, plan()).unwrap();
-            let mut model =
-                CpuModel::load_in(&path_too, &options_too, &CpuOptions::default(), group).unwrap();
-            // An error where a test cuts the network.
-            let _ = model.follow();
-        });
+        let (make, mut followers) = self.shared_by(network, 2);
+        (make, followers.remove(0))
+    }
+
+    /// The same with any number of ranks. With more than KV heads each has some spans of every sequence.
+    pub(crate) fn shared_by(
+        &self,
+        network: &Network,
+        ranks: usize,
+    ) -> (impl FnOnce() -> CpuModel + Send + 'static, Vec<JoinHandle<()>>) {
+        let leading = network.fabric("rank-0");
+        let options = options(Size::LARGE, 2048);
+        let follow = |rank| {
+            let following = network.fabric(&format!("rank-{rank}"));
+            let (path, options) = (self.path.clone(), options.clone());
+            std::thread::spawn(move || {
+                let group = Group::follow(&following, "rank-0", rank, plan(ranks)).unwrap();
+                let mut model = CpuModel::load_in(&path, &options, &CpuOptions::default(), group).unwrap();
+                // An error where a test cuts the network.
+                let _ = model.follow();
+            })
+        };
+        let followers = (1..ranks).map(follow).collect();
+        let path = self.path.clone();
         let make = move || {
-            let group = Group::lead(&leading, plan(), 1).unwrap();
+            let group = Group::lead(&leading, plan(ranks), 1).unwrap();
             CpuModel::load_in(&path, &options, &CpuOptions::default(), group).unwrap()
         };
-        (make, follower)
+        (make, followers)
     }
 }
 
@@ -110,9 +124,9 @@ fn options(size: Size, context: u32) -> Options {
     Options { context: Some(context), vocab: None, slots: size.slots, pages, threads: 1, heads: None }
 }
 
-fn plan() -> GroupPlan {
+fn plan(ranks: usize) -> GroupPlan {
     GroupPlan {
-        memory: vec![1, 1],
+        memory: vec![1; ranks],
         said: "smollm2".into(),
         start: Duration::from_secs(60),
         within: Duration::from_secs(3),

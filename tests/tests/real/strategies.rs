@@ -74,6 +74,8 @@ async fn every_strategy_gives_the_plain_text() {
         // often right.
         (json!({ "strategy": "del" }), "itself"),
         (json!({ "strategy": "del", "exit": 29, "k": 4 }), "del"),
+        // Less than the prompts have.
+        (json!({ "strategy": "window", "sink": 4, "recent": 24, "k": 4 }), "window"),
     ] {
         let answers = cluster.ask(bodies(&strategy), 4).await;
         assert_eq!(texts(&answers), reference, "{strategy}");
@@ -88,7 +90,7 @@ async fn every_strategy_gives_the_plain_text() {
         assert!(accepted > 10 && drafted > accepted, "{strategy}: {accepted} of {drafted}");
         let depths = histogram.iter().filter(|steps| **steps > 0).count();
         assert!(depths >= 3, "{strategy}: steps by what they accepted: {histogram:?}");
-        if ["draft", "del"].contains(&must) {
+        if ["draft", "del", "window"].contains(&must) {
             // A step verifies four drafts, so one that accepts fewer rejected at that depth.
             assert!(histogram[..4].iter().all(|steps| *steps > 0), "{strategy}: {histogram:?}");
         }

@@ -18,12 +18,13 @@ pub struct Drafting {
     name: &'static str,
     /// Drafts that are waited for, or of a fixed exit.
     k: Option<u32>,
-    /// Layers of a fixed exit; tokens that RAPID's drafter may read of the prompt besides its ends.
+    /// Layers of a fixed exit; tokens that RAPID's drafter may read of the prompt besides its ends; last positions that
+    /// drafts over a window see.
     size: Option<u32>,
 }
 
 /// Names, and what the API calls them.
-const NAMES: [(&str, &str); 9] = [
+const NAMES: [(&str, &str); 10] = [
     ("none", "none"),
     ("ngram", "ngram"),
     ("suffix", "suffix"),
@@ -32,6 +33,7 @@ const NAMES: [(&str, &str); 9] = [
     ("pearl", "draft"),
     ("auto", "auto"),
     ("del", "del"),
+    ("window", "window"),
     // Lossy: its text is not plain decoding's.
     ("rapid", "rapid"),
 ];
@@ -59,6 +61,9 @@ impl Drafting {
             (Some(budget), k) if self.lossy() => {
                 let retrieval = json!({ "budget": budget });
                 json!({ "strategy": "rapid", "retrieval": retrieval, "k": k, "deadline_ms": 5000 })
+            }
+            (Some(recent), k) if self.name == "window" => {
+                json!({ "strategy": "window", "recent": recent, "k": k })
             }
             (Some(exit), k) => json!({ "strategy": "del", "exit": exit, "k": k }),
             // So long that it is the strategy that is measured, not the deadline.
@@ -88,6 +93,13 @@ impl FromStr for Drafting {
             };
             return Ok(Self { name: "rapid", k: Some(k), size: Some(budget) });
         }
+        if let Some((recent, k)) = word.strip_prefix("window-").and_then(|fixed| fixed.split_once('-')) {
+            let (Some(recent @ 1..=0x10_0000), Some(k @ 1..=16)) = (recent.parse().ok(), k.parse().ok())
+            else {
+                return Err("window-RECENT-K: RECENT must be 1 to 1048576, K 1 to 16".into());
+            };
+            return Ok(Self { name: "window", k: Some(k), size: Some(recent) });
+        }
         if let Some((exit, k)) = word.strip_prefix("del-").and_then(|fixed| fixed.split_once('-')) {
             let (Some(exit), Some(k @ 1..=16)) = (exit.parse().ok(), k.parse().ok()) else {
                 return Err("del-E-K: E must be a number of layers, K must be 1 to 16".into());
@@ -98,7 +110,7 @@ impl FromStr for Drafting {
         match names.into_iter().find(|name| *name == word) {
             Some(name) => Ok(Self { name, k: None, size: None }),
             None => Err(format!(
-                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K, del-E-K",
+                "no strategy is called {word}; there are {}, lockstep-K, rapid-TOKENS-K, del-E-K, window-RECENT-K",
                 names.join(", ")
             )),
         }
@@ -179,6 +191,7 @@ mod tests {
             ("pearl", json!({ "strategy": "draft" })),
             ("del-8-6", json!({ "strategy": "del", "exit": 8, "k": 6 })),
             ("del", json!({ "strategy": "del" })),
+            ("window-256-4", json!({ "strategy": "window", "recent": 256, "k": 4 })),
             ("recycle", json!({ "strategy": "recycle" })),
             (
                 "rapid-512-4",

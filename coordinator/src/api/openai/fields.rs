@@ -60,9 +60,10 @@ const SAMPLING: &[(&str, &str)] = &[
     ),
     (
         "speculation",
-        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix, recycle, del or rapid; rule coupled, greedy, \
-         strict or rejection; max_draft; k and deadline_ms with lockstep and rapid; exit and k with del; eta, plausible \
-         and retrieval (head, question, chunk, budget, threshold) with rapid (not OpenAI's)",
+        "strategy auto, none, draft (or pearl), lockstep, ngram, suffix, recycle, del, window or rapid; rule coupled, \
+         greedy, strict or rejection; max_draft; k and deadline_ms with lockstep and rapid; exit and k with del; sink, \
+         recent and k with window; eta, plausible and retrieval (head, question, chunk, budget, threshold) with rapid \
+         (not OpenAI's)",
     ),
 ];
 

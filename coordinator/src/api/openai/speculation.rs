@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use request::{Del, Rapid, Retrieval, Rule, SamplingParams, Speculation, Strategy};
+use request::{Del, Rapid, Retrieval, Rule, SamplingParams, Speculation, Strategy, Window};
 use serde::Deserialize;
 
 use crate::failure::{Failure, invalid};
@@ -22,6 +22,8 @@ pub(super) struct RawSpeculation {
     plausible: Option<f32>,
     retrieval: Option<RawRetrieval>,
     exit: Option<u32>,
+    sink: Option<u32>,
+    recent: Option<u32>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -48,6 +50,7 @@ enum RawStrategy {
     Recycle,
     Rapid,
     Del,
+    Window,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +89,18 @@ impl RawSpeculation {
         if self.exit.is_some() && !matches!(self.strategy, Some(RawStrategy::Del)) {
             return Err(invalid("speculation.exit", "speculation.exit: only allowed with strategy del"));
         }
+        if !matches!(self.strategy, Some(RawStrategy::Window)) {
+            for (field, set) in
+                [("speculation.sink", self.sink.is_some()), ("speculation.recent", self.recent.is_some())]
+            {
+                if set {
+                    return Err(invalid(field, format!("{field}: only allowed with strategy window")));
+                }
+            }
+        } else if self.deadline_ms.is_some() {
+            let field = "speculation.deadline_ms";
+            return Err(invalid(field, format!("{field}: only allowed with strategy lockstep or rapid")));
+        }
         if !matches!(self.strategy, Some(RawStrategy::Rapid)) {
             for (field, set) in [
                 ("speculation.eta", self.eta.is_some()),
@@ -107,6 +122,14 @@ impl RawSpeculation {
                     return Err(invalid("speculation.exit", why));
                 }
             },
+            Some(RawStrategy::Window) => {
+                let usual = Window::default();
+                Strategy::Window(Window {
+                    sink: self.sink.unwrap_or(usual.sink),
+                    recent: self.recent.unwrap_or(usual.recent),
+                    k: self.k,
+                })
+            }
             Some(RawStrategy::Lockstep) => {
                 let k = self.k.ok_or_else(|| {
                     invalid(
@@ -125,7 +148,7 @@ impl RawSpeculation {
                     if value.is_some() {
                         return Err(invalid(
                             field,
-                            format!("{field}: only allowed with strategy lockstep, rapid or del"),
+                            format!("{field}: only allowed with strategy lockstep, rapid, del or window"),
                         ));
                     }
                 }
@@ -150,8 +173,10 @@ impl RawSpeculation {
             let field = match e.field {
                 "speculation.lockstep.k" => "speculation.k",
                 "speculation.lockstep.deadline" | "speculation.rapid.deadline" => "speculation.deadline_ms",
-                "speculation.rapid.k" | "speculation.del.k" => "speculation.k",
+                "speculation.rapid.k" | "speculation.del.k" | "speculation.window.k" => "speculation.k",
                 "speculation.del.exit" => "speculation.exit",
+                "speculation.window.sink" => "speculation.sink",
+                "speculation.window.recent" => "speculation.recent",
                 "speculation.rapid.eta" => "speculation.eta",
                 "speculation.rapid.plausible" => "speculation.plausible",
                 "speculation.rapid.head" => "speculation.retrieval.head",

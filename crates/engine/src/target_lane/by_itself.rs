@@ -52,7 +52,7 @@ impl TargetLane {
             None => {
                 let exits = exits.get_or_insert_with(|| {
                     *first = drafting.exits.is_none();
-                    let Layered { layers, head, draft } = layered;
+                    let Layered { layers, head, draft, .. } = layered;
                     drafting.exits.clone().unwrap_or_else(|| Exits::new(layers, head, draft))
                 });
                 let cost = &drafting.cost;
@@ -72,6 +72,7 @@ impl TargetLane {
             token,
             position,
             exit,
+            window: None,
             most,
             stop,
             stop_ids: self.request.limits.stop_ids.clone(),

@@ -1,7 +1,7 @@
 //! Which drafts a target sequence verifies in the step being planned.
 
 use request::{Rule, Source, Strategy, TokenId};
-use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, choose, expect, propose};
+use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, expect, propose};
 
 use super::{TargetEvent, TargetLane};
 use crate::Room;
@@ -55,7 +55,9 @@ impl TargetLane {
             let found = self.found(known, most, server.trees, drafting);
             let offers: Vec<Offer<'_>> =
                 found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
-            let chosen = choose(&offers, most, &drafting.cost, &drafting.beliefs, &self.beliefs, beside);
+            let (promised, chosen) =
+                expect(&offers, most, &drafting.cost, &drafting.beliefs, &self.beliefs, beside);
+            self.promised = promised;
             if let Some((index, k)) = chosen {
                 let (source, proposal) = &found[index];
                 self.source = *source;

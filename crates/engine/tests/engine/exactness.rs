@@ -5,7 +5,7 @@ use crate::link::{
     sampled,
 };
 use engine::{Engine, Settings, ToyModel};
-use request::{Del, Request, Sampling, Source, Speculation, Strategy, TokenId};
+use request::{Del, Request, Sampling, Source, Speculation, Strategy, TokenId, Window};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -239,6 +239,35 @@ fn a_model_drafts_for_itself_after_the_layers_that_pay() {
         rates.push(accepted as f64 / drafted as f64);
     }
     assert!(rates[1] > rates[0] + 0.2 && rates[2] > rates[0] + 0.1, "{rates:?}");
+}
+
+/// Over a window a toy is wrong now and then; over a window of everything it never is.
+#[test]
+fn a_model_drafts_for_itself_over_a_window() {
+    let run = |strategy| {
+        let requests: Vec<_> = (0..4)
+            .map(|seed| {
+                let speculation = Speculation { strategy, ..Speculation::default() };
+                let mut request = request(&[1, 2, 3], 80, sampled(seed, 0.8), speculation);
+                request.limits.stop_ids.clear();
+                request
+            })
+            .collect();
+        let answers = drive(&requests, Setup::plain(64), &mut Dice(1)).answers;
+        let sum = |of: fn(&request::SourceStats) -> u64| {
+            answers.iter().map(|a| of(&a.stats.of(Source::Window))).sum::<u64>()
+        };
+        let (drafted, accepted) = (sum(|s| s.draft_tokens), sum(|s| s.accepted_tokens));
+        (answers.into_iter().map(|a| a.output).collect::<Vec<_>>(), drafted, accepted)
+    };
+    let (reference, none, _) = run(Strategy::None);
+    assert_eq!(none, 0);
+    for (recent, k) in [(8, Some(3)), (8, None), (200, Some(4))] {
+        let (texts, drafted, accepted) = run(Strategy::Window(Window { sink: 2, recent, k }));
+        assert_eq!(texts, reference, "{recent} {k:?}");
+        assert!(accepted > 100, "{recent} {k:?}: {accepted}");
+        assert_eq!(accepted < drafted, recent == 8, "{recent} {k:?}: {accepted} of {drafted}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use engine::{
 use kvcache::{ClassId, PageId};
 use request::{
     Del, Finish, Limits, Request, RequestId, Sampling, SamplingParams, Speculation, SpeculationStats,
-    Strategy, TokenId, TokenLogprobs, Usage,
+    Strategy, TokenId, TokenLogprobs, Usage, Window,
 };
 use sampling::Draw;
 use scheduler::{Parent, Row, SequenceId, Slot, Step, TableChange};
@@ -20,7 +20,7 @@ use speculation::Drafts;
 pub const VOCAB: u32 = 24;
 pub const MODEL_SEED: u64 = 42;
 
-pub const STRATEGIES: [Strategy; 9] = [
+pub const STRATEGIES: [Strategy; 10] = [
     Strategy::Auto,
     Strategy::None,
     Strategy::Draft,
@@ -30,6 +30,7 @@ pub const STRATEGIES: [Strategy; 9] = [
     Strategy::Recycle,
     Strategy::Del(Del { fixed: None }),
     Strategy::Del(Del { fixed: Some((2, 3)) }),
+    Strategy::Window(Window { sink: 2, recent: 6, k: Some(2) }),
 ];
 
 /// A small generator for the tests' own choices (SplitMix64).

@@ -11,22 +11,26 @@
 //!
 //! Side by side lie 16 keys for the scores and 16 elements for the outputs: neither needs a sum across lanes.
 
-use std::cell::RefCell;
-use std::marker::PhantomData;
+mod kernels;
+mod task;
+
 use std::ops::Range;
 
-use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 
-use super::exp::exp;
-use super::pool::Pool;
-use crate::cache::{Cell, KvDtype, Storage, Unit, visible};
-use crate::quant::F16;
-use crate::quant::float::{SPLIT, tree};
-use crate::simd::{Kernel, LANES, Lanes, Level};
+use super::pool::{Parts, Pool};
+use crate::cache::{Storage, Unit};
+use crate::simd::Level;
+use kernels::Merge;
+use task::{Attend, To, with_scratch};
 
 /// Keys whose softmax is taken together.
 const SPAN: usize = 512;
 const POSITIONS: usize = PAGE_POSITIONS as usize;
+/// Rows of one sequence that read its keys together: a key is fetched and widened once for all of them.
+const TOGETHER: usize = 16;
+/// Their heads, at most, so that queries and outputs of a task stay in the caches.
+const MOST_HEADS: usize = 64;
 
 /// Heads, and how they share keys.
 #[derive(Clone, Copy)]
@@ -42,364 +46,222 @@ pub(super) struct Attention<'a> {
     pub(super) layer: usize,
     /// Which class each head is of.
     pub(super) map: &'a HeadMap,
+    /// What heads see instead of what their class does: less.
+    pub(super) view: Option<HeadClass>,
     /// By class.
     pub(super) storage: &'a [Storage],
 }
 
+/// Most values that spans leave at a time to be merged.
+const MOST_LEFT: usize = 4 << 20;
+
+/// How what spans leave lies in memory: for each unit (a block and a KV head) and each span the same room.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    units: usize,
+    spans: usize,
+    /// Heads that a span has room for.
+    widest: usize,
+    head_dim: usize,
+}
+
+impl Left {
+    /// Values of a head: its output, its largest score and its sum.
+    fn entry(&self) -> usize {
+        self.head_dim + 2
+    }
+
+    fn of_span(&self) -> usize {
+        self.widest * self.entry()
+    }
+
+    fn of_unit(&self) -> usize {
+        self.spans * self.of_span()
+    }
+
+    fn all(&self) -> usize {
+        self.units * self.of_unit()
+    }
+
+    /// What a rank's spans left, one after the other. `owners`: by span.
+    pub(super) fn places(self, owners: &[usize], rank: usize) -> impl Iterator<Item = Range<usize>> {
+        let own = move |span: &usize| owners.get(*span) == Some(&rank);
+        let of_unit = move |unit| (0..self.spans).filter(own).map(move |span| (unit, span));
+        (0..self.units).flat_map(of_unit).map(move |(unit, span)| {
+            let start = unit * self.of_unit() + span * self.of_span();
+            start..start + self.of_span()
+        })
+    }
+}
+
 impl Attention<'_> {
     /// Attends with every head of every row; `row` gives its page table for a class, whose pages are there, and its position. `q`
-    /// and `out` are rows of `heads * head_dim`.
+    /// and `out` are rows of `heads * head_dim`. Rows of a block have one table and positions that follow each other.
+    /// Where there are few blocks, threads share their spans, which leave their results in `left` to be merged in order.
+    #[allow(clippy::too_many_arguments, reason = "what a pass has, borrowed one by one")]
     pub(super) fn attend<'t>(
         &self,
         pool: &mut Pool,
         level: Level,
+        blocks: &[Range<usize>],
         row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
         q: &[f32],
         out: &mut [f32],
+        left: &mut Vec<f32>,
     ) {
-        thread_local! {
-            static SCRATCH: RefCell<Scratch> = RefCell::default();
+        let of = self.left(blocks, &row);
+        if of.units < 4 * pool.threads() && of.spans > 1 && of.all() <= MOST_LEFT {
+            self.spans(pool, level, blocks, &row, q, |_| true, left);
+            self.merge(pool, level, blocks, &of, left, out);
+            return;
         }
-        let Heads { heads, kv_heads, head_dim } = self.heads;
-        // The query heads that share a KV head lie next to each other: one task reads its keys once.
-        let group = heads / kv_heads * head_dim;
-        pool.pieces(out, group, |i, out| {
-            let unit = Unit { layer: self.layer, kv_head: i % kv_heads };
-            let class = self.map.class(unit.layer, unit.kv_head);
-            let (table, position) = row(i / kv_heads, class);
-            SCRATCH.with_borrow_mut(|scratch| {
-                let storage = &self.storage[class];
-                let q = &q[i * group..(i + 1) * group];
-                let row = Attend { table, position, storage, unit, head_dim, q, out, scratch };
-                match storage.dtype {
-                    KvDtype::F16 => level.run(Over::<F16>(row, PhantomData)),
-                    KvDtype::Int8 => level.run(Over::<u8>(row, PhantomData)),
+        let (group, kv_heads) = (self.group(), self.heads.kv_heads);
+        let out = Parts::new(out);
+        pool.each(of.units, |unit| {
+            self.unit(unit, blocks, &row, q, &mut |rows| {
+                let mut whole = std::mem::take(&mut rows.scratch.out);
+                // Whatever it held is written over.
+                whole.resize(rows.q.len(), 0.0);
+                let scratch = rows.run(level, To::Rows(&mut whole));
+                for (row, from) in blocks[unit / kv_heads].clone().zip(whole.chunks_exact(group)) {
+                    // SAFETY: of a row and a KV head there is one task.
+                    unsafe { out.get((row * kv_heads + unit % kv_heads) * group, group) }
+                        .copy_from_slice(from);
                 }
+                scratch.out = whole;
             });
+        });
+    }
+
+    /// As many of the blocks as may leave their spans at a time, at least one.
+    pub(super) fn at_a_time<'t>(
+        &self,
+        blocks: &[Range<usize>],
+        row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
+    ) -> usize {
+        let of = self.left(blocks, &row);
+        (MOST_LEFT / (self.heads.kv_heads * of.of_unit()).max(1)).max(1)
+    }
+
+    /// What spans give, to `left`; those that are not `own` are taken to see nothing.
+    #[allow(clippy::too_many_arguments, reason = "what a pass has, borrowed one by one")]
+    pub(super) fn spans<'t>(
+        &self,
+        pool: &mut Pool,
+        level: Level,
+        blocks: &[Range<usize>],
+        row: impl Fn(usize, usize) -> (&'t [Option<PageId>], u32) + Sync,
+        q: &[f32],
+        own: impl Fn(usize) -> bool + Sync,
+        left: &mut Vec<f32>,
+    ) -> Left {
+        let of = self.left(blocks, &row);
+        left.resize(of.all(), 0.0);
+        let parts = Parts::new(left);
+        let each = of.spans.div_ceil((4 * pool.threads()).div_ceil(of.units.max(1)));
+        let runs = of.spans.div_ceil(each.max(1));
+        pool.each(of.units * runs, |task| {
+            let (unit, run) = (task / runs, task % runs);
+            self.unit(unit, blocks, &row, q, &mut |rows| {
+                let spans = run * each..of.spans.min((run + 1) * each);
+                let start = unit * of.of_unit() + spans.start * of.of_span();
+                // SAFETY: of a unit each span is in one task.
+                let part = unsafe { parts.get(start, spans.len() * of.of_span()) };
+                rows.run(level, To::Spans(spans, &own, part));
+            });
+        });
+        of
+    }
+
+    /// Merges what spans left, in order, to rows of `out`.
+    pub(super) fn merge(
+        &self,
+        pool: &mut Pool,
+        level: Level,
+        blocks: &[Range<usize>],
+        of: &Left,
+        left: &[f32],
+        out: &mut [f32],
+    ) {
+        let (group, kv_heads, head_dim) = (self.group(), self.heads.kv_heads, self.heads.head_dim);
+        let out = Parts::new(out);
+        pool.each(of.units, |unit| {
+            let (block, kv_head) = (blocks[unit / kv_heads].clone(), unit % kv_heads);
+            let part = &left[unit * of.of_unit()..][..of.of_unit()];
+            for (index, row) in block.enumerate() {
+                // SAFETY: of a row and a KV head there is one task.
+                let out = unsafe { out.get((row * kv_heads + kv_head) * group, group) };
+                let first = index * (self.heads.heads / kv_heads);
+                level.run(Merge { part, first, widest: of.widest, head_dim, out });
+            }
+        });
+    }
+
+    /// Values of the query heads that share a KV head. They lie next to each other: one task reads its keys once.
+    fn group(&self) -> usize {
+        self.heads.heads / self.heads.kv_heads * self.heads.head_dim
+    }
+
+    fn left<'t>(
+        &self,
+        blocks: &[Range<usize>],
+        row: &impl Fn(usize, usize) -> (&'t [Option<PageId>], u32),
+    ) -> Left {
+        let Heads { heads, kv_heads, head_dim } = self.heads;
+        let longest = blocks.iter().map(|block| row(block.end - 1, 0).1 as usize + 1).max().unwrap_or(0);
+        let widest = blocks.iter().map(Range::len).max().unwrap_or(0) * (heads / kv_heads);
+        Left { units: blocks.len() * kv_heads, spans: longest.div_ceil(SPAN), widest, head_dim }
+    }
+
+    /// Gives a task what a block and a KV head need.
+    fn unit<'t>(
+        &self,
+        unit: usize,
+        blocks: &[Range<usize>],
+        row: &impl Fn(usize, usize) -> (&'t [Option<PageId>], u32),
+        q: &[f32],
+        task: &mut dyn FnMut(Attend<'_>),
+    ) {
+        let (kv_heads, head_dim, group) = (self.heads.kv_heads, self.heads.head_dim, self.group());
+        let (block, kv_head) = (&blocks[unit / kv_heads], unit % kv_heads);
+        let unit = Unit { layer: self.layer, kv_head };
+        let class = self.map.class(unit.layer, unit.kv_head);
+        let (table, first) = row(block.start, class);
+        let storage = &self.storage[class];
+        let class = self.view.unwrap_or(storage.class);
+        with_scratch(|scratch| {
+            let mut own = std::mem::take(&mut scratch.q);
+            own.clear();
+            let of_row = |row: usize| &q[(row * kv_heads + kv_head) * group..][..group];
+            block.clone().for_each(|row| own.extend_from_slice(of_row(row)));
+            let (q, rows) = (&own[..], block.len());
+            task(Attend { table, first, rows, class, storage, unit, head_dim, q, scratch });
+            scratch.q = own;
         });
     }
 }
 
-/// Of one thread.
-#[derive(Default)]
-struct Scratch {
-    /// Scores, then probabilities, of one span: `SPAN` per head.
-    scores: Vec<f32>,
-    /// Of one page, per head, with the values' scales.
-    weights: Vec<f32>,
-    /// Outputs of one span, all heads.
-    span: Vec<f32>,
-    /// Of that span, per head.
-    part: Vec<Softmax>,
-    /// Of the spans so far, per head.
-    total: Vec<Softmax>,
-}
-
-/// The largest score and the sum of `exp(score - largest)`.
-#[derive(Clone, Copy)]
-struct Softmax {
-    largest: f32,
-    sum: f32,
-}
-
-/// The query heads of one row that share a KV head.
-struct Attend<'a> {
-    table: &'a [Option<PageId>],
-    position: u32,
-    storage: &'a Storage,
-    unit: Unit,
-    head_dim: usize,
-    q: &'a [f32],
-    out: &'a mut [f32],
-    scratch: &'a mut Scratch,
-}
-
-/// The same over elements C.
-struct Over<'a, C>(Attend<'a>, PhantomData<C>);
-
-impl<C: Cell> Kernel for Over<'_, C> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        self.0.attend::<L, C>(l);
-    }
-}
-
-impl Attend<'_> {
-    #[inline(always)]
-    fn attend<L: Lanes, C: Cell>(mut self, l: L) {
-        let heads = self.q.len() / self.head_dim;
-        let visible = visible(self.storage.class, self.position);
-        self.scratch.scores.resize(heads * SPAN, 0.0);
-        if C::SCALED {
-            self.scratch.weights.resize(heads * SPAN, 0.0);
+/// Cuts rows into blocks that read their keys together, to `blocks`. `follows`: a row is behind the one before it in the same
+/// sequence. As many rows as leave all threads about equally busy: reading keys is taken to cost what two rows compute.
+pub(super) fn blocks(
+    rows: usize,
+    follows: impl Fn(usize) -> bool,
+    heads: Heads,
+    threads: usize,
+    blocks: &mut Vec<Range<usize>>,
+) {
+    const READING: usize = 2;
+    let most = (MOST_HEADS * heads.kv_heads / heads.heads).clamp(1, TOGETHER);
+    let time = |together: &usize| {
+        let tasks = rows.div_ceil(*together) * heads.kv_heads;
+        tasks.div_ceil(threads) * (together + READING)
+    };
+    let together = (1..=most).min_by_key(time).unwrap_or(1);
+    blocks.clear();
+    for row in 0..rows {
+        match blocks.last_mut() {
+            Some(last) if last.len() < together && follows(row) => last.end = row + 1,
+            _ => blocks.push(row..row + 1),
         }
-        self.scratch.span.resize(heads * self.head_dim, 0.0);
-        self.scratch.total.clear();
-        for start in (0..=self.position as usize).step_by(SPAN) {
-            let count = (self.position as usize + 1 - start).min(SPAN);
-            // Within the span.
-            let mut seen = [0..0, 0..0];
-            for (seen, visible) in seen.iter_mut().zip(&visible) {
-                let from = (visible.start as usize).saturating_sub(start).min(count);
-                *seen = from..(visible.end as usize).saturating_sub(start).clamp(from, count);
-            }
-            if seen.iter().all(Range::is_empty) {
-                continue;
-            }
-            for seen in &seen {
-                self.scores::<L, C>(l, start, seen.clone());
-            }
-            self.scratch.part.clear();
-            for scores in self.scratch.scores.as_chunks_mut::<SPAN>().0 {
-                self.scratch.part.push(softmax(l, scores, &seen));
-            }
-            self.scratch.span.fill(0.0);
-            for seen in &seen {
-                self.values::<L, C>(l, start, seen.clone());
-            }
-            if self.scratch.total.is_empty() {
-                self.out.copy_from_slice(&self.scratch.span);
-                self.scratch.total.clone_from(&self.scratch.part);
-                continue;
-            }
-            let spans = self.scratch.span.chunks_exact(self.head_dim);
-            let parts = self.out.chunks_exact_mut(self.head_dim).zip(spans);
-            for ((total, new), (out, span)) in
-                self.scratch.total.iter_mut().zip(&self.scratch.part).zip(parts)
-            {
-                merge(total, *new, out, span);
-            }
-        }
-        for (out, total) in self.out.chunks_exact_mut(self.head_dim).zip(&self.scratch.total) {
-            for out in out {
-                *out /= total.sum;
-            }
-        }
-    }
-}
-
-impl Attend<'_> {
-    /// Scores of the keys `seen` (within the span at `start`), and of others in their pages.
-    #[inline(always)]
-    fn scores<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
-        let mut page = seen.start / POSITIONS;
-        let end = seen.end.div_ceil(POSITIONS);
-        while page < end {
-            // Two pages at a time; a single last one twice.
-            let second = (page + 1).min(end - 1);
-            let keys = [page, second].map(|page| {
-                let id = self.table.get(start / POSITIONS + page).copied().flatten();
-                id.map_or(&[][..], |id| self.storage.keys::<C>(id, self.unit))
-            });
-            let to = [page * POSITIONS, second * POSITIONS];
-            let (mut q, mut scores) = (self.q, &mut self.scratch.scores[..]);
-            while !q.is_empty() {
-                let n = match q.len() / self.head_dim {
-                    4.. => score::<L, C, 4>(l, keys, q, self.head_dim, to, scores),
-                    2.. => score::<L, C, 2>(l, keys, q, self.head_dim, to, scores),
-                    _ => score::<L, C, 1>(l, keys, q, self.head_dim, to, scores),
-                };
-                q = &q[n * self.head_dim..];
-                scores = &mut scores[n * SPAN..];
-            }
-            if C::SCALED {
-                for page in page..=second {
-                    let Some(id) = self.table.get(start / POSITIONS + page).copied().flatten() else {
-                        continue;
-                    };
-                    let scales = self.storage.scales(id, self.unit)[0];
-                    for scores in self.scratch.scores.chunks_mut(SPAN) {
-                        let of_page = scores[page * POSITIONS..].iter_mut().zip(&scales);
-                        of_page.for_each(|(score, scale)| *score *= scale);
-                    }
-                }
-            }
-            page += 2;
-        }
-    }
-
-    /// Adds the values of the keys `seen`, weighted by what `scores` has become.
-    #[inline(always)]
-    fn values<L: Lanes, C: Cell>(&mut self, l: L, start: usize, seen: Range<usize>) {
-        let head_dim = self.head_dim;
-        let mut j = seen.start;
-        while j < seen.end {
-            let offset = j % POSITIONS;
-            let many = (seen.end - j).min(POSITIONS - offset);
-            if let Some(Some(page)) = self.table.get((start + j) / POSITIONS) {
-                let values = self.storage.values::<C>(*page, self.unit);
-                let values = &values[offset * head_dim..(offset + many) * head_dim];
-                if C::SCALED {
-                    let scales = self.storage.scales(*page, self.unit)[1];
-                    let heads = self.scratch.scores.chunks(SPAN).zip(self.scratch.weights.chunks_mut(SPAN));
-                    for (scores, weights) in heads {
-                        let to = weights[j..j + many].iter_mut().zip(&scores[j..]).zip(&scales[offset..]);
-                        to.for_each(|((to, score), scale)| *to = score * scale);
-                    }
-                }
-                let scores = if C::SCALED { &self.scratch.weights } else { &self.scratch.scores };
-                let mut scores = &scores[j..];
-                let mut span = &mut self.scratch.span[..];
-                while !span.is_empty() {
-                    let n = match span.len() / head_dim {
-                        4.. => weigh::<L, C, 4>(l, values, scores, head_dim, span),
-                        2.. => weigh::<L, C, 2>(l, values, scores, head_dim, span),
-                        _ => weigh::<L, C, 1>(l, values, scores, head_dim, span),
-                    };
-                    span = &mut span[n * head_dim..];
-                    scores = &scores[(n * SPAN).min(scores.len())..];
-                }
-            }
-            j += many;
-        }
-    }
-}
-
-/// Scores of two pages' keys for H heads, to places `to` of each head's; H.
-#[inline(always)]
-fn score<L: Lanes, C: Cell, const H: usize>(
-    l: L,
-    keys: [&[C::Sixteen]; 2],
-    q: &[f32],
-    head_dim: usize,
-    to: [usize; 2],
-    scores: &mut [f32],
-) -> usize {
-    let mut heads: [&[f32]; H] = [&[]; H];
-    for (h, head) in heads.iter_mut().enumerate() {
-        *head = &q[h * head_dim..(h + 1) * head_dim];
-    }
-    let (mut first, mut second) = ([l.floats(0.0); H], [l.floats(0.0); H]);
-    for (d, (a, b)) in keys[0].iter().zip(keys[1]).enumerate().take(head_dim) {
-        let (a, b) = (C::sixteen(l, a), C::sixteen(l, b));
-        for h in 0..H {
-            let q = l.floats(heads[h][d]);
-            first[h] = l.fma(q, a, first[h]);
-            second[h] = l.fma(q, b, second[h]);
-        }
-    }
-    let scale = l.floats(1.0 / (head_dim as f32).sqrt());
-    for h in 0..H {
-        for (sums, to) in [(first[h], to[0]), (second[h], to[1])] {
-            if let Some(scores) = scores[h * SPAN + to..].first_chunk_mut() {
-                l.store(l.times(sums, scale), scores);
-            }
-        }
-    }
-    H
-}
-
-/// `span = fma(p_j, v_j, span)` for H heads and the rows of `values`; `p_j` is at `h * SPAN + j`. H.
-#[inline(always)]
-fn weigh<L: Lanes, C: Cell, const H: usize>(
-    l: L,
-    values: &[C],
-    scores: &[f32],
-    head_dim: usize,
-    span: &mut [f32],
-) -> usize {
-    let mut d = 0;
-    while d < head_dim {
-        d += match head_dim - d {
-            64.. => lanes::<L, C, H, 4>(l, values, scores, head_dim, d, span),
-            16.. => lanes::<L, C, H, 1>(l, values, scores, head_dim, d, span),
-            rest => {
-                for h in 0..H {
-                    let out = &mut span[h * head_dim + d..(h + 1) * head_dim];
-                    for (v, p) in values.chunks_exact(head_dim).zip(&scores[h * SPAN..]) {
-                        for (out, v) in out.iter_mut().zip(&v[d..]) {
-                            *out = p.mul_add(v.one(), *out);
-                        }
-                    }
-                }
-                rest
-            }
-        };
-    }
-    H
-}
-
-/// The same for elements `d` to `d + 16 D`; their number.
-#[inline(always)]
-fn lanes<L: Lanes, C: Cell, const H: usize, const D: usize>(
-    l: L,
-    values: &[C],
-    scores: &[f32],
-    head_dim: usize,
-    d: usize,
-    span: &mut [f32],
-) -> usize {
-    let count = values.len() / head_dim;
-    let mut acc = [[l.floats(0.0); D]; H];
-    let mut p: [&[f32]; H] = [&[]; H];
-    for h in 0..H {
-        p[h] = &scores[h * SPAN..h * SPAN + count];
-        let from = span[h * head_dim + d..].as_chunks::<LANES>().0;
-        for i in 0..D {
-            acc[h][i] = l.load(&from[i]);
-        }
-    }
-    for (j, v) in values.chunks_exact(head_dim).enumerate() {
-        let v = v[d..].as_chunks::<LANES>().0;
-        let mut row = [l.floats(0.0); D];
-        for i in 0..D {
-            row[i] = C::lanes(l, &v[i]);
-        }
-        for h in 0..H {
-            let p = l.floats(p[h][j]);
-            for i in 0..D {
-                acc[h][i] = l.fma(p, row[i], acc[h][i]);
-            }
-        }
-    }
-    for h in 0..H {
-        let to = span[h * head_dim + d..].as_chunks_mut::<LANES>().0;
-        for i in 0..D {
-            l.store(acc[h][i], &mut to[i]);
-        }
-    }
-    D * LANES
-}
-
-/// Scores to `exp(score - largest)` where they are seen and 0 elsewhere, in place.
-#[inline(always)]
-fn softmax<L: Lanes>(l: L, scores: &mut [f32; SPAN], seen: &[Range<usize>; 2]) -> Softmax {
-    let [first, second] = seen;
-    // Whatever other keys of the pages gave, exp makes a 0 of it.
-    for unseen in [0..first.start, first.end..second.start.max(first.end), second.end.max(first.end)..SPAN] {
-        scores[unseen].fill(f32::NEG_INFINITY);
-    }
-    let end = second.end.max(first.end).next_multiple_of(LANES);
-    let scores = scores[..end].as_chunks_mut::<LANES>().0;
-    let mut most = l.floats(f32::NEG_INFINITY);
-    for scores in &mut *scores {
-        // A NaN is passed over here and comes back through exp.
-        most = l.larger(l.load(scores), most);
-    }
-    let mut each = [0.0; LANES];
-    l.store(most, &mut each);
-    let largest = each.iter().fold(f32::NEG_INFINITY, |m, s| if *s > m { *s } else { m });
-    let mut sums = l.floats(0.0);
-    for scores in &mut *scores {
-        for s in scores.iter_mut() {
-            *s = if *s == f32::NEG_INFINITY { 0.0 } else { exp(*s - largest) };
-        }
-        // Adding a 0 changes no sum: they start at 0 and never fall.
-        sums = l.plus(sums, l.load(scores));
-    }
-    let mut each = [0.0; SPLIT];
-    l.store(sums, &mut each);
-    Softmax { largest, sum: tree(&each) }
-}
-
-#[inline(always)]
-fn merge(total: &mut Softmax, new: Softmax, out: &mut [f32], span: &[f32]) {
-    let largest = if new.largest > total.largest { new.largest } else { total.largest };
-    let (a, b) = (exp(total.largest - largest), exp(new.largest - largest));
-    *total = Softmax { largest, sum: total.sum.mul_add(a, new.sum * b) };
-    for (out, span) in out.iter_mut().zip(span) {
-        *out = out.mul_add(a, span * b);
     }
 }

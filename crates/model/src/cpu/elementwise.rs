@@ -1,10 +1,12 @@
 //! Norm, RoPE, the gate and sums: everything between products and attention.
 
+use half::f16;
+
 use super::exp::exp;
 use super::pool::{Parts, Pool};
 use crate::arch::{Rope, RopeStyle};
 use crate::quant::float::dot;
-use crate::simd::{Kernel, Lanes};
+use crate::simd::{Kernel, LANES, Lanes};
 
 /// RMS norm of `x` into `out`.
 #[inline(always)]
@@ -152,4 +154,40 @@ impl Angles {
 #[inline(always)]
 fn turned(a: f32, b: f32, (cosine, sine): (&f32, &f32)) -> (f32, f32) {
     (a.mul_add(*cosine, -(b * sine)), a.mul_add(*sine, b * cosine))
+}
+
+/// `silu(gate) * up`.
+pub(super) struct Gated<'a> {
+    pub(super) gate: &'a [f32],
+    pub(super) up: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Kernel for Gated<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) {
+        gate(self.gate, self.up, self.out);
+    }
+}
+
+/// Keys or values to half floats.
+pub(super) struct Round<'a>(pub(super) &'a [f32], pub(super) &'a mut [[u8; 2]]);
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, l: L) {
+        let (from, rest) = self.0.as_chunks::<LANES>();
+        let (to, to_rest) = self.1.split_at_mut(from.len() * LANES);
+        let to = to.as_flattened_mut().as_chunks_mut().0;
+        for (to, from) in to.iter_mut().zip(from) {
+            l.store_halves(l.load(from), to);
+        }
+        for (to, from) in to_rest.iter_mut().zip(rest) {
+            *to = f16::from_f32(*from).to_le_bytes();
+        }
+    }
 }

@@ -3,13 +3,12 @@
 use std::ops::Range;
 
 use engine::ModelError;
-use half::f16;
-use kvcache::{HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId};
 
 use super::RowLogits;
-use super::attention::{Attention, Heads};
+use super::attention::{Attention, Heads, blocks};
 use super::branches::Branches;
-use super::elementwise::{self, Angles, add, add_to};
+use super::elementwise::{self, Angles, Gated, Round, add, add_to};
 use super::exits::Exits;
 use super::group::{Group, Part};
 use super::inputs::{Inputs, Source};
@@ -20,7 +19,7 @@ use super::product::{multiply, multiply_into};
 use crate::arch::{Decoder, Layer, Parameters};
 use crate::cache::{KvDtype, Storage, Tables, Unit};
 use crate::check::CheckedRow;
-use crate::simd::{Kernel, LANES, Lanes, Level};
+use crate::simd::Level;
 
 /// Rows computed together; a longer step goes through the layers in pieces of this many, which
 /// bounds memory and changes no bit.
@@ -40,6 +39,8 @@ pub(super) struct Forward<'a> {
     pub(super) tables: &'a Tables,
     /// Of the tree rows.
     pub(super) branches: &'a Branches,
+    /// What heads see instead of what their class does: less.
+    pub(super) view: Option<HeadClass>,
     pub(super) level: Level,
 }
 
@@ -54,6 +55,7 @@ macro_rules! forward {
             heads: &$model.heads,
             tables: &$model.tables,
             branches: $branches,
+            view: None,
             level: $model.level,
         }
     };
@@ -63,6 +65,10 @@ pub(super) use forward;
 /// Everything a pass writes besides keys and values; kept to spare allocations.
 pub(super) struct Scratch {
     angles: Angles,
+    /// Rows that read their keys together.
+    blocks: Vec<Range<usize>>,
+    /// What spans of attention leave to be merged.
+    left: Vec<f32>,
     /// The residual stream.
     pub(super) x: Vec<f32>,
     inputs: Inputs,
@@ -109,6 +115,8 @@ impl Scratch {
     pub(super) fn new(p: &Parameters) -> Self {
         Self {
             angles: Angles::new(&p.rope),
+            blocks: Vec::new(),
+            left: Vec::new(),
             x: Vec::new(),
             inputs: Inputs::default(),
             q: Vec::new(),
@@ -316,16 +324,31 @@ impl Forward<'_> {
             heads: Heads { heads: p.heads / p.kv_heads * kv_heads, kv_heads, head_dim: p.head_dim },
             layer: index,
             map: self.heads,
+            view: self.view,
             storage,
         };
+        let follows = |i: usize| rows[i].branch.is_none() && rows[i].slot == rows[i - 1].slot;
+        blocks(rows.len(), follows, attention.heads, pool.threads(), &mut s.blocks);
         let of_row = |i: usize, class| (self.table(&rows[i], class), rows[i].position);
         let width = p.heads * p.head_dim;
         let whole = s.inputs.float_mut(rows.len(), width);
         match &mut s.group {
-            None => attention.attend(pool, level, of_row, &s.q, whole),
+            None => attention.attend(pool, level, &s.blocks, of_row, &s.q, whole, &mut s.left),
+            Some((group, part)) if let Some(owners) = part.spans() => {
+                let rank = group.rank();
+                let own = |span: usize| owners.get(span) == Some(&rank);
+                for blocks in s.blocks.chunks(attention.at_a_time(&s.blocks, of_row)) {
+                    let of = attention.spans(pool, level, blocks, of_row, &s.q, own, &mut s.left);
+                    group.collect(owners, &of, &mut s.left)?;
+                    if rank == 0 {
+                        attention.merge(pool, level, blocks, &of, &s.left, whole);
+                    }
+                }
+                group.tell(whole)?;
+            }
             Some((group, part)) => {
                 s.part.resize(s.q.len(), 0.0);
-                attention.attend(pool, level, of_row, &s.q, &mut s.part);
+                attention.attend(pool, level, &s.blocks, of_row, &s.q, &mut s.part, &mut s.left);
                 group.gather(&part.heads[index], rows.len(), &s.part, whole)?;
             }
         }
@@ -371,7 +394,11 @@ impl Forward<'_> {
         let width = s.k.len() / rows.len();
         s.halves.resize(2 * head_dim, [0; 2]);
         let (key, value) = s.halves.split_at_mut(head_dim);
-        for ((row, k), v) in rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width)) {
+        let of_rows = rows.iter().zip(s.k.chunks_exact(width)).zip(s.v.chunks_exact(width));
+        for ((row, k), v) in of_rows {
+            if s.group.as_ref().is_some_and(|(_, part)| !part.keeps(row.position)) {
+                continue;
+            }
             let (index, offset) = (row.position / PAGE_POSITIONS, row.position % PAGE_POSITIONS);
             let heads = k.chunks_exact(head_dim).zip(v.chunks_exact(head_dim));
             for (kv_head, (k, v)) in heads.enumerate() {
@@ -440,40 +467,4 @@ fn add_outputs(pool: &mut Pool, rows: usize, s: &mut Scratch) -> Result<(), Mode
     group.gather(&part.hidden, rows, &s.out, &mut s.whole)?;
     add(pool, &mut s.x, &s.whole);
     Ok(())
-}
-
-/// `silu(gate) * up`.
-struct Gated<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl Kernel for Gated<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, _: L) {
-        elementwise::gate(self.gate, self.up, self.out);
-    }
-}
-
-/// Keys or values to half floats.
-struct Round<'a>(&'a [f32], &'a mut [[u8; 2]]);
-
-impl Kernel for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, l: L) {
-        let (from, rest) = self.0.as_chunks::<LANES>();
-        let (to, to_rest) = self.1.split_at_mut(from.len() * LANES);
-        let to = to.as_flattened_mut().as_chunks_mut().0;
-        for (to, from) in to.iter_mut().zip(from) {
-            l.store_halves(l.load(from), to);
-        }
-        for (to, from) in to_rest.iter_mut().zip(rest) {
-            *to = f16::from_f32(*from).to_le_bytes();
-        }
-    }
 }

@@ -41,6 +41,8 @@ struct Shared {
     sleeping: Vec<AtomicBool>,
     caller_sleeps: AtomicBool,
     stop: AtomicBool,
+    /// Tasks that the caller did without the others.
+    alone: AtomicUsize,
     /// What a worker panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -88,6 +90,7 @@ impl Pool {
             sleeping: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             caller_sleeps: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            alone: AtomicUsize::new(0),
             panic: Mutex::new(None),
         });
         // Made first: should a thread not start, the drop of what is there ends the others.
@@ -115,6 +118,18 @@ impl Pool {
         }
     }
 
+    /// Tells from any thread how far the tasks have come: another number whenever one was begun.
+    pub(super) fn sight(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let begun = shared.next.iter().map(|next| next.0.load(Ordering::Relaxed)).sum::<usize>();
+            let jobs = shared.number.load(Ordering::Relaxed) as u64;
+            // A large odd number: jobs and their tasks do not make up for each other.
+            let alone = shared.alone.load(Ordering::Relaxed) as u64;
+            jobs.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(begun as u64).wrapping_add(alone << 32)
+        }
+    }
+
     pub(super) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
@@ -125,7 +140,10 @@ impl Pool {
     /// `&mut`: a pool does one job at a time, and a task cannot start another.
     pub(super) fn each(&mut self, tasks: usize, task: impl Fn(usize) + Sync) {
         if self.workers.is_empty() || tasks <= 1 {
-            (0..tasks).for_each(task);
+            for i in 0..tasks {
+                self.shared.alone.fetch_add(1, Ordering::Relaxed);
+                task(i);
+            }
             return;
         }
         let task: &(dyn Fn(usize) + Sync) = &task;

@@ -1,5 +1,6 @@
 //! Drafting with the first layers and the model's own head (LayerSkip, arXiv 2404.16710), and what the layers would have
-//! said (DEL's shadow tokens, arXiv 2504.05598).
+//! said (DEL's shadow tokens, arXiv 2504.05598); drafting with all layers over a window of the keys (MagicDec, arXiv
+//! 2408.11049), of which nothing is kept for the step.
 
 use engine::{ModelError, SaidBy, SelfDraft};
 use request::{Del, Sampling, TokenId};
@@ -8,7 +9,7 @@ use scheduler::Slot;
 
 use super::branches::Branches;
 use super::exp::exp;
-use super::forward::{Picking, forward};
+use super::forward::{Forward, Picking, forward};
 use super::pool::Pool;
 use super::{CpuModel, RowLogits};
 use crate::cache::bound;
@@ -26,12 +27,21 @@ impl CpuModel {
         bound("token", asked.token.0 as usize, self.spec.vocab_size as usize)?;
         bound("position", position as usize + most as usize, self.spec.context as usize)?;
         bound("drafts", most as usize, Del::MOST as usize + 1)?;
-        bound("exit layer", exit as usize, layers)?;
+        if asked.window.is_some() {
+            if self.spec.layered.is_none_or(|layered| !layered.windows) {
+                return Err(ModelError::Unsupported { what: "drafts over a window" });
+            }
+            bound("layers below the exit", layers - 1, exit as usize)?;
+        }
+        bound("exit layer", exit as usize, layers + usize::from(asked.window.is_some()))?;
         bound("layers below the exit", 0, exit as usize)?;
         if let Some(before) = position.checked_sub(1) {
             self.tables.covers(&self.tables.change(&[])?, slot, before)?;
         }
-        self.exits.begin(slot.0, position, exit as usize, asked.watch);
+        match asked.window {
+            None => self.exits.begin(slot.0, position, exit as usize, asked.watch),
+            Some(_) => self.exits.forget(slot.0),
+        }
         let drafted = self.drafts(asked);
         if drafted.is_err() {
             self.exits.forget(slot.0);
@@ -43,7 +53,12 @@ impl CpuModel {
         let SelfDraft { slot, position: base, exit, .. } = *asked;
         let level = self.level;
         let (branches, branch) = Branches::of_slot(slot.0, base, &self.tables, &self.storage);
-        let forward = forward!(self, &branches);
+        let forward = Forward { view: asked.window, ..forward!(self, &branches) };
+        // Behind the last layer there is nothing but the model's own head.
+        let (leaving, head) = match asked.window {
+            None => (exit as usize, self.packed.drafting_head()),
+            Some(_) => (0, &self.packed.head),
+        };
         let (mut ids, mut token, mut chance) = (Vec::new(), asked.token, 1.0);
         for position in (base..).take(asked.most as usize) {
             // Each row is in the pages of the one before it.
@@ -58,11 +73,11 @@ impl CpuModel {
                 drafted.states.extend_from_slice(&self.scratch.x);
             }
             let mut hidden = self.scratch.x.clone();
-            forward.leave(&mut self.pool, exit as usize, &mut hidden, &mut self.scratch);
+            forward.leave(&mut self.pool, leaving, &mut hidden, &mut self.scratch);
             let picking = Picking { rows: vec![(0, position)], hidden };
             let mut said = Vec::new();
             forward.head(
-                (self.packed.drafting_head(), spread(&asked.sampling)),
+                (head, spread(&asked.sampling)),
                 &mut self.pool,
                 &picking,
                 &mut self.scratch,

@@ -101,12 +101,7 @@ impl Device {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking for the multiprocessors")?;
         let stream = context.new_stream().doing("making a stream")?;
-        Ok(Self {
-            context,
-            stream,
-            multiprocessors: multiprocessors.max(1) as u32,
-            hopper: major == 9,
-        })
+        Ok(Self { context, stream, multiprocessors: multiprocessors.max(1) as u32, hopper: major == 9 })
     }
 
     /// The same GPU with another stream.

@@ -138,6 +138,7 @@ impl Elementwise {
         out: u64,
         hidden: u32,
     ) -> Result<(), CudaError> {
+        assert!(hidden.is_multiple_of(4), "a hidden size of {hidden}");
         let (picked, weight) = (picked.unwrap_or(0).into(), norm.weight.into());
         let args: [Arg; 6] = [x.into(), picked, weight, out.into(), hidden.into(), norm.epsilon.into()];
         device.launch(self.rms_norm, per_row(count, hidden), &args)
@@ -193,7 +194,8 @@ impl Elementwise {
         rows: u32,
         width: u32,
     ) -> Result<(), CudaError> {
-        let across = width.div_ceil(1024).clamp(1, 8);
+        assert!(width.is_multiple_of(8), "a feed-forward of {width}");
+        let across = width.div_ceil(2048).clamp(1, 16);
         let launch = Launch { grid: [rows, across, 1], threads: 256, shared: 0 };
         device.launch(self.silu_mul, launch, &[both.into(), out.into(), width.into()])
     }

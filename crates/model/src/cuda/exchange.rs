@@ -170,7 +170,11 @@ impl Exchange {
                         Persistent::mailbox_bytes(ranks, shape.hidden as usize),
                     )?,
                     table: Buffer::zeros(device, "addresses of other GPUs", ranks * size_of::<u64>())?,
-                    epochs: Buffer::zeros(device, "counts of exchanges", device.multiprocessors as usize * 4)?,
+                    epochs: Buffer::zeros(
+                        device,
+                        "counts of exchanges",
+                        device.multiprocessors as usize * 4,
+                    )?,
                 },
             });
         }

@@ -97,7 +97,7 @@ struct Activations {
 }
 
 /// Row counts that have a graph.
-const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+pub(crate) const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 const MOST_GRAPH: u32 = 256;
 /// Room for partial results of attention, in rows of a query head (528 bytes each at 128 elements).
 const PARTIAL_ROWS: u32 = 1 << 17;
@@ -115,6 +115,11 @@ impl Forward {
         sizes: Sizes,
     ) -> Result<Self, CudaError> {
         let (dtype, mode) = (options.dtype, options.mode);
+        // Rows are read and written several values at a time.
+        if !p.hidden.is_multiple_of(4) || !p.feed_forward.is_multiple_of(8) {
+            let why = format!("a hidden size of {} or a feed-forward of {}", p.hidden, p.feed_forward);
+            return Err(CudaError::Arguments { kernel: "rms_norm and silu_mul", why });
+        }
         let linear = Matmul::new(&device, dtype, mode, weights.matrices())?;
         let shape = attention::Shape {
             dtype,
@@ -125,6 +130,7 @@ impl Forward {
         };
         let attention = Attention::new(&device, shape, sizes.rows.max(MOST_GRAPH), PARTIAL_ROWS)?;
         let widths = Widths {
+            layers: p.layers as u32,
             hidden: p.hidden as u32,
             feed_forward: p.feed_forward as u32,
             heads: p.heads as u32,
@@ -132,8 +138,8 @@ impl Forward {
             head_dim: p.head_dim as u32,
         };
         let is_dense = weights.matrices().all(|matrix| matches!(matrix, DeviceMatrix::Dense(_)));
-        let persistent = if options.persistent && is_dense {
-            Persistent::new(&device, dtype, mode, widths)?
+        let persistent = if is_dense {
+            Persistent::new(&device, dtype, mode, widths, options.persistent)?
         } else {
             None
         };
@@ -228,6 +234,20 @@ impl Forward {
         };
         self.linear.dense.tune(&self.device, &[&self.weights.head], [x, logits], rows, Dtype::F32, false)?;
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
+    }
+
+    /// Rows and tiles of all steps that are launched as graphs.
+    pub(crate) fn graph_sizes(&self) -> Vec<(u32, TileRows)> {
+        if !self.use_graphs {
+            return Vec::new();
+        }
+        let group = self.attention.group();
+        let of_tile = |tile: TileRows| {
+            // Rows of which one sequence alone needs the tile.
+            let fewest = (1..=MOST_GRAPH).find(|rows| TileRows::holding(*rows, group) == tile);
+            BUCKETS.into_iter().filter(move |rows| fewest.is_some_and(|fewest| *rows >= fewest))
+        };
+        TileRows::ALL.into_iter().flat_map(|tile| of_tile(tile).map(move |rows| (rows, tile))).collect()
     }
 
     /// Whether the graph of a batch has been captured.
@@ -343,10 +363,10 @@ impl Forward {
     /// each.
     pub(crate) fn layers(&self, plan: Plan, kv: &Kv, peers: Peers) -> Result<(), CudaError> {
         let persistent = self.persistent.as_ref().filter(|_| self.persists(plan.batch.rows));
-        let persistent = persistent.ok_or(CudaError::NotBuilt { what: "persistent kernels for these rows" })?;
+        let persistent =
+            persistent.ok_or(CudaError::NotBuilt { what: "persistent kernels for these rows" })?;
         let (p, a, rows) = (&self.p, &self.a, self.arrays(plan).rows(plan.batch.rows));
-        let b =
-            Between { peers, rows: rows.count, x: a.x.at(0), normed: a.normed.at(0), epsilon: p.epsilon };
+        let b = Between { peers, rows: rows.count, x: a.x.at(0), normed: a.normed.at(0), epsilon: p.epsilon };
         self.embed(plan)?;
         if let Some(layer) = self.weights.layers.first() {
             let norm = Norm { weight: layer.attention_norm.at(0), epsilon: p.epsilon };
@@ -380,7 +400,7 @@ impl Forward {
                     pools: kv.pools(index),
                 }),
             };
-            persistent.between(&self.device, b, front.as_ref(), back.as_ref())?;
+            persistent.between(&self.device, index as u32, b, front.as_ref(), back.as_ref())?;
             if back.is_some() {
                 self.attend(index, plan, kv)?;
             }
@@ -501,7 +521,9 @@ impl Forward {
 fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
     match matrix {
         DeviceMatrix::Dense(dense) => Ok(dense),
-        DeviceMatrix::Quantised(_) => Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" }),
+        DeviceMatrix::Quantised(_) => {
+            Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" })
+        }
     }
 }
 

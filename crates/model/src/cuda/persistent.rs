@@ -9,13 +9,15 @@ use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module}
 
 /// The kernels of one model, and what its blocks tell each other.
 pub(crate) struct Persistent {
-    between: [Kernel; 2],
-    head: [Kernel; 2],
+    between: Kernel,
+    head: Kernel,
     _module: Module,
     /// Counts the blocks that have come to a barrier.
     barrier: Buffer,
     /// Tiles that are stored of each head of q, k and v.
     done: Buffer,
+    /// Units of each launch's gate and up that were taken beyond the blocks' shares; zero before it.
+    taken: Buffer,
     /// Sums of squares: `[rows][blocks]` of f32.
     squares: Buffer,
     widths: Widths,
@@ -23,14 +25,35 @@ pub(crate) struct Persistent {
     _claim: Claim,
 }
 
-/// The sizes of a layer.
+/// Whether few rows go through kernels that fill the GPU from one attention to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persist {
+    /// Where a layer's weights take longer than its blocks wait for each other.
+    BySize,
+    Always,
+    /// Kernel by kernel: for comparison, and where processes share a GPU's multiprocessors (MPS), since two such kernels
+    /// could wait for each other.
+    Never,
+}
+
+/// The sizes of a layer, and how many there are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Widths {
+    pub(crate) layers: u32,
     pub(crate) hidden: u32,
     pub(crate) feed_forward: u32,
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
     pub(crate) head_dim: u32,
+}
+
+impl Widths {
+    /// Of weights of two bytes.
+    fn layer_bytes(self) -> u64 {
+        let of = |a: u32, b: u32| 2 * u64::from(a) * u64::from(b);
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        of(self.hidden, 2 * (queries + keys)) + of(self.hidden, 3 * self.feed_forward)
+    }
 }
 
 /// What a launch does before the next attention ends: the rest of a layer.
@@ -91,17 +114,20 @@ const TILE: u32 = 8;
 const TILES: u32 = 6;
 const WARPS: u32 = 8;
 const STAGE: u32 = TILE * (2048 + 64);
+const ROW_PADDING: u32 = 32;
 const THREADS: u32 = (WARPS + 1) * 32;
-/// Shared memory of a block: more than half of a multiprocessor's, so that each has one; and little enough for a block
-/// of attention beside it.
-const BETWEEN_SHARED: u32 = 121 << 10;
-/// Nothing runs beside the output layer.
-const HEAD_SHARED: u32 = 220 << 10;
+/// Shared memory of a block: nearly a multiprocessor's, so that each has one block.
+const SHARED: u32 = 220 << 10;
+/// At most so much of it holds a copy of the rows.
+const MOST_ROW_BYTES: u32 = 68 << 10;
 const MOST_STAGES: u32 = 16;
+/// Weights of a layer from which on these kernels gain, on an H200: with 94 MB they lost 9 % at one row, with 154 MB they
+/// won 3 %, with 436 MB 19 % (docs/benchmarks.md).
+const LEAST_BYTES: u64 = 128 << 20;
 
 impl Persistent {
     /// Beyond, a row costs more than the moments that are saved.
-    pub(crate) const MOST_ROWS: u32 = 16;
+    pub(crate) const MOST_ROWS: u32 = 8;
 
     /// What a rank's words take for exchanges with `ranks` ranks.
     pub(crate) fn mailbox_bytes(ranks: usize, hidden: usize) -> usize {
@@ -116,30 +142,39 @@ impl Persistent {
         dtype: Dtype,
         mode: Mode,
         widths: Widths,
+        persist: Persist,
     ) -> Result<Option<Self>, CudaError> {
-        let Widths { hidden, feed_forward, heads, kv_heads, head_dim } = widths;
+        let Widths { hidden, feed_forward, heads, kv_heads, head_dim, .. } = widths;
+        let is_wanted = match persist {
+            Persist::BySize => widths.layer_bytes() >= LEAST_BYTES,
+            Persist::Always => true,
+            Persist::Never => false,
+        };
         let suits = [hidden, feed_forward, heads * head_dim].iter().all(|width| width.is_multiple_of(32));
-        if !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
+        if !is_wanted || !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
             return Ok(None);
         }
         let Some(claim) = Claim::of(device.context.ordinal()) else {
-            tracing::info!("another model holds this GPU's multiprocessors: layers are launched kernel by kernel");
+            tracing::info!(
+                "another model holds this GPU's multiprocessors: layers are launched kernel by kernel"
+            );
             return Ok(None);
         };
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/persistent.fatbin")))?;
-        let [few, tall] = match head_dim {
-            64 => ["between_64_few", "between_64_tall"],
-            128 => ["between_128_few", "between_128_tall"],
+        let between = match head_dim {
+            64 => "between_64",
+            128 => "between_128",
             _ => return Ok(None),
         };
         let blocks = device.multiprocessors;
         let zeros = |what, bytes: u32| Buffer::zeros(device, what, bytes as usize);
         Ok(Some(Self {
-            between: [module.kernel(few, BETWEEN_SHARED)?, module.kernel(tall, BETWEEN_SHARED)?],
-            head: [module.kernel("head_few", HEAD_SHARED)?, module.kernel("head_tall", HEAD_SHARED)?],
+            between: module.kernel(between, SHARED)?,
+            head: module.kernel("head", SHARED)?,
             _module: module,
             barrier: zeros("a barrier", 64)?,
             done: zeros("counts of heads", (heads + 2 * kv_heads) * 4)?,
+            taken: zeros("counts of units", (widths.layers + 1) * 4)?,
             squares: zeros("sums of squares", Self::MOST_ROWS * blocks * 4)?,
             widths,
             blocks,
@@ -147,16 +182,18 @@ impl Persistent {
         }))
     }
 
-    /// Queues what lies between two attentions. With neither front nor back nothing is done.
+    /// Queues what lies between two attentions: before layer `index`, or behind the last. With neither front nor back
+    /// nothing is done.
     pub(crate) fn between(
         &self,
         device: &Device,
+        index: u32,
         b: Between,
         front: Option<&Front<'_>>,
         back: Option<&Back<'_>>,
     ) -> Result<(), CudaError> {
         assert!((1..=Self::MOST_ROWS).contains(&b.rows), "rows of a persistent kernel");
-        let Widths { hidden, feed_forward, heads, kv_heads, head_dim } = self.widths;
+        let Widths { layers, hidden, feed_forward, heads, kv_heads, head_dim } = self.widths;
         let queries = heads * head_dim;
         if let Some(front) = front {
             check(front.o, hidden, queries);
@@ -170,8 +207,9 @@ impl Persistent {
         let of_front = |value: fn(&Front<'_>) -> u64| Arg::from(front.map_or(0, value));
         let of_back = |value: fn(&Back<'_>) -> u64| Arg::from(back.map_or(0, value));
         let [full, window] = back.map_or_else(Default::default, |back| back.pools);
-        let stages = stages(b.rows, BETWEEN_SHARED);
-        let args: [Arg; 43] = [
+        let [stages, row_bytes] = room(b.rows, feed_forward.max(hidden).max(queries));
+        let taken = |launch: u32| self.taken.at(launch as usize * 4);
+        let args: [Arg; 46] = [
             weights(front.map(|f| f.o)),
             weights(front.map(|f| f.gate_up)),
             weights(front.map(|f| f.down)),
@@ -205,10 +243,14 @@ impl Persistent {
             self.squares.at(0).into(),
             self.barrier.at(0).into(),
             self.done.at(0).into(),
+            taken(index).into(),
+            // The launch before has ended when this one writes.
+            taken((index + layers) % (layers + 1)).into(),
             b.rows.into(),
             hidden.into(),
             feed_forward.into(),
             stages.into(),
+            row_bytes.into(),
             b.epsilon.into(),
             b.peers.mailboxes.into(),
             b.peers.epochs.into(),
@@ -216,15 +258,13 @@ impl Persistent {
             b.peers.rank.into(),
             b.peers.ranks.into(),
         ];
-        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: BETWEEN_SHARED };
-        device.launch(self.between[usize::from(b.rows > TILE)], launch, &args)
+        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: SHARED };
+        device.launch(self.between, launch, &args)
     }
 
     /// Whether [`Self::head`] takes so many rows of this output layer.
     pub(crate) fn has_head(w: &Dense, rows: u32) -> bool {
-        (1..=Self::MOST_ROWS).contains(&rows)
-            && w.outputs.is_multiple_of(TILE)
-            && w.inputs.is_multiple_of(32)
+        (1..=Self::MOST_ROWS).contains(&rows) && w.outputs.is_multiple_of(TILE) && w.inputs.is_multiple_of(32)
     }
 
     /// out (of float) = x W^T; only where [`Self::has_head`].
@@ -237,24 +277,27 @@ impl Persistent {
         rows: u32,
     ) -> Result<(), CudaError> {
         assert!(Self::has_head(w, rows), "an output layer that this kernel does not take");
-        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: HEAD_SHARED };
-        let args: [Arg; 7] = [
+        let launch = Launch { grid: [self.blocks, 1, 1], threads: THREADS, shared: SHARED };
+        let [stages, row_bytes] = room(rows, w.inputs);
+        let args: [Arg; 8] = [
             w.weights.at(0).into(),
             x.into(),
             out.into(),
             rows.into(),
             w.inputs.into(),
             w.outputs.into(),
-            stages(rows, HEAD_SHARED).into(),
+            stages.into(),
+            row_bytes.into(),
         ];
-        device.launch(self.head[usize::from(rows > TILE)], launch, &args)
+        device.launch(self.head, launch, &args)
     }
 }
 
-/// Stages of the ring that find room beside the warps' sums.
-fn stages(rows: u32, shared: u32) -> u32 {
+/// Stages of the ring and bytes for a copy of the rows, of products of at most `inputs` k.
+fn room(rows: u32, inputs: u32) -> [u32; 2] {
     let sums = WARPS * TILES * rows * TILE * size_of::<f32>() as u32;
-    ((shared - sums) / STAGE).min(MOST_STAGES)
+    let copy = (rows * (inputs + ROW_PADDING) * 2).min(MOST_ROW_BYTES);
+    [((SHARED - sums - copy) / STAGE).min(MOST_STAGES), copy]
 }
 
 fn check(w: &Dense, outputs: u32, inputs: u32) {
@@ -290,11 +333,22 @@ mod tests {
     #[test]
     fn every_count_of_rows_leaves_a_ring_of_several_stages() {
         for rows in 1..=Persistent::MOST_ROWS {
-            assert!(stages(rows, BETWEEN_SHARED) >= 5, "{rows}");
-            assert!((8..=MOST_STAGES).contains(&stages(rows, HEAD_SHARED)), "{rows}");
+            for inputs in [64, 4096, 14336, 27648] {
+                let [stages, copy] = room(rows, inputs);
+                assert!((8..=MOST_STAGES).contains(&stages) && copy <= MOST_ROW_BYTES, "{rows} of {inputs}");
+            }
         }
-        // A multiprocessor of Hopper has 228 KiB, of which a block takes one for itself.
-        assert!(2 * (BETWEEN_SHARED + 1024) > 228 << 10);
+        // What blocks may have of a multiprocessor of Hopper.
+        assert!(2 * SHARED > 227 << 10);
+    }
+
+    #[test]
+    fn large_layers_are_worth_it() {
+        let bytes = |hidden, feed_forward, heads, kv_heads, head_dim| {
+            Widths { layers: 1, hidden, feed_forward, heads, kv_heads, head_dim }.layer_bytes()
+        };
+        assert_eq!(bytes(4096, 14336, 32, 8, 128), 436_207_616);
+        assert!(bytes(1536, 8960, 12, 2, 128) < LEAST_BYTES && LEAST_BYTES < bytes(2048, 11008, 16, 2, 128));
     }
 
     #[test]

@@ -116,6 +116,12 @@ fn long_sequences_keep_their_bits() {
                 assert_equal(&found, reference, &format!("{level} chunks of {chunk}"));
             }
         }
+        // Row by row threads share the spans; of each block, if there are few.
+        for threads in [1, 2, 5] {
+            let found = logits(&mut tiny.load(threads).unwrap(), &tokens, 1).unwrap();
+            let reference = reference.as_deref().unwrap_or_default();
+            assert_equal(&found, reference, &format!("{threads} threads, row by row"));
+        }
     }
 }
 

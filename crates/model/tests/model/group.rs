@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(30);
 
 fn plan(memory: &[u32]) -> GroupPlan {
     let said = "fp_test context 1024".to_owned();
-    GroupPlan { memory: memory.to_vec(), said, start: START, within: Duration::from_secs(10) }
+    GroupPlan { memory: memory.to_vec(), said, start: START, within: Duration::from_secs(2) }
 }
 
 fn options(heads: Option<HeadMap>) -> Options {
@@ -108,6 +108,42 @@ fn ranks_change_no_bit() {
     }
 }
 
+/// With fewer KV heads than ranks a sequence is shared out: each rank has some of its spans.
+#[test]
+fn ranks_that_share_sequences_change_no_bit() {
+    let tokens = tokens(1300);
+    for (architecture, kind, heads, kv_heads, memory) in [
+        ("llama", TensorKind::Q8_0, 4, 1, &[1, 1][..]),
+        ("qwen2", TensorKind::Q4_0, 6, 3, &[1, 1, 1, 1]),
+        ("qwen3", TensorKind::Q5_K, 4, 2, &[3, 1, 2]),
+    ] {
+        let shape = Shape { heads, kv_heads, ..Shape::of(architecture, kind) };
+        let file = written(&Tiny::new(shape));
+        let pages = PageBudget::Pages(4 * 96);
+        let options = Options { pages, ..options(None) };
+        let what = format!("{architecture} {kind}, {kv_heads} KV heads, {memory:?}");
+        let mut alone = CpuModel::load(file.path(), &options).unwrap();
+        let expected = logits(&mut alone, &tokens, 1300).unwrap();
+        for over_tcp in [false, true] {
+            let fabrics = if over_tcp { tcp(memory.len()) } else { local(&Network::new(), memory.len()) };
+            let (mut model, ends) = group(file.path(), &options, memory, fabrics);
+            assert!(model.weight_bytes() < alone.weight_bytes(), "{what}: a part of the weights");
+            for chunk in [1300, 130] {
+                assert_equal(&logits(&mut model, &tokens, chunk).unwrap(), &expected, &what);
+            }
+            assert_batch_equals_alone(&mut model, &tokens[..40], &what);
+            // What lies on one rank alone is not handed over.
+            assert_eq!(model.layers(), 0);
+            let refused = model.export(ClassId(0), PageId(0), 0, &mut Vec::new()).unwrap_err();
+            assert!(matches!(refused, ModelError::Unsupported { .. }), "{refused}");
+            drop(model);
+            for end in ends {
+                assert_eq!(end.join().unwrap(), Ok(()), "{what}");
+            }
+        }
+    }
+}
+
 /// Steps that rank 0 refuses reach nobody, and a step whose logits nobody collects disturbs none after it.
 #[test]
 fn what_rank_0_gives_up_leaves_the_ranks_in_step() {
@@ -146,13 +182,11 @@ fn a_lost_rank_ends_the_group_in_time() {
         let start = std::time::Instant::now();
         let error = logits(&mut model, &tokens, 30).unwrap_err();
         assert!(matches!(error, ModelError::Lost(_)) && error.to_string().contains("rank 1"), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(if hang { 12 } else { 2 }), "{:?}", start.elapsed());
-        network.kill("rank-0");
+        assert_eq!(error.to_string().contains("no sign of life"), hang, "{error}");
+        assert!(start.elapsed() < Duration::from_secs(if hang { 4 } else { 1 }), "{:?}", start.elapsed());
         drop(model);
-        // It does not outlive its group.
-        if !hang {
-            ends.into_iter().for_each(|end| drop(end.join().unwrap()));
-        }
+        // It does not outlive its group, also where it cannot hear that rank 0 is gone.
+        ends.into_iter().for_each(|end| drop(end.join().unwrap()));
     }
 }
 
@@ -179,7 +213,7 @@ fn ranks_that_were_told_different_things_do_not_meet() {
 
 #[test]
 fn what_a_group_cannot_share_is_refused() {
-    let load = |tiny: Tiny, memory: &[u32]| {
+    let load = |tiny: Tiny, memory: &[u32], heads: Option<HeadMap>| {
         let file = written(&tiny);
         let network = Network::new();
         let fabrics = local(&network, memory.len());
@@ -191,14 +225,16 @@ fn what_a_group_cannot_share_is_refused() {
         let followers: Vec<_> = (1..memory.len()).map(follow).collect();
         let group = Group::lead(&*fabrics[0], plan(memory), 7).unwrap();
         followers.into_iter().for_each(|follower| follower.join().unwrap().unwrap());
-        CpuModel::load_in(file.path(), &options(None), &CpuOptions::default(), group).unwrap_err().to_string()
+        CpuModel::load_in(file.path(), &options(heads), &CpuOptions::default(), group)
+            .unwrap_err()
+            .to_string()
     };
     let quantised = || Tiny::new(Shape::of("llama", TensorKind::Q8_0));
-    let error = load(quantised(), &[1, 1, 1]);
-    assert!(error.contains("2 KV heads for 3 ranks") && error.contains("not built"), "{error}");
-    let error = load(quantised(), &[1000, 1]);
+    let error = load(quantised(), &[1, 1, 1], Some(mixed(2)));
+    assert!(error.contains("2 KV heads for 3 ranks") && error.contains("window"), "{error}");
+    let error = load(quantised(), &[1000, 1], None);
     assert!(error.contains("rank 1's share") && error.contains("too small"), "{error}");
-    let error = load(Tiny::new(Shape::of("llama", TensorKind::F16)), &[1, 1]);
+    let error = load(Tiny::new(Shape::of("llama", TensorKind::F16)), &[1, 1], None);
     assert!(error.contains("quantised matrices") && error.contains("F16"), "{error}");
 }
 

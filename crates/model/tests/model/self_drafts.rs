@@ -2,13 +2,14 @@
 
 use engine::{Model, ModelError, SaidBy, SelfDraft};
 use gguf::{Array, TensorKind, Value};
+use kvcache::{ClassId, HeadClass, HeadMap, PageId, pages_for};
 use model::CpuModel;
 use request::{Sampling, SamplingParams, TokenId};
 use scheduler::Slot;
 
 use crate::bits::assert_equal;
 use crate::steps::{Sequences, clear, logits};
-use crate::tiny::{Shape, Tensor, Tiny, VOCAB, tokens};
+use crate::tiny::{LAYERS, Shape, Tensor, Tiny, VOCAB, tokens};
 
 fn ask(token: u32, position: usize, exit: u32, most: u32) -> SelfDraft {
     SelfDraft {
@@ -16,6 +17,7 @@ fn ask(token: u32, position: usize, exit: u32, most: u32) -> SelfDraft {
         token: TokenId(token),
         position: position as u32,
         exit,
+        window: None,
         most,
         stop: None,
         stop_ids: Vec::new(),
@@ -215,4 +217,78 @@ fn what_a_file_says_of_early_exit_is_checked() {
     let mut floats = Tiny::new(Shape::of("llama", TensorKind::F32));
     floats.key("paceline.early.tokens", Value::Array(Array::I32(vec![1, 2])));
     assert!(floats.load(1).unwrap_err().to_string().contains("quantised output layers"));
+}
+
+fn over(window: HeadClass, length: usize, last: u32, most: u32, layers: u32) -> SelfDraft {
+    SelfDraft { exit: layers, window: Some(window), watch: false, ..ask(last, length - 1, 1, most) }
+}
+
+/// Drafts over a window are what a model would say whose heads have that window and whose past was computed by one that
+/// sees everything; and the step behind them has the bits of one without.
+#[test]
+fn drafts_over_a_window_see_the_window_of_what_is_there() {
+    for (architecture, kind) in [("llama", TensorKind::Q4_0), ("qwen3", TensorKind::Q8_0)] {
+        let tiny = Tiny::new(Shape::of(architecture, kind));
+        let (mut model, mut plain) = (tiny.load(2).unwrap(), tiny.load(1).unwrap());
+        let layers = model.spec().layered.unwrap().layers;
+        let mut told = 0;
+        for (length, sink, recent) in [(40, 3, 9), (40, 0, 1), (560, 17, 30), (530, 2, 600), (33, 16, 16)] {
+            let window = HeadClass::Window { sink, recent };
+            let heads = HeadMap::uniform(window, LAYERS, 2);
+            let mut narrow = tiny.load_heads(1, heads).unwrap();
+            assert!(!narrow.spec().layered.unwrap().windows);
+            let what = format!("{architecture}, {length} tokens, {window:?}");
+            let prompt = tokens(length);
+            let (mut ours, mut theirs) = (Sequences::new(1, 64), Sequences::new(1, 64));
+            prefill(&mut model, &mut ours, &prompt);
+            prefill(&mut narrow, &mut theirs, &prompt);
+            for page in 0..pages_for(length as u32 - 1) {
+                for layer in 0..layers {
+                    let mut bytes = Vec::new();
+                    model.export(ClassId(0), PageId(page), layer, &mut bytes).unwrap();
+                    narrow.import(ClassId(0), PageId(page), layer, &bytes).unwrap();
+                }
+            }
+            let last = prompt[length - 1];
+            let asked = over(window, length, last, 9, layers);
+            let drafts = model.self_draft(&asked).unwrap();
+            assert_eq!(drafts.len(), 9, "{what}");
+            let rows: Vec<u32> = std::iter::once(last).chain(drafts.iter().map(|(id, _)| id.0)).collect();
+            for (position, pair) in (length as u32 - 1..).zip(rows.windows(2)) {
+                let found = narrow.logits(&theirs.step(&[(0, position, &pair[..1])])).unwrap();
+                let said = sampling::pick(&found[0].1, &asked.sampling, position + 1).unwrap();
+                assert_eq!(said.0, pair[1], "{what}: at {position}");
+            }
+            let found = model.logits(&ours.step(&[(0, length as u32 - 1, &rows)])).unwrap();
+            let found: Vec<Vec<f32>> = found.into_iter().map(|(_, logits)| logits).collect();
+            let expected = logits(&mut plain, &[&prompt[..length - 1], &rows].concat(), 64).unwrap();
+            assert_equal(&found, &expected[length - 1..], &what);
+            let said = |(at, row): (usize, &Vec<f32>)| {
+                sampling::pick(row, &asked.sampling, (length + at) as u32).unwrap().0
+            };
+            let right = found.iter().enumerate().map(said).zip(&rows[1..]).filter(|(a, b)| a == *b).count();
+            assert!(recent < 600 || right == 9, "{what}: a window of everything is always right");
+            told += usize::from(right < 9);
+        }
+        assert!(told > 0, "{architecture}: what lies beyond a window matters");
+    }
+}
+
+#[test]
+fn windows_are_refused_where_they_are_not_built() {
+    let tiny = Tiny::new(Shape::of("llama", TensorKind::F32));
+    let mut model = tiny.load(1).unwrap();
+    let layers = model.spec().layered.unwrap().layers;
+    let prompt = tokens(5);
+    prefill(&mut model, &mut Sequences::new(1, 64), &prompt);
+    let window = HeadClass::Window { sink: 1, recent: 2 };
+    let asked = over(window, 5, prompt[4], 2, layers);
+    assert!(matches!(
+        model.self_draft(&SelfDraft { exit: layers - 1, ..asked.clone() }),
+        Err(ModelError::OutOfRange { .. })
+    ));
+    assert_eq!(model.self_draft(&asked).unwrap().len(), 2);
+    let mut windowed = tiny.windowed(3).load(1).unwrap();
+    prefill(&mut windowed, &mut Sequences::new(1, 64), &prompt);
+    assert!(matches!(windowed.self_draft(&asked), Err(ModelError::Unsupported { .. })));
 }

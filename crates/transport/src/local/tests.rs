@@ -123,6 +123,27 @@ fn a_killed_rank_is_gone_at_once_and_a_hung_one_only_says_nothing() {
     assert!(matches!(again, Err(FabricError::Unreachable { .. })), "{again:?}");
 }
 
+/// Also where nothing comes any more.
+#[test]
+fn a_link_is_closed_from_another_thread() {
+    for hang in [false, true] {
+        let network = Network::new();
+        let (mut a, _b) = pair(&network);
+        if hang {
+            network.hang("b");
+        }
+        let close = a.closer().unwrap();
+        let closing = std::thread::spawn(move || {
+            std::thread::sleep(SOON);
+            close();
+        });
+        let started = Instant::now();
+        assert_eq!(a.recv(&mut Vec::new(), LONG), Err(FabricError::Closed));
+        assert!(started.elapsed() < LONG / 2);
+        closing.join().unwrap();
+    }
+}
+
 #[test]
 fn a_sender_waits_for_room_and_no_longer_than_told() {
     let network = Network::new();

@@ -51,6 +51,21 @@ fn messages_of_any_size_arrive_in_order_both_ways() {
 }
 
 #[test]
+fn a_link_is_closed_from_another_thread() {
+    let (mut a, mut b) = pair();
+    let close = a.closer().unwrap();
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(SOON);
+        close();
+    });
+    let started = Instant::now();
+    assert_eq!(a.recv(&mut Vec::new(), LONG), Err(FabricError::Closed));
+    assert_eq!(b.recv(&mut Vec::new(), LONG), Err(FabricError::Closed));
+    assert!(started.elapsed() < LONG / 2);
+    closing.join().unwrap();
+}
+
+#[test]
 fn a_deadline_that_passed_loses_nothing() {
     let (mut raw, mut link) = raw();
     let mut payload = Vec::new();

@@ -5,7 +5,7 @@ use kvcache::{ClassId, PageId};
 use scheduler::Step;
 use transport::Head;
 
-use super::{Group, IMPORT, PAGE, WANTED, nonsense, sent};
+use super::{Group, IMPORT, PAGE, WANTED, nonsense};
 
 /// What rank 0 asks of a follower.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,12 +50,10 @@ impl Group {
     }
 
     fn ask(&mut self, class: ClassId, page: PageId) -> Result<Read, ModelError> {
-        let (item, within) = (self.next_page(), self.plan.within);
+        let (item, within) = (self.next_page(), self.message());
         let head = Head { kind: WANTED, token: self.token, item };
         let words = words([u32::from(class.0), page.0, 0]);
-        for (index, link) in self.links.iter_mut().enumerate() {
-            sent(link.send(head, &words, within), index + 1)?;
-        }
+        (1..=self.links.len()).try_for_each(|rank| self.send(rank, head, &words))?;
         let mut parts = Vec::with_capacity(self.links.len());
         for rank in 1..=self.links.len() {
             self.recv(rank, PAGE, item, within)?;
@@ -72,19 +70,17 @@ impl Group {
         bytes: &[u8],
     ) -> Result<(), ModelError> {
         self.read = None;
-        let link = rank.checked_sub(1).and_then(|index| self.links.get_mut(index));
-        let link = link.ok_or_else(|| ModelError::Lost(format!("there is no rank {rank}")))?;
         let item = (self.step << 32) | FIRST_PAGE;
         let head = Head { kind: IMPORT, token: self.token, item };
         let mut payload = words([u32::from(class.0), page.0, layer]);
         payload.extend_from_slice(bytes);
-        sent(link.send(head, &payload, self.plan.within), rank)
+        self.send(rank, head, &payload)
     }
 
     /// A follower: its part of the page that was asked for.
     pub(in super::super) fn answer(&mut self, bytes: &[u8]) -> Result<(), ModelError> {
         let head = Head { kind: PAGE, token: self.token, item: self.asked };
-        sent(self.links[0].send(head, bytes, self.plan.within), 0)
+        self.send(0, head, bytes)
     }
 
     /// A follower: what a message about pages asks.

@@ -24,6 +24,8 @@ pub(in super::super) struct Part {
     shards: Shards,
     /// The classes of all heads.
     whole: HeadMap,
+    /// Rows of the matrices q and k, which all ranks compute whole where sequences are shared out.
+    widths: [usize; 2],
 }
 
 /// By rank: its columns of a row, in order.
@@ -38,10 +40,11 @@ pub(in super::super) struct Cut {
 const FFN_BLOCK: usize = 256;
 
 impl Part {
-    /// Shares a model out; refuses a share that leaves a rank without work in some layer.
+    /// Shares a model of sequences up to `context` out; refuses a share that leaves a rank without work in some layer.
     pub(in super::super) fn new(
         p: &Parameters,
         map: &HeadMap,
+        context: u32,
         memory: &[u32],
         rank: usize,
     ) -> Result<Self, LoadError> {
@@ -50,6 +53,7 @@ impl Part {
         let block = if p.feed_forward / FFN_BLOCK >= 8 * memory.len() { FFN_BLOCK } else { 2 * LANES };
         let units = Units {
             heads: map,
+            spans: context.div_ceil(Shards::SPAN),
             ffn_blocks: p.feed_forward.div_ceil(block) as u32,
             experts: 0,
             hidden_blocks: p.hidden.div_ceil(LANES) as u32,
@@ -90,9 +94,11 @@ impl Part {
             rank,
             shards,
             whole: map.clone(),
+            widths: [p.heads * p.head_dim, p.kv_heads * p.head_dim],
         };
         let idle = |rank: &usize| {
-            let mut cuts = part.heads.iter().chain(&part.ffn).chain([&part.hidden, &part.vocab]);
+            let heads = part.heads.iter().filter(|_| part.shards.spans().is_none());
+            let mut cuts = heads.chain(&part.ffn).chain([&part.hidden, &part.vocab]);
             cuts.any(|cut| cut.own(*rank) == 0)
         };
         match (0..ranks).find(idle) {
@@ -103,8 +109,22 @@ impl Part {
         }
     }
 
+    /// By span its owner, where sequences are shared out instead of heads.
+    pub(in super::super) fn spans(&self) -> Option<&[usize]> {
+        self.shards.spans()
+    }
+
+    /// Whether this rank keeps keys and values of a position.
+    pub(in super::super) fn keeps(&self, position: u32) -> bool {
+        let owner = |spans: &[usize]| spans.get((position / Shards::SPAN) as usize).copied();
+        self.shards.spans().is_none_or(|spans| owner(spans) == Some(self.rank))
+    }
+
     /// The classes of this rank's KV heads.
     pub(in super::super) fn map(&self, map: &HeadMap) -> HeadMap {
+        if self.shards.spans().is_some() {
+            return map.clone();
+        }
         let of = |(layer, classes): (usize, &Vec<u8>)| {
             self.shards.heads(layer, self.rank).map(|head| classes[head]).collect()
         };
@@ -141,7 +161,14 @@ impl Part {
     /// Rows of the matrices of a layer (q, k, v, o, gate, up, down) that are this rank's.
     pub(in super::super) fn rows(&self, layer: usize) -> [Vec<u32>; 7] {
         let (heads, keys, ffn) = (&self.heads[layer], &self.keys[layer], &self.ffn[layer]);
-        [heads, keys, keys, &self.hidden, ffn, ffn, &self.hidden].map(|cut| cut.rows(self.rank))
+        let mut rows =
+            [heads, keys, keys, &self.hidden, ffn, ffn, &self.hidden].map(|cut| cut.rows(self.rank));
+        if self.shards.spans().is_some() {
+            // Every rank needs all queries, and the owner of a position its keys and values of all heads.
+            let [q, k] = self.widths.map(|width| (0..width as u32).collect::<Vec<_>>());
+            (rows[0], rows[1], rows[2]) = (q, k.clone(), k);
+        }
+        rows
     }
 
     /// Rows of the output layer.

@@ -46,8 +46,8 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_row = lane / 4, quad = lane % 4;
 
     launch_dependents();
-    wait_for_inputs();
-    // Read together: a tile beyond the count is old, but there.
+    // Nothing that a step's rows and page tables say is written within the step (embed() sees to it that all before has
+    // ended): it is read while the kernel before still runs. Read together: a tile beyond the count is old, but there.
     const int tile_count = header[0], split = header[1], head = heads[blockIdx.y];
     const Tile tile = tiles[blockIdx.z];
     if (static_cast<int>(blockIdx.z) >= tile_count) return;
@@ -66,19 +66,32 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     const Keys<T, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * 2 * PAGE * D, page_stride,
                              table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys};
 
-    load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {
-        if (!loading.done()) {
-            const uint32_t at = base + stage * Plan::STAGE;
-            keys.load({at}, {at + BLOCK * D * 2}, loading.block, pages);
-            loading.advance();
-            if (!loading.done()) pages = keys.pages(loading.block);
-        }
-        close_group();
+        if (loading.done()) return;
+        const uint32_t at = base + stage * Plan::STAGE;
+        keys.load({at}, {at + BLOCK * D * 2}, loading.block, pages);
+        loading.advance();
+        if (!loading.done()) pages = keys.pages(loading.block);
+    };
+    // Nor are keys and values before the sequence's first row: what is loaded first is mostly those. Its other tiles hold
+    // at most so many rows before this one.
+    constexpr int SEQUENCE_ROWS = 16;
+    bool is_waiting = true;
+    auto wait_once = [&] {
+        if (is_waiting) wait_for_inputs();
+        is_waiting = false;
     };
 #pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) load(stage);
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (!loading.done() && (loading.block + 1) * BLOCK > tile.position - SEQUENCE_ROWS) wait_once();
+        load(stage);
+    }
+    wait_once();
+    load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
+    close_group();
+#pragma unroll
+    for (int stage = 1; stage < STAGES - 1; ++stage) close_group();
     for (int r = threadIdx.x; r < Plan::M; r += THREADS)
         rows[r] = query_of(tile, r < count ? r / group : tile.rows, masks);
 
@@ -103,6 +116,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         wait_groups<STAGES - 2>();
         __syncthreads();
         load(stage == 0 ? STAGES - 1 : stage - 1);
+        close_group();
         const uint32_t at = base + stage * Plan::STAGE;
         const Swizzled<D> block_keys = {at}, block_values = {at + BLOCK * D * 2};
         stage = stage == STAGES - 1 ? 0 : stage + 1;

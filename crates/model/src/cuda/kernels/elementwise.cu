@@ -5,10 +5,15 @@
 // their own; a row of padding (CUDA graphs have a fixed number of rows) has slot -1 and touches no page.
 #include "rope.cuh"
 
-// x[row] = embedding[tokens[row]]; zeros for padding. One block a row.
+// Values that are read and written together.
+template <typename T, int N> struct alignas(N * sizeof(T)) Several {
+    T of[N];
+};
+
+// x[row] = embedding[tokens[row]]; zeros for padding. One block a row. The first kernel of a step: nothing behind it begins
+// before it has ended, and with it all that came before the step.
 template <typename T>
 __device__ void embed(const T* embedding, const int* tokens, const int* slots, float* x, int hidden) {
-    launch_dependents();
     wait_for_inputs();
     const int row = blockIdx.x;
     const bool there = slots[row] >= 0;
@@ -17,7 +22,8 @@ __device__ void embed(const T* embedding, const int* tokens, const int* slots, f
         x[(size_t)row * hidden + i] = there ? to_float(from[i]) : 0.0f;
 }
 
-// out[i] = norm(x[picked[i]]) * weight: RMS norm of chosen rows (picked null: of all). One block a row.
+// out[i] = norm(x[picked[i]]) * weight: RMS norm of chosen rows (picked null: of all), of a width
+// that four divides. One block a row.
 template <typename T>
 __device__ void rms_norm(const float* x, const int* picked, const float* weight, T* out, int hidden, float epsilon) {
     __shared__ float scratch[32];
@@ -26,10 +32,38 @@ __device__ void rms_norm(const float* x, const int* picked, const float* weight,
     const int row = picked ? picked[blockIdx.x] : blockIdx.x;
     const float* from = x + (size_t)row * hidden;
     T* to = out + (size_t)blockIdx.x * hidden;
+    // What a thread reads first it keeps; rows that are longer are read again.
+    constexpr int KEPT = 2;
+    const int quads = hidden / 4;
+    float4 kept[KEPT];
     float squares = 0.0f;
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) squares = __fmaf_rn(from[i], from[i], squares);
+    auto add = [&](float4 v) {
+        squares = __fmaf_rn(v.x, v.x, squares);
+        squares = __fmaf_rn(v.y, v.y, squares);
+        squares = __fmaf_rn(v.z, v.z, squares);
+        squares = __fmaf_rn(v.w, v.w, squares);
+    };
+    auto at = [&](int i) { return reinterpret_cast<const float4*>(from)[i]; };
+#pragma unroll
+    for (int e = 0; e < KEPT; ++e) {
+        const int i = threadIdx.x + e * blockDim.x;
+        kept[e] = i < quads ? at(i) : make_float4(0, 0, 0, 0);
+        add(kept[e]);
+    }
+    for (int i = threadIdx.x + KEPT * blockDim.x; i < quads; i += blockDim.x) add(at(i));
     const float scale = rsqrtf(block_sum(squares, scratch) / hidden + epsilon);
-    for (int i = threadIdx.x; i < hidden; i += blockDim.x) to[i] = from_float<T>(from[i] * scale * weight[i]);
+    auto put = [&](int i, float4 v) {
+        const float4 w = reinterpret_cast<const float4*>(weight)[i];
+        Several<T, 4> out = {{from_float<T>(v.x * scale * w.x), from_float<T>(v.y * scale * w.y),
+                              from_float<T>(v.z * scale * w.z), from_float<T>(v.w * scale * w.w)}};
+        reinterpret_cast<Several<T, 4>*>(to)[i] = out;
+    };
+#pragma unroll
+    for (int e = 0; e < KEPT; ++e) {
+        const int i = threadIdx.x + e * blockDim.x;
+        if (i < quads) put(i, kept[e]);
+    }
+    for (int i = threadIdx.x + KEPT * blockDim.x; i < quads; i += blockDim.x) put(i, at(i));
 }
 
 // One warp a head; grid (rows, ceil((heads + 2 kv_heads) / warps)).
@@ -40,15 +74,23 @@ template <typename T, int D> __device__ void rope_and_keep(T* qkv, const RopeHea
     if (head < of.heads + 2 * of.kv_heads) rope_head<T, D>(qkv, blockIdx.x, head, of);
 }
 
-// out[row][i] = silu(both[row][i]) * both[row][width + i].
+// out[row][i] = silu(both[row][i]) * both[row][width + i], of a width that eight divides.
 template <typename T> __device__ void silu_mul(const T* both, T* out, int width) {
+    constexpr int N = 16 / sizeof(T);
     launch_dependents();
     wait_for_inputs();
-    const int row = blockIdx.x;
-    const T* gate = both + (size_t)row * 2 * width;
-    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < width; i += gridDim.y * blockDim.x) {
-        const float g = to_float(gate[i]);
-        out[(size_t)row * width + i] = from_float<T>(g / (1.0f + __expf(-g)) * to_float(gate[width + i]));
+    const auto* gate = reinterpret_cast<const Several<T, N>*>(both + (size_t)blockIdx.x * 2 * width);
+    auto* to = reinterpret_cast<Several<T, N>*>(out + (size_t)blockIdx.x * width);
+    const int all = width / N;
+    for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < all; i += gridDim.y * blockDim.x) {
+        const Several<T, N> g = gate[i], u = gate[all + i];
+        Several<T, N> both;
+#pragma unroll
+        for (int e = 0; e < N; ++e) {
+            const float x = to_float(g.of[e]);
+            both.of[e] = from_float<T>(x / (1.0f + __expf(-x)) * to_float(u.of[e]));
+        }
+        to[i] = both;
     }
 }
 
