@@ -5,7 +5,7 @@ use std::time::Duration;
 use request::{Source, TokenId};
 use speculation::{Beliefs, Beside, Offer, Proposal, Shadows, StepCost, choose};
 
-use crate::simulator::Dice;
+use crate::simulator::{Dice, Pair, Ran, run};
 
 /// Sources by how often a draft of theirs is right, and how often they have anything to say.
 type Sources<'a> = &'a [(Source, f64, f64)];
@@ -125,4 +125,45 @@ fn a_slower_machine_changes_nothing_but_the_speed() {
     let before = sequence.speed(sources, TOKENS, 1.0);
     let after = sequence.speed(sources, TOKENS, 3.0);
     assert!((before / after / 3.0 - 1.0).abs() < 0.05, "{before:.1} {after:.1}");
+}
+
+/// A drafter on a machine of its own, behind a longer and longer way, and rows that cost more and more: what reaches the
+/// target and pays is verified; where that stops, `auto` decodes plainly, and who verifies whatever comes loses.
+#[test]
+fn auto_leaves_a_drafter_that_stops_paying() {
+    let pair = |acceptance, round_trip, row, auto| Pair {
+        target_step: 80_000,
+        draft_step: 30_000,
+        round_trip,
+        acceptance,
+        window: 12,
+        most: 8,
+        row,
+        auto,
+    };
+    let runs = |acceptance, round_trip, row| {
+        let both = [pair(acceptance, round_trip, row, false), pair(acceptance, round_trip, row, true)];
+        both.map(|pair| {
+            let ran: Ran = run(&pair, 6_000, &mut Dice(5));
+            (ran.speed_up(&pair), ran.verified as f64 / ran.tokens as f64)
+        })
+    };
+    for round_trip in [1_000, 5_000] {
+        let [(all, _), (auto, verified)] = runs(0.65, round_trip, 16_000);
+        assert!(
+            auto > 1.2 && auto > 0.97 * all && verified > 0.3,
+            "{round_trip}: {auto:.2} {all:.2} {verified:.2}"
+        );
+    }
+    // Its drafts come when the text has gone on.
+    let [_, (auto, verified)] = runs(0.65, 1_500_000, 16_000);
+    assert!(auto > 0.97 && verified < 0.02, "{auto:.3} {verified:.3}");
+    // Its drafts come, and are hardly ever right; a row costs half a step.
+    for round_trip in [1_000, 100_000] {
+        let [(all, _), (auto, verified)] = runs(0.1, round_trip, 40_000);
+        assert!(
+            auto > 0.97 && all < 0.8 && verified < 0.05,
+            "{round_trip}: {auto:.3} {all:.2} {verified:.3}"
+        );
+    }
 }

@@ -30,6 +30,8 @@ fn simulated(round_trip: u64) -> f64 {
         acceptance: ACCEPTED,
         window: window(timing, &acceptance, 64),
         most: 8,
+        row: 0,
+        auto: false,
     };
     let ran = run(&pair, 20_000, &mut Dice(11));
     ran.tokens as f64 / (ran.time as f64 / 1e6)

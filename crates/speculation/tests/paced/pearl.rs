@@ -9,7 +9,8 @@ use crate::simulator::{Dice, Pair, Ran, run};
 const STEP: u64 = 10_000;
 
 fn pair(c: u64, acceptance: f64, round_trip: u64, window: u32) -> Pair {
-    Pair { target_step: STEP, draft_step: STEP / c, round_trip, acceptance, window, most: 64 }
+    let (target_step, draft_step) = (STEP, STEP / c);
+    Pair { target_step, draft_step, round_trip, acceptance, window, most: 64, row: 0, auto: false }
 }
 
 /// Tokens a round of PEARL with windows of g (algorithms.md 1.4).

@@ -3,9 +3,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
-use request::TokenId;
-use speculation::{Drafts, PrefixHashes, Reaction, Session, Tail, verify};
+use request::{Source, TokenId};
+use speculation::{
+    Beliefs, Beside, Drafts, Offer, PrefixHashes, Proposal, Reaction, Session, Shadows, StepCost, Tail,
+    choose, verify,
+};
 
 /// A small generator for coins (SplitMix64).
 pub struct Dice(pub u64);
@@ -32,6 +36,46 @@ pub struct Pair {
     pub window: u32,
     /// Most drafts of a step.
     pub most: usize,
+    /// What each draft adds to the step that verifies it.
+    pub row: u64,
+    /// As many of them as pay, as `auto` chooses; else all.
+    pub auto: bool,
+}
+
+impl Pair {
+    fn step(&self, drafts: usize) -> u64 {
+        self.target_step + self.row * drafts as u64
+    }
+}
+
+/// What `auto` knows.
+struct Chooser {
+    cost: StepCost,
+    rank: Beliefs,
+    own: Beliefs,
+    shadows: Shadows,
+}
+
+impl Chooser {
+    fn new(pair: &Pair) -> Self {
+        let mut cost = StepCost::default();
+        for rows in [1, 2, 3, 5, 9] {
+            cost.record(rows, Duration::from_micros(pair.step(rows as usize - 1)));
+        }
+        let (rank, own) = (Beliefs::default(), Beliefs::of_a_sequence());
+        Self { cost, rank, own, shadows: Shadows::default() }
+    }
+
+    fn learn(&mut self, text: &[TokenId]) {
+        self.shadows.judge(text, &mut [&mut self.rank, &mut self.own]);
+    }
+
+    fn drafts(&mut self, pending: &[TokenId], most: usize) -> usize {
+        let proposal = Proposal::chain(pending.to_vec(), 0);
+        self.shadows.cast(Source::Drafter, &proposal);
+        let offers = [Offer { source: Source::Drafter, proposal: &proposal }];
+        choose(&offers, most, &self.cost, &self.rank, &self.own, Beside::default()).map_or(0, |(_, k)| k)
+    }
 }
 
 /// What a run came to.
@@ -41,6 +85,8 @@ pub struct Ran {
     pub time: u64,
     /// Drafts that were taken back by the drafter.
     pub rolled_back: u64,
+    /// Drafts that steps carried.
+    pub verified: u64,
 }
 
 impl Ran {
@@ -106,7 +152,8 @@ pub fn run(pair: &Pair, tokens: usize, dice: &mut Dice) -> Ran {
     let (mut proposed, mut drafting) = (Vec::new(), true);
     // Tokens from the first on that the drafter has right.
     let mut agrees = known.len();
-    let (mut steps, mut rolled_back) = (0, 0);
+    let (mut steps, mut rolled_back, mut verified) = (0, 0, 0);
+    let mut chooser = Chooser::new(pair);
     world.after(pair.target_step, Event::Stepped);
     world.after(pair.draft_step, Event::Drafted);
     while committed.len() < tokens {
@@ -153,14 +200,18 @@ pub fn run(pair: &Pair, tokens: usize, dice: &mut Dice) -> Ran {
                 let verdict = verify(&proposed, picks);
                 let (at, prefix_hash) = (from as u32, tail.committed_hash());
                 tail.commit(&verdict.tokens);
+                chooser.learn(&verdict.tokens);
                 committed.extend(&verdict.tokens);
                 let commit = Event::Commit { at, prefix_hash, ids: verdict.tokens };
                 world.after(pair.round_trip / 2, commit);
                 let pending = tail.pending();
-                proposed = pending[..pending.len().min(pair.most)].to_vec();
-                world.after(pair.target_step, Event::Stepped);
+                let most = pending.len().min(pair.most);
+                let drafts = if pair.auto { chooser.drafts(pending, most) } else { most };
+                proposed = pending[..drafts].to_vec();
+                verified += drafts as u64;
+                world.after(pair.step(drafts), Event::Stepped);
             }
         }
     }
-    Ran { tokens: committed.len() as u64 - 2, steps, time: world.now, rolled_back }
+    Ran { tokens: committed.len() as u64 - 2, steps, time: world.now, rolled_back, verified }
 }
