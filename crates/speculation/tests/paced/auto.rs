@@ -158,12 +158,10 @@ fn auto_leaves_a_drafter_that_stops_paying() {
     // Its drafts come when the text has gone on.
     let [_, (auto, verified)] = runs(0.65, 1_500_000, 16_000);
     assert!(auto > 0.97 && verified < 0.02, "{auto:.3} {verified:.3}");
-    // Its drafts come, and are hardly ever right; a row costs half a step.
-    for round_trip in [1_000, 100_000] {
-        let [(all, _), (auto, verified)] = runs(0.1, round_trip, 40_000);
-        assert!(
-            auto > 0.97 && all < 0.8 && verified < 0.05,
-            "{round_trip}: {auto:.3} {all:.2} {verified:.3}"
-        );
+    // Its drafts come, and are worth less than their rows, which cost a step each.
+    for round_trip in [1_000, 20_000] {
+        let [(all, _), (auto, verified)] = runs(0.4, round_trip, 80_000);
+        let what = format!("{round_trip}: {auto:.3} {all:.2} {verified:.3}");
+        assert!(auto > 0.97 && all < 0.85 && verified < 0.05, "{what}");
     }
 }
