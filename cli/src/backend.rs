@@ -97,11 +97,11 @@ impl Backend {
             Self::Group(cpu, place) => Ok(Box::new(place.load(path, options, cpu)?)),
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy: None } => {
-                Ok(Box::new(model::CudaModel::load(path, options, cuda)?))
+                Ok(Box::new(warm(model::CudaModel::load(path, options, cuda)?)?))
             }
             #[cfg(feature = "cuda")]
             Self::Cuda { options: cuda, dummy: Some(config) } => {
-                Ok(Box::new(model::CudaModel::dummy(config, DUMMY_SEED, options, cuda)?))
+                Ok(Box::new(warm(model::CudaModel::dummy(config, DUMMY_SEED, options, cuda)?)?))
             }
         }
     }
@@ -139,4 +139,10 @@ impl Backend {
             }
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn warm(mut model: model::CudaModel) -> Result<model::CudaModel, model::LoadError> {
+    model.warm()?;
+    Ok(model)
 }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kvcache::{HeadMap, PAGE_POSITIONS, pages_for};
-use model::{Ceilings, CudaModel, CudaOptions, Dtype, Mode, Options, PageBudget, Shape, Timing, Weights};
+use model::{
+    Ceilings, CudaModel, CudaOptions, Dtype, Mode, Options, PageBudget, Persist, Shape, Timing, Weights,
+};
 use serde::Serialize;
 use tabled::builder::Builder;
 
@@ -114,7 +116,7 @@ struct Report {
     tensor_parallel: u32,
     /// Whether NCCL made the sums over them.
     nccl: bool,
-    /// Whether few rows went through kernels that fill the GPU from one attention to the next.
+    /// Whether few rows could go through kernels that fill the GPU from one attention to the next.
     persistent: bool,
     steps: Vec<StepTime>,
     kernels: Vec<Kernel>,
@@ -271,7 +273,7 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,
         graphs: !args.no_graphs,
-        persistent: !args.no_persistent,
+        persistent: if args.no_persistent { Persist::Never } else { Persist::BySize },
     };
     let model = CudaModel::dummy(config, 1, &options, &cuda)?;
     report.weight_gb = Some(model.step_bytes() as f64 / 1e9);

@@ -50,4 +50,5 @@ pub use handoff::{HandOff, Moved, PageMove, TransferRate, transfer_rates};
 pub use linear::Mode;
 pub use matrix::Weights;
 pub use model::{CudaModel, CudaOptions};
+pub use persistent::Persist;
 pub use timing::Timing;

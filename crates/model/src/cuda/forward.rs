@@ -97,7 +97,7 @@ struct Activations {
 }
 
 /// Row counts that have a graph.
-const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
+pub(crate) const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
 const MOST_GRAPH: u32 = 256;
 /// Room for partial results of attention, in rows of a query head (528 bytes each at 128 elements).
 const PARTIAL_ROWS: u32 = 1 << 17;
@@ -138,8 +138,8 @@ impl Forward {
             head_dim: p.head_dim as u32,
         };
         let is_dense = weights.matrices().all(|matrix| matches!(matrix, DeviceMatrix::Dense(_)));
-        let persistent = if options.persistent && is_dense {
-            Persistent::new(&device, dtype, mode, widths)?
+        let persistent = if is_dense {
+            Persistent::new(&device, dtype, mode, widths, options.persistent)?
         } else {
             None
         };
@@ -234,6 +234,20 @@ impl Forward {
         };
         self.linear.dense.tune(&self.device, &[&self.weights.head], [x, logits], rows, Dtype::F32, false)?;
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
+    }
+
+    /// Rows and tiles of all steps that are launched as graphs.
+    pub(crate) fn graph_sizes(&self) -> Vec<(u32, TileRows)> {
+        if !self.use_graphs {
+            return Vec::new();
+        }
+        let group = self.attention.group();
+        let of_tile = |tile: TileRows| {
+            // Rows of which one sequence alone needs the tile.
+            let fewest = (1..=MOST_GRAPH).find(|rows| TileRows::holding(*rows, group) == tile);
+            BUCKETS.into_iter().filter(move |rows| fewest.is_some_and(|fewest| *rows >= fewest))
+        };
+        TileRows::ALL.into_iter().flat_map(|tile| of_tile(tile).map(move |rows| (rows, tile))).collect()
     }
 
     /// Whether the graph of a batch has been captured.

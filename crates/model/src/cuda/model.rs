@@ -11,10 +11,11 @@ use scheduler::Step;
 use super::draw::{Bounds, Drawer, Logits, Outcome, encode};
 use super::elementwise::Elementwise;
 use super::exchange::{self, Exchange};
-use super::forward::{Forward, Sizes};
+use super::forward::{self, Forward, Sizes};
 use super::handoff::Layout;
 use super::kv::Kv;
 use super::matrix::Weights;
+use super::persistent::Persist;
 use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
 use super::weights::{self, DeviceDecoder};
@@ -38,9 +39,7 @@ pub struct CudaOptions {
     pub rows: u32,
     /// Replay steps of few rows as CUDA graphs.
     pub graphs: bool,
-    /// Compute few rows by kernels that fill the GPU from one attention to the next. Off: kernel by kernel, for comparison,
-    /// and where processes share a GPU's multiprocessors (MPS).
-    pub persistent: bool,
+    pub persistent: Persist,
 }
 
 impl Default for CudaOptions {
@@ -53,7 +52,7 @@ impl Default for CudaOptions {
             mode: Mode::Fast,
             rows: 2048,
             graphs: true,
-            persistent: true,
+            persistent: Persist::BySize,
         }
     }
 }
@@ -217,6 +216,25 @@ impl CudaModel {
             submitted: None,
             picking: Vec::new(),
         })
+    }
+
+    /// Chooses the algorithms and captures the graphs of steps of few rows now: otherwise each size does it when it is
+    /// first met, and somebody's answer stands still meanwhile.
+    ///
+    /// # Errors
+    /// Those of the device; and with a step under way.
+    pub fn warm(&mut self) -> Result<(), CudaError> {
+        if self.submitted.is_some() {
+            return Err(CudaError::NotBuilt { what: "warming up during a step" });
+        }
+        let start = std::time::Instant::now();
+        self.ranks.warm()?;
+        for rows in forward::BUCKETS.into_iter().filter(|rows| *rows <= HEAD_ROWS) {
+            self.ranks.head(0, rows, &self.logits, self.width)?;
+        }
+        self.ranks.synchronize()?;
+        tracing::info!(seconds = start.elapsed().as_secs_f64(), "steps of few rows are captured");
+        Ok(())
     }
 
     /// Bytes of weights that every step reads, on all GPUs together.

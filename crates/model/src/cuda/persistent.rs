@@ -25,6 +25,17 @@ pub(crate) struct Persistent {
     _claim: Claim,
 }
 
+/// Whether few rows go through kernels that fill the GPU from one attention to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Persist {
+    /// Where a layer's weights take longer than its blocks wait for each other.
+    BySize,
+    Always,
+    /// Kernel by kernel: for comparison, and where processes share a GPU's multiprocessors (MPS), since two such kernels
+    /// could wait for each other.
+    Never,
+}
+
 /// The sizes of a layer, and how many there are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Widths {
@@ -34,6 +45,15 @@ pub(crate) struct Widths {
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
     pub(crate) head_dim: u32,
+}
+
+impl Widths {
+    /// Of weights of two bytes.
+    fn layer_bytes(self) -> u64 {
+        let of = |a: u32, b: u32| 2 * u64::from(a) * u64::from(b);
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        of(self.hidden, 2 * (queries + keys)) + of(self.hidden, 3 * self.feed_forward)
+    }
 }
 
 /// What a launch does before the next attention ends: the rest of a layer.
@@ -101,6 +121,9 @@ const SHARED: u32 = 220 << 10;
 /// At most so much of it holds a copy of the rows.
 const MOST_ROW_BYTES: u32 = 68 << 10;
 const MOST_STAGES: u32 = 16;
+/// Weights of a layer from which on these kernels gain, on an H200: with 94 MB they lost 9 % at one row, with 154 MB they
+/// won 3 %, with 436 MB 19 % (docs/benchmarks.md).
+const LEAST_BYTES: u64 = 128 << 20;
 
 impl Persistent {
     /// Beyond, a row costs more than the moments that are saved.
@@ -119,10 +142,16 @@ impl Persistent {
         dtype: Dtype,
         mode: Mode,
         widths: Widths,
+        persist: Persist,
     ) -> Result<Option<Self>, CudaError> {
         let Widths { hidden, feed_forward, heads, kv_heads, head_dim, .. } = widths;
+        let is_wanted = match persist {
+            Persist::BySize => widths.layer_bytes() >= LEAST_BYTES,
+            Persist::Always => true,
+            Persist::Never => false,
+        };
         let suits = [hidden, feed_forward, heads * head_dim].iter().all(|width| width.is_multiple_of(32));
-        if !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
+        if !is_wanted || !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
             return Ok(None);
         }
         let Some(claim) = Claim::of(device.context.ordinal()) else {
@@ -311,6 +340,15 @@ mod tests {
         }
         // What blocks may have of a multiprocessor of Hopper.
         assert!(2 * SHARED > 227 << 10);
+    }
+
+    #[test]
+    fn large_layers_are_worth_it() {
+        let bytes = |hidden, feed_forward, heads, kv_heads, head_dim| {
+            Widths { layers: 1, hidden, feed_forward, heads, kv_heads, head_dim }.layer_bytes()
+        };
+        assert_eq!(bytes(4096, 14336, 32, 8, 128), 436_207_616);
+        assert!(bytes(1536, 8960, 12, 2, 128) < LEAST_BYTES && LEAST_BYTES < bytes(2048, 11008, 16, 2, 128));
     }
 
     #[test]

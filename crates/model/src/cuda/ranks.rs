@@ -8,6 +8,7 @@ use cudarc::driver::sys;
 use engine::ModelError;
 use scheduler::TableDelta;
 
+use super::attention::ManyRows;
 use super::batch::Batch;
 use super::error::Doing;
 use super::exchange::{Exchange, Target};
@@ -147,6 +148,19 @@ impl Ranks {
             }
         }
         home.bind()
+    }
+
+    /// Captures steps of few rows of every size that there can be. Activations are lost.
+    pub(crate) fn warm(&mut self) -> Result<(), CudaError> {
+        for (rows, tile) in self.all[0].forward.graph_sizes() {
+            let batch = Batch { rows, picks: 0, few: rows, many: 0, tile, many_tile: ManyRows::SixtyFour };
+            let plans = vec![Plan { batch, graph: true }; self.all.len()];
+            let keys = vec![Key::of(batch); self.all.len()];
+            if !self.all.iter().zip(&keys).all(|(rank, key)| rank.forward.has(*key)) {
+                self.capture(&plans, &keys)?;
+            }
+        }
+        self.synchronize()
     }
 
     /// Launches the graphs of a batch, captured when it is first met.

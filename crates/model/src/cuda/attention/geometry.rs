@@ -12,7 +12,7 @@ pub(crate) enum TileRows {
 }
 
 impl TileRows {
-    pub(super) const ALL: [Self; 3] = [Self::Sixteen, Self::ThirtyTwo, Self::SixtyFour];
+    pub(crate) const ALL: [Self; 3] = [Self::Sixteen, Self::ThirtyTwo, Self::SixtyFour];
 
     /// The smallest that holds `rows` rows of a sequence, else the largest.
     pub(crate) fn holding(rows: u32, group: u32) -> Self {

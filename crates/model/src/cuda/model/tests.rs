@@ -245,17 +245,18 @@ fn persistent_kernels_compute_what_separate_ones_do() {
         let made = Made::new(kind, head_dim, heads, kv_heads, tied);
         let prompt = tokens(6, 300);
         let chunks: Vec<u32> = std::iter::once(64).chain(1..=16).collect();
-        let of = |dtype, persistent| {
+        let of = |dtype, persistent: Persist| {
             let heads = windows.then(|| HeadMap::half_windows(3, kv_heads, 16, 64));
             let classes = 1 + u8::from(windows);
             let options = Options { heads, ..Made::options() };
             let cuda = CudaOptions { dtype, persistent, ..CudaOptions::default() };
             let mut gpu = CudaModel::load(&made.path(), &options, &cuda).unwrap();
-            assert_eq!(gpu.ranks.first().forward.persists(8), persistent && dtype == Dtype::Bf16, "{kind}");
+            let persists = gpu.ranks.first().forward.persists(8);
+            assert_eq!(persists, persistent == Persist::Always && dtype == Dtype::Bf16, "{kind}");
             all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, classes)
         };
-        let (exact, apart) = (of(Dtype::F32, false), of(Dtype::Bf16, false));
-        let (found, again) = (of(Dtype::Bf16, true), of(Dtype::Bf16, true));
+        let (exact, apart) = (of(Dtype::F32, Persist::Never), of(Dtype::Bf16, Persist::Never));
+        let (found, again) = (of(Dtype::Bf16, Persist::Always), of(Dtype::Bf16, Persist::Always));
         assert!(found == again, "{kind}: other bits in another run");
         assert!(found != apart, "{kind}: the kernels were not used");
         let flat = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f64::from).collect::<Vec<f64>>();
@@ -269,6 +270,23 @@ fn persistent_kernels_compute_what_separate_ones_do() {
             assert!(off < 0.12, "{kind}, row {row}: {off}");
         }
     }
+}
+
+/// All sizes of steps are captured beforehand, and what is said stays the same.
+#[test]
+fn a_model_that_is_warm_says_what_a_cold_one_does() {
+    if device().is_none() {
+        return;
+    }
+    let made = Made::new("llama", 64, 8, 2, false);
+    let prompts: Vec<_> = (0..8).map(|i| tokens(200 + i, 20 + 9 * i as u32)).collect();
+    // What is fastest may be another thing in another run: in this mode it does not matter.
+    let cuda = CudaOptions { mode: Mode::Invariant, ..CudaOptions::default() };
+    let (mut cold, mut warm) = (made.gpu(&cuda), made.gpu(&cuda));
+    warm.warm().unwrap();
+    let sizes = warm.ranks.first().forward.graph_sizes();
+    assert!(sizes.len() > forward::BUCKETS.len(), "{sizes:?}");
+    assert_eq!(answers(&mut warm, &prompts, 12, 8, 64), answers(&mut cold, &prompts, 12, 8, 64));
 }
 
 /// Greedy answers of several sequences, `together` at a time, prompts in chunks of `chunk`.

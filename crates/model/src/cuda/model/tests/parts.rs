@@ -26,8 +26,11 @@ fn parts_of_a_model_say_what_the_whole_says() {
                 (Dtype::Bf16, Mode::Invariant, 0.04),
             ] {
                 let of = |ordinals: Vec<usize>, dtype: Dtype, nccl: bool| {
-                    let mut gpu =
-                        made.gpu(&CudaOptions { ordinals, dtype, mode, nccl, ..CudaOptions::default() });
+                    // Where each part has a GPU of its own, few rows sum inside such kernels.
+                    let persistent = Persist::Always;
+                    let cuda =
+                        CudaOptions { ordinals, dtype, mode, nccl, persistent, ..CudaOptions::default() };
+                    let mut gpu = made.gpu(&cuda);
                     all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat()
                 };
                 let whole: Vec<f64> = of(vec![0], Dtype::F32, false).into_iter().map(f64::from).collect();
