@@ -1,8 +1,8 @@
 //! The CUDA back end: a model on one NVIDIA GPU, or on several that share it.
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
-//! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few rows
-//! by `persistent`) over keys and values in pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
+//! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few
+//! rows of large layers by `persistent`) over keys and values in pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
 //!
 //! Several GPUs (`ranks`) hold a part of each layer (`shard`) and sum their results (`exchange`, `nccl`). Pages go from

@@ -151,7 +151,8 @@ impl CudaModel {
         // They exchange sums block by block, and by each other's memory; and each fills its GPU.
         let alike = devices.iter().all(|d| d.multiprocessors == devices[0].multiprocessors);
         let apart = (1..devices.len()).all(|i| !cuda.ordinals[..i].contains(&cuda.ordinals[i]));
-        if !alike || !apart || exchange.as_ref().is_some_and(|exchange| exchange.peers(0).is_none()) {
+        let all = halves.iter().all(|(forward, _)| forward.persists(1));
+        if !all || !alike || !apart || exchange.as_ref().is_some_and(|exchange| exchange.peers(0).is_none()) {
             halves.iter_mut().for_each(|(forward, _)| forward.forget_persistent());
         }
         let device = Rc::clone(&devices[0]);

@@ -12,12 +12,11 @@ pub(crate) struct Persistent {
     between: Kernel,
     head: Kernel,
     _module: Module,
-    /// Counts the blocks that have come to a barrier.
-    barrier: Buffer,
     /// Tiles that are stored of each head of q, k and v.
     done: Buffer,
-    /// Units of each launch's gate and up that were taken beyond the blocks' shares; zero before it.
-    taken: Buffer,
+    /// Two counts of each launch of a step, zero before it: units of gate and up that were taken beyond the blocks'
+    /// shares, and blocks that came to a barrier. A launch sets those of the one before to zero.
+    counts: Buffer,
     /// Sums of squares: `[rows][blocks]` of f32.
     squares: Buffer,
     widths: Widths,
@@ -151,7 +150,9 @@ impl Persistent {
             Persist::Never => false,
         };
         let suits = [hidden, feed_forward, heads * head_dim].iter().all(|width| width.is_multiple_of(32));
-        if !is_wanted || !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
+        // The launches of a shallower model are too few for one to clean up behind another.
+        let is_deep = widths.layers >= 2;
+        if !is_wanted || !is_deep || !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
             return Ok(None);
         }
         let Some(claim) = Claim::of(device.context.ordinal()) else {
@@ -172,9 +173,8 @@ impl Persistent {
             between: module.kernel(between, SHARED)?,
             head: module.kernel("head", SHARED)?,
             _module: module,
-            barrier: zeros("a barrier", 64)?,
             done: zeros("counts of heads", (heads + 2 * kv_heads) * 4)?,
-            taken: zeros("counts of units", (widths.layers + 1) * 4)?,
+            counts: zeros("counts of launches", (widths.layers + 1) * 8)?,
             squares: zeros("sums of squares", Self::MOST_ROWS * blocks * 4)?,
             widths,
             blocks,
@@ -208,7 +208,7 @@ impl Persistent {
         let of_back = |value: fn(&Back<'_>) -> u64| Arg::from(back.map_or(0, value));
         let [full, window] = back.map_or_else(Default::default, |back| back.pools);
         let [stages, row_bytes] = room(b.rows, feed_forward.max(hidden).max(queries));
-        let taken = |launch: u32| self.taken.at(launch as usize * 4);
+        let counts = |launch: u32| self.counts.at(launch as usize * 8);
         let args: [Arg; 46] = [
             weights(front.map(|f| f.o)),
             weights(front.map(|f| f.gate_up)),
@@ -241,11 +241,11 @@ impl Persistent {
             b.x.into(),
             b.normed.into(),
             self.squares.at(0).into(),
-            self.barrier.at(0).into(),
+            (counts(index) + 4).into(),
             self.done.at(0).into(),
-            taken(index).into(),
+            counts(index).into(),
             // The launch before has ended when this one writes.
-            taken((index + layers) % (layers + 1)).into(),
+            counts((index + layers) % (layers + 1)).into(),
             b.rows.into(),
             hidden.into(),
             feed_forward.into(),

@@ -132,7 +132,8 @@ __device__ __forceinline__ void row_scales(const float* squares, int rows, int w
 }
 
 // Waits until every block has come here: what they wrote is seen. All blocks run at once, one a multiprocessor.
-// `target`: the count that the counter, which only grows, then has.
+// `counter` is this launch's own; `target`: what it has then. Ranks wait for each other's words half as long: the one that
+// is silent is named before a barrier ends in a trap.
 __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned target) {
     computing_sync();
     if (threadIdx.x == 0) {
@@ -141,12 +142,12 @@ __device__ __forceinline__ void grid_barrier(unsigned* counter, unsigned target)
         uint64_t start = 0;
         for (;;) {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
-            if (static_cast<int>(now - target) >= 0) break;
+            if (now >= target) break;
             if (++turns % 4096 != 0) continue;
             const uint64_t time = nanoseconds();
             if (start == 0) start = time;
             // Some block never came: the device reports the trap, and the rank ends.
-            if (time - start > PATIENCE_NS) __trap();
+            if (time - start > 2 * PATIENCE_NS) __trap();
         }
     }
     computing_sync();
@@ -170,10 +171,10 @@ struct Between {
     float* x;         // residual stream
     bf16* normed;     // rows times the next norm's weights
     float* squares;   // [rows][blocks]
-    unsigned* barrier;  // blocks that came to barriers so far
+    unsigned* barrier;  // blocks that came to this launch's barriers; zero before
     int* done;        // tiles of each head of q, k and v that are stored; zero before and after
     int* taken;       // units of gate and up beyond the blocks' shares; zero before
-    int* forget;      // the same of another launch, to be zero again
+    int* forget;      // both counts of the launch before, to be zero again
     int rows, hidden, queries, feed_forward, stages, row_bytes;
     float epsilon;
 };
@@ -216,13 +217,11 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
         else if (threadIdx.x < b.rows)
             room.scale[threadIdx.x] = 1.0f;
     };
-    if (blockIdx.x == 0 && threadIdx.x == 0) *b.forget = 0;
+    if (blockIdx.x == 0 && threadIdx.x < 2) b.forget[threadIdx.x] = 0;
     const unsigned epoch = peers.ranks > 1 ? peers.epochs[blockIdx.x] : 0;
-    // A whole number of barriers: all of the launches before are over.
-    const unsigned reached = __ldcg(b.barrier);
     if (o.w) {
         multiply_add(ring, o, front.attended, b.x, front.norm, b.normed, b.squares, b.rows, room, peers, epoch + 1);
-        grid_barrier(b.barrier, reached + gridDim.x);
+        grid_barrier(b.barrier, gridDim.x);
         multiply(ring, gate_up, b.normed, b.rows, room, scales, [&](int unit, int tiles) {
             for (int i = threadIdx.x; i < tiles / 2 * b.rows * TILE; i += COMPUTING) {
                 const int each = b.rows * TILE, row = i / TILE % b.rows, pair = i / each;
@@ -233,13 +232,13 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
             }
             computing_sync();
         });
-        grid_barrier(b.barrier, reached + 2 * gridDim.x);
+        grid_barrier(b.barrier, 2 * gridDim.x);
         multiply_add(ring, down, front.gated, b.x, qkv.w ? back.norm : nullptr, b.normed, b.squares, b.rows, room,
                            peers, epoch + 2);
         if (peers.ranks > 1 && threadIdx.x == 0) peers.epochs[blockIdx.x] = epoch + 2;
     }
     if (!qkv.w) return;
-    if (o.w) grid_barrier(b.barrier, reached + 3 * gridDim.x);
+    if (o.w) grid_barrier(b.barrier, 3 * gridDim.x);
     multiply(ring, qkv, b.normed, b.rows, room, scales, [&](int unit, int tiles) {
         for (int i = threadIdx.x; i < tiles * b.rows * TILE; i += COMPUTING) {
             const int row = i / TILE % b.rows, n = (unit + i / (TILE * b.rows)) * TILE + i % TILE;

@@ -54,8 +54,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 
 __device__ __forceinline__ void wait_phase(uint32_t barrier, uint32_t parity) {
     asm volatile(
-        "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra.uni DONE;\n"
-        "bra.uni WAIT;\nDONE:\n}" ::"r"(barrier),
+        "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\n"
+        "bra WAIT;\nDONE:\n}" ::"r"(barrier),
         "r"(parity)
         : "memory");
 }
@@ -250,7 +250,7 @@ __device__ __forceinline__ void copy_rows(uint32_t to, const bf16* x, int rows, 
 
 // The computing warps' part of a product, with a copy of the rows or without. `begin()` is called when the first rows are
 // asked for; `end_tiles(unit, count)` by all of them when the warps' sums of a group of `count` matrix tiles are in
-// `room.sums`; it must end with a barrier.
+// `room.sums`; it must have a barrier behind its last read of them.
 template <bool COPY, typename Begin, typename End>
 __device__ __forceinline__ void multiply_from(Ring& ring, const Product& p, const bf16* x, int rows, Room room, Begin begin,
                                               End end_tiles) {

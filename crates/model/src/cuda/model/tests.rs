@@ -17,6 +17,9 @@ mod parts;
 
 const VOCAB: u32 = 512;
 
+/// Of a GPU's multiprocessors, which one model at a time may fill.
+static FILLED: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// A folder with a small random model.
 struct Made {
     folder: tempfile::TempDir,
@@ -235,6 +238,7 @@ fn persistent_kernels_compute_what_separate_ones_do() {
     if device().is_none() {
         return;
     }
+    let _alone = FILLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let shapes = [
         ("llama", 128, 4, 2, false, false),
         ("llama", 64, 4, 2, true, true),

@@ -11,6 +11,7 @@ fn parts_of_a_model_say_what_the_whole_says() {
         return;
     }
     let gpus = device_count();
+    let _alone = FILLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for (kind, head_dim, heads, kv_heads, tied) in
         [("llama", 64, 4, 2, true), ("qwen2", 64, 8, 4, false), ("qwen3", 128, 4, 4, false)]
     {
@@ -31,6 +32,9 @@ fn parts_of_a_model_say_what_the_whole_says() {
                     let cuda =
                         CudaOptions { ordinals, dtype, mode, nccl, persistent, ..CudaOptions::default() };
                     let mut gpu = made.gpu(&cuda);
+                    let ranks = cuda.ordinals.len();
+                    let can = dtype == Dtype::Bf16 && mode == Mode::Fast && !nccl && gpus >= ranks;
+                    assert_eq!(gpu.ranks.first().forward.persists(8), can, "{kind} over {ranks}");
                     all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1).concat()
                 };
                 let whole: Vec<f64> = of(vec![0], Dtype::F32, false).into_iter().map(f64::from).collect();
