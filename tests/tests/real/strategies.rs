@@ -70,8 +70,8 @@ async fn every_strategy_gives_the_plain_text() {
         (json!({ "strategy": "pearl" }), ""),
         (lockstep("coupled"), "draft"),
         (lockstep("strict"), "draft"),
-        // Its lower layers were not trained to say anything: that is found out, and changes no text. The last ones are
-        // often right.
+        // Its lower layers were not trained to say anything: that is found out once for all answers, and changes no
+        // text. The last ones are often right.
         (json!({ "strategy": "del" }), "itself"),
         (json!({ "strategy": "del", "exit": 29, "k": 4 }), "del"),
         // Less than the prompts have.
@@ -84,7 +84,7 @@ async fn every_strategy_gives_the_plain_text() {
             continue;
         }
         if must == "itself" {
-            assert!(drafted >= answers.len() as u64, "{strategy}: {drafted}");
+            assert!(drafted > 0, "{strategy}");
             continue;
         }
         assert!(accepted > 10 && drafted > accepted, "{strategy}: {accepted} of {drafted}");
