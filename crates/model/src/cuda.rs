@@ -39,7 +39,7 @@ mod testing;
 mod timing;
 mod weights;
 
-pub(crate) use buffer::Buffer;
+pub(crate) use buffer::{Buffer, HostMemory};
 pub use ceilings::{Ceilings, Shape, ceilings, kernel_timings};
 pub use device::device_count;
 pub(crate) use device::{Arg, Device, Kernel, Launch, Module};

@@ -217,11 +217,14 @@ impl Attention {
             return self.plain(device, layer, tiles, kernel);
         }
         let shared = geometry::few_shared(self.shape.head_dim, tile);
-        let launch = geometry::few_launch(blocks, heads, tiles.most, shared);
+        // The kernel of the largest tiles does not merge so.
+        let clusters = device.hopper && tile != TileRows::SixtyFour;
+        let cluster = if clusters { tiles::cluster(blocks) } else { 1 };
+        let launch = geometry::few_launch(blocks / cluster * cluster, heads, tiles.most, shared);
         let mut args = self.args(layer, tiles);
         args.extend([address(tiles.masks), self.partials.at(0).into(), self.counters.at(0).into()]);
         args.extend(self.last_args(layer));
-        device.launch(kernel, launch, &args)
+        device.launch_clusters(kernel, launch, cluster, &args)
     }
 
     /// Queues attention of tiles of up to [`many_rows`](Self::many_rows) rows; no trees. The split in the header is

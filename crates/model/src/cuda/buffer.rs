@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, result};
+use cudarc::driver::{CudaContext, result, sys};
 
 use super::error::Doing;
 use super::{CudaError, Device};
@@ -93,6 +93,74 @@ impl Drop for Buffer {
             // SAFETY: allocated by `zeros`, freed once; the driver waits for kernels that still use it. A failure
             // leaks it, which is all that can be done here.
             let _ = unsafe { result::free_sync(self.address) };
+        }
+    }
+}
+
+/// Memory of the host that GPUs read and write in place: a way of a microsecond, but without a copy's place in the queue.
+/// Whoever reads or writes it here sees to it that no queued work does the same at that time, or only asks for words.
+pub(crate) struct HostMemory {
+    address: u64,
+    bytes: usize,
+    context: Arc<CudaContext>,
+}
+
+impl HostMemory {
+    /// `bytes` bytes of zeros.
+    pub(crate) fn new(device: &Device, what: &'static str, bytes: usize) -> Result<Self, CudaError> {
+        device.bind()?;
+        let mut pointer = std::ptr::null_mut();
+        // SAFETY: memory for all contexts, freed once by `drop`.
+        unsafe {
+            sys::cuMemHostAlloc(
+                &raw mut pointer,
+                bytes.max(16),
+                sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP,
+            )
+        }
+        .result()
+        .doing(what)?;
+        // SAFETY: so many bytes were allocated.
+        unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
+        Ok(Self { address: pointer as u64, bytes, context: Arc::clone(&device.context) })
+    }
+
+    /// What a kernel launched from now on finds at byte offset `at`.
+    pub(crate) fn write<T: Plain>(&mut self, at: usize, values: &[T]) {
+        self.check::<T>(at, values.len());
+        for (i, value) in values.iter().enumerate() {
+            // SAFETY: inside the allocation and aligned, as was checked; volatile, since GPUs look at it.
+            unsafe { ((self.address + at as u64) as *mut T).add(i).write_volatile(*value) };
+        }
+    }
+
+    /// `count` values from byte offset `at`, as they are now.
+    pub(crate) fn read<T: Plain>(&self, at: usize, count: usize) -> Vec<T> {
+        self.check::<T>(at, count);
+        // SAFETY: as in `write`; any bytes are a value of a `Plain` type.
+        (0..count)
+            .map(|i| unsafe { ((self.address + at as u64) as *const T).add(i).read_volatile() })
+            .collect()
+    }
+
+    fn check<T>(&self, at: usize, count: usize) {
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(at));
+        assert!(end.is_some_and(|end| end <= self.bytes), "beyond the memory that GPUs and host share");
+        assert!(at.is_multiple_of(align_of::<T>()), "values off their grid");
+    }
+
+    /// Its address plus `offset` bytes, for a kernel.
+    pub(crate) fn at(&self, offset: usize) -> u64 {
+        debug_assert!(offset <= self.bytes);
+        self.address + offset as u64
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated by `new`, freed once, after all work that may use it: whoever owns it waits for that.
+            let _ = unsafe { result::free_host(self.address as *mut _) };
         }
     }
 }

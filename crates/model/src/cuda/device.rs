@@ -17,6 +17,8 @@ pub(crate) struct Device {
     /// Whether the kernels' machine code for Hopper runs here. A later chip gets what its driver makes of the code for
     /// 8.0, which knows neither dependent launches nor bulk copies.
     pub(crate) hopper: bool,
+    /// Whether kernels of other processes run at the same time (MPS).
+    pub(crate) is_shared: bool,
 }
 
 /// A loaded fat binary.
@@ -100,8 +102,17 @@ impl Device {
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking for the multiprocessors")?;
+        let is_shared = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED)
+            .doing("asking whether processes share the GPU")?;
         let stream = context.new_stream().doing("making a stream")?;
-        Ok(Self { context, stream, multiprocessors: multiprocessors.max(1) as u32, hopper: major == 9 })
+        Ok(Self {
+            context,
+            stream,
+            multiprocessors: multiprocessors.max(1) as u32,
+            hopper: major == 9,
+            is_shared: is_shared != 0,
+        })
     }
 
     /// The same GPU with another stream.
@@ -130,14 +141,33 @@ impl Device {
     /// Kernels are queued with programmatic dependent launch where the chip has it: each begins before the one
     /// before it has ended, and waits for it by `wait_for_inputs()` (common.cuh), which every kernel calls.
     pub(crate) fn launch(&self, kernel: Kernel, launch: Launch, args: &[Arg]) -> Result<(), CudaError> {
+        self.launch_clusters(kernel, launch, 1, args)
+    }
+
+    /// Blocks in clusters of `cluster` neighbours along the grid's first axis; more than one on Hopper only.
+    pub(crate) fn launch_clusters(
+        &self,
+        kernel: Kernel,
+        launch: Launch,
+        cluster: u32,
+        args: &[Arg],
+    ) -> Result<(), CudaError> {
         let mut values: Vec<u64> = args.iter().map(|a| a.0).collect();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = [
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+            attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 },
+                },
+            ),
+        ];
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -147,8 +177,8 @@ impl Device {
             blockDimZ: 1,
             sharedMemBytes: launch.shared,
             hStream: self.stream.cu_stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(self.hopper),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(self.hopper) + u32::from(cluster > 1),
         };
         // SAFETY: the kernel is loaded; `pointers` has a value for each parameter (the launcher's duty, checked on a
         // GPU by its test); everything lives until the call returns, which copies the arguments.

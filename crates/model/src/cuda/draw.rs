@@ -8,7 +8,7 @@ mod tests;
 pub(crate) use encode::{Bounds, Encoded, encode};
 
 use super::timing::{Timing, time};
-use super::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};
+use super::{Arg, Buffer, CudaError, Device, HostMemory, Kernel, Launch, Module};
 
 /// Threads of a block of the first two kernels; a thread owns a group of 32 logits.
 const SCAN_THREADS: u32 = 256;
@@ -39,6 +39,11 @@ pub(crate) struct Drawer {
     reached: Buffer,
     best: Buffer,
     results: Buffer,
+    /// Of few rows, asks; of rows without filters, results: a copy would stand between the kernels for longer than they take.
+    near_asks: HostMemory,
+    near_results: HostMemory,
+    /// Address of what was asked last.
+    asked_at: u64,
 }
 
 /// Logits on the device: f32, row after row.
@@ -66,6 +71,9 @@ pub(crate) enum Outcome {
     Unfinished,
 }
 
+/// Rows whose asks are read from the host's memory: many would queue for the bus.
+const NEAR_ROWS: usize = 16;
+
 /// Blocks and padded groups of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {
@@ -89,6 +97,8 @@ impl Drawer {
         let Shape { blocks, groups } = shape(bounds.vocab);
         let groups = bounds.rows * groups as usize;
         let zeros = |bytes| Buffer::zeros(device, "the arrays of the sampler", bytes);
+        let near = |bytes| HostMemory::new(device, "memory that the sampler shares with the host", bytes);
+        let near_asks = near((NEAR_ROWS.min(bounds.rows) + 1) * encode::WORDS * 4)?;
         Ok(Self {
             scan: module.kernel("draw_scan", 0)?,
             mass: filter_module.kernel("draw_mass", 0)?,
@@ -106,6 +116,9 @@ impl Drawer {
             reached: zeros(bounds.rows * 8)?,
             best: zeros(bounds.rows * 4)?,
             results: zeros(bounds.rows * 8)?,
+            asked_at: near_asks.at(0),
+            near_asks,
+            near_results: near(bounds.rows * 8)?,
         })
     }
 
@@ -115,8 +128,14 @@ impl Drawer {
 
     /// Hands over what the rows of the next launch ask for, behind all queued work.
     pub(crate) fn write(&mut self, device: &Device, draws: &Encoded) -> Result<(), CudaError> {
-        // Each is within its buffer, or `Buffer::write` refuses it.
-        self.asks.write(device, 0, &draws.asks)?;
+        // Each is within its buffer, or `write` refuses it.
+        if draws.asks.len() <= (NEAR_ROWS + 1) * encode::WORDS {
+            self.near_asks.write(0, &draws.asks);
+            self.asked_at = self.near_asks.at(0);
+        } else {
+            self.asks.write(device, 0, &draws.asks)?;
+            self.asked_at = self.asks.at(0);
+        }
         if !draws.entries.is_empty() {
             self.entries.write(device, 0, &draws.entries)?;
         }
@@ -146,18 +165,19 @@ impl Drawer {
         let end = (rows - 1) * logits.stride + self.bounds.vocab;
         assert!(self.bounds.vocab <= logits.stride && end <= logits.elements, "rows beyond the logits");
         let Shape { blocks, groups } = shape(self.bounds.vocab);
+        let results = if filters { self.results.at(0) } else { self.near_results.at(0) };
         let shared: [Arg; 11] = [
             logits.address.into(),
             (logits.stride as u64).into(),
             (self.bounds.vocab as u32).into(),
-            self.asks.at(0).into(),
-            self.asks.at(encode::WORDS * 4).into(),
+            self.asked_at.into(),
+            (self.asked_at + encode::WORDS as u64 * 4).into(),
             self.masks.at(0).into(),
             (self.bounds.words() as u32).into(),
             self.peaks.at(0).into(),
             self.bins.at(0).into(),
             self.best.at(0).into(),
-            self.results.at(0).into(),
+            results.into(),
         ];
         let with = |more: &[Arg]| [&shared, more].concat();
         let own: [Arg; 4] =
@@ -172,9 +192,19 @@ impl Drawer {
         Ok(())
     }
 
-    /// Waits for the last launch and reads what its first `rows` rows gave.
-    pub(crate) fn read(&self, device: &Device, rows: usize) -> Result<Vec<Outcome>, CudaError> {
-        let raw: Vec<i32> = self.results.read(device, 0, 2 * rows)?;
+    /// Waits for the last launch, which was with `filters` or without, and reads what its first `rows` rows gave.
+    pub(crate) fn read(
+        &self,
+        device: &Device,
+        rows: usize,
+        filters: bool,
+    ) -> Result<Vec<Outcome>, CudaError> {
+        let raw: Vec<i32> = if filters {
+            self.results.read(device, 0, 2 * rows)?
+        } else {
+            device.synchronize()?;
+            self.near_results.read(0, 2 * rows)
+        };
         Ok(raw.as_chunks().0.iter().map(|pair| Outcome::of(*pair)).collect())
     }
 

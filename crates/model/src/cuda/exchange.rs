@@ -3,16 +3,15 @@
 mod timings;
 
 use std::rc::Rc;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::sys;
 
 pub use self::timings::exchange_timings;
 use super::error::Doing;
 use super::linear::{Linear, Norm};
 use super::nccl::Nccl;
 use super::persistent::{Peers, Persistent};
-use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module};
+use super::{Arg, Buffer, CudaError, Device, Dtype, HostMemory, Kernel, Launch, Mode, Module};
 
 /// The kernels' header has flags for more.
 pub(crate) const MOST_RANKS: usize = 8;
@@ -35,7 +34,7 @@ pub(crate) struct Shape {
 pub(crate) struct Exchange {
     parts: Vec<Part>,
     nccl: Option<Nccl>,
-    failed: HostWord,
+    failed: HostMemory,
     shape: Shape,
     devices: Vec<Rc<Device>>,
 }
@@ -144,7 +143,7 @@ impl Exchange {
         } else {
             None
         };
-        let failed = HostWord::new(&devices[0])?;
+        let failed = HostMemory::new(&devices[0], "a word that GPUs report to", size_of::<u32>())?;
         let words = 2 * ranks * PUSHED_ROWS as usize * shape.hidden as usize / 2 * 16;
         let mut parts = Vec::new();
         for device in devices {
@@ -206,7 +205,7 @@ impl Exchange {
         self.nccl.is_none().then(|| Peers {
             mailboxes: mail.table.at(0),
             epochs: mail.epochs.at(0),
-            failed: self.failed.address,
+            failed: self.failed.at(0),
             rank: rank as u32,
             ranks: self.parts.len() as u32,
         })
@@ -244,7 +243,7 @@ impl Exchange {
             hidden.into(),
             norm.epsilon.into(),
             self.shape.patience_ns.into(),
-            self.failed.address.into(),
+            self.failed.at(0).into(),
         ];
         let ys = |first: usize| part.table.at(first * size_of::<u64>());
         let head: Vec<Arg> = match way {
@@ -275,7 +274,7 @@ impl Exchange {
 
     /// What went wrong on a GPU, if anything: to be asked after a wait for them.
     pub(crate) fn check(&self) -> Result<(), CudaError> {
-        match self.failed.read() {
+        match self.failed.read::<u32>(0, 1)[0] {
             0 => Ok(()),
             rank => Err(CudaError::PeerSilent { rank: rank - 1 }),
         }
@@ -342,46 +341,6 @@ pub(crate) fn peers(devices: &[Rc<Device>]) -> Result<bool, CudaError> {
         }
     }
     Ok(true)
-}
-
-/// A word of the host's memory that all GPUs may write.
-struct HostWord {
-    address: u64,
-    context: Arc<CudaContext>,
-}
-
-impl HostWord {
-    fn new(device: &Device) -> Result<Self, CudaError> {
-        device.bind()?;
-        let mut pointer = std::ptr::null_mut();
-        // SAFETY: memory for all contexts, freed once by `drop`.
-        unsafe {
-            sys::cuMemHostAlloc(
-                &raw mut pointer,
-                64,
-                sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP,
-            )
-        }
-        .result()
-        .doing("memory that GPUs report to")?;
-        // SAFETY: 64 bytes were allocated.
-        unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, 64) };
-        Ok(Self { address: pointer as u64, context: Arc::clone(&device.context) })
-    }
-
-    fn read(&self) -> u32 {
-        // SAFETY: allocated, aligned, and written in whole words by GPUs only.
-        unsafe { std::ptr::read_volatile(self.address as *const u32) }
-    }
-}
-
-impl Drop for HostWord {
-    fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: allocated by `new`, freed once, after all work that may write it (see `Exchange::drop`).
-            let _ = unsafe { result::free_host(self.address as *mut _) };
-        }
-    }
 }
 
 #[cfg(test)]

@@ -295,7 +295,7 @@ impl CudaModel {
                     stride: width,
                 };
                 self.drawer.launch(&self.device, logits, rows.len(), encoded.filters())?;
-                self.drawer.read(&self.device, rows.len())?
+                self.drawer.read(&self.device, rows.len(), encoded.filters())?
             }
             // More edits than the arrays hold: all of these rows are the host's.
             Err(_) => vec![Outcome::Host; rows.len()],

@@ -155,6 +155,11 @@ impl Persistent {
         if !is_wanted || !is_deep || !device.hopper || dtype != Dtype::Bf16 || mode != Mode::Fast || !suits {
             return Ok(None);
         }
+        if device.is_shared {
+            // Two such kernels that each need all multiprocessors would wait for each other.
+            tracing::info!("MPS shares this GPU among processes: layers are launched kernel by kernel");
+            return Ok(None);
+        }
         let Some(claim) = Claim::of(device.context.ordinal()) else {
             tracing::info!(
                 "another model holds this GPU's multiprocessors: layers are launched kernel by kernel"

@@ -138,11 +138,17 @@ pub(crate) fn active_splits(tile: &Tile, window: Window, split: u32) -> u32 {
 }
 
 /// Positions of a split for the fast mode, where `tiles` tiles of up to `longest` keys are computed at once: about two
-/// blocks a multiprocessor, and not less than pays for merging (measured: at 2048 keys 128 are 12 % faster than 64, at
-/// 512 as fast). A multiple of 64.
+/// blocks a multiprocessor. Contexts that are not long get no more splits than a cluster of blocks merges; others no
+/// shorter ones than pay for merging through memory (measured: at 2048 keys 128 are 12 % faster than 64). A multiple of 64.
 pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, multiprocessors: u32) -> u32 {
     const LEAST: u32 = 2 * BLOCK;
+    // What a block of a cluster takes in about the time of a merge through memory.
+    const MOST: u32 = 4 * BLOCK;
     let splits = (2 * multiprocessors / (tiles * heads).max(1)).max(1);
+    let together = longest.div_ceil(cluster(splits)).max(1).next_multiple_of(BLOCK);
+    if together <= MOST {
+        return together;
+    }
     longest.div_ceil(splits).max(LEAST).next_multiple_of(BLOCK)
 }
 
@@ -150,6 +156,13 @@ pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, multiprocessors: u
 /// As many as are computed at once: two a multiprocessor.
 pub(crate) fn split_blocks(tiles: u32, heads: u32, multiprocessors: u32) -> u32 {
     (2 * multiprocessors / (tiles * heads).max(1)).clamp(1, 64)
+}
+
+/// How many of the blocks that share a tile merge their partial results without a way through memory
+/// (attention_merge.cuh): the largest cluster that `blocks` fill.
+pub(crate) fn cluster(blocks: u32) -> u32 {
+    const MOST: u32 = 8;
+    1 << blocks.clamp(1, MOST).ilog2()
 }
 
 #[cfg(test)]
@@ -245,11 +258,19 @@ mod tests {
 
     #[test]
     fn splits_fill_the_multiprocessors() {
-        assert_eq!(split_for(1, 8, 512, 132), 128);
+        assert_eq!(split_for(1, 8, 512, 132), 64);
+        assert_eq!(split_for(1, 8, 1500, 132), 192);
+        assert_eq!(split_for(8, 8, 512, 132), 128);
+        assert_eq!(split_for(1, 8, 2500, 132), 128);
         assert_eq!(split_for(1, 8, 32_768, 132), 1024);
         assert_eq!(split_for(128, 8, 500, 132), 512);
-        assert_eq!(split_for(0, 8, 0, 132), 128);
+        assert_eq!(split_for(0, 8, 0, 132), 64);
         assert_eq!(split_blocks(1, 8, 132), 33);
         assert_eq!(split_blocks(128, 8, 132), 1);
+    }
+
+    #[test]
+    fn clusters_are_powers_of_two() {
+        assert_eq!([1, 2, 3, 4, 7, 8, 33, 64].map(cluster), [1, 2, 2, 4, 4, 8, 8, 8]);
     }
 }

@@ -57,6 +57,8 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     const int sharers = tile.partials < 0 ? 1 : min(static_cast<int>(gridDim.x), loading.active);
     if (static_cast<int>(blockIdx.x) >= sharers) return;
     loading.step = sharers;
+    // In one cluster, with a split each.
+    const bool together = sharers > 1 && sharers == loading.active && sharers <= cluster_blocks();
     Walk computing = loading;
 
     const int count = tile.rows * group;
@@ -232,7 +234,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                         for (int e = 2 * half; e < 2 * half + 2; ++e)
                             all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
                 } else if (row < count) {
-                    float* to = partials + partial_at<D>(tile, ordinal, count) + row * PARTIAL<D>;
+                    // All have done with the last block's values.
+                    float* to = together ? reinterpret_cast<float*>(shared) : partials + partial_at<D>(tile, ordinal, count);
+                    to += row * PARTIAL<D>;
 #pragma unroll
                     for (int n = 0; n < Plan::TILES; ++n)
                         *reinterpret_cast<float2*>(to + Plan::COLUMNS * warp + 8 * n + 2 * quad) =
@@ -265,6 +269,10 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         return;
     }
 
+    if (together) {
+        merge_in_cluster<T, D>(reinterpret_cast<float*>(shared), sharers, count, out, out_stride, group);
+        return;
+    }
     merge_together<T, D>(partials + partial_at<D>(tile, 0, count),
                          counters + 4 * (blockIdx.z * gridDim.y + blockIdx.y), sharers, computing.active, count, out,
                          out_stride, group);

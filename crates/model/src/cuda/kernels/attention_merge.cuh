@@ -95,3 +95,71 @@ __device__ void merge_together(const float* partials, unsigned* counters, int sh
     if (threadIdx.x == 0 && atomicAdd(counters + 2, 1u) == all - 1)
         counters[0] = counters[1] = counters[2] = 0;
 }
+
+// Blocks of a cluster that share a tile and head with one split each tell each other through their shared memory: a
+// way through memory takes microseconds where other kernels' weights stream.
+constexpr int CLUSTER = 8;  // at most
+
+__device__ __forceinline__ int cluster_blocks() {
+#if __CUDA_ARCH__ >= 900
+    int blocks;
+    asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+    return blocks;
+#else
+    return 1;
+#endif
+}
+
+// Waits for all threads of the cluster that have not ended.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float4 load_from_block(const float* own, int block) {
+    float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#if __CUDA_ARCH__ >= 900
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(block));
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "r"(address)
+                 : "memory");
+#endif
+    return value;
+}
+
+// The first `sharers` blocks of a cluster have their `count` partial rows at `own`. In the order of merge_rows.
+template <typename T, int D>
+__device__ __forceinline__ void merge_in_cluster(const float* own, int sharers, int count, T* out, int64_t out_stride, int group) {
+    constexpr int PIECES = D / 4;
+    cluster_sync();
+    for (int c = blockIdx.x * THREADS + threadIdx.x; c < count * PIECES; c += sharers * THREADS) {
+        const int row = c / PIECES, piece = c % PIECES;
+        float4 fresh[CLUSTER], state[CLUSTER];
+#pragma unroll
+        for (int i = 0; i < CLUSTER; ++i) {
+            if (i >= sharers) continue;
+            fresh[i] = load_from_block(own + row * PARTIAL<D> + 4 * piece, i);
+            state[i] = load_from_block(own + row * PARTIAL<D> + D, i);
+        }
+        float most = -INFINITY, sum = 0.0f, values[4] = {};
+#pragma unroll
+        for (int i = 0; i < CLUSTER; ++i) {
+            if (i >= sharers) continue;
+            const Factors by = merge(most, sum, state[i].x, state[i].y);
+            values[0] = merged(values[0], fresh[i].x, by);
+            values[1] = merged(values[1], fresh[i].y, by);
+            values[2] = merged(values[2], fresh[i].z, by);
+            values[3] = merged(values[3], fresh[i].w, by);
+        }
+        const float by = normaliser(sum);
+        uint2 packed;
+        packed.x = pack<T>(normalised(values[0], by), normalised(values[1], by));
+        packed.y = pack<T>(normalised(values[2], by), normalised(values[3], by));
+        *reinterpret_cast<uint2*>(out + row / group * out_stride + row % group * D + 4 * piece) = packed;
+    }
+    // Nobody's memory goes before all have read it.
+    cluster_sync();
+}

@@ -8,10 +8,11 @@ draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tic
     __shared__ Best bests[SCAN_THREADS / 32];
     __shared__ unsigned last;
     launch_dependents();
-    wait_for_inputs();
+    // No kernel writes what is asked for: it is read while the one before still runs.
     unsigned r = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (r >= rows.header[0]) return;
     const Ask ask = rows.asks[r];
+    wait_for_inputs();
     if (ask.kind == HOST) {
         if (blockIdx.x == 0 && threadIdx.x < 2) rows.results[2 * r + threadIdx.x] = threadIdx.x ? NOT_DRAWN : -1;
         return;

@@ -92,10 +92,10 @@ __device__ void multiply_add(Ring& ring, const Product& p, const bf16* from, flo
         return (size_t)(i / TILE % rows) * p.outputs + n;
     };
     // What a thread adds to first it reads early: only this block has written it.
-    const int early = min(p.group(), p.end() - p.first()) * rows * TILE;
+    const int early = min(p.group(), p.end - p.first) * rows * TILE;
     float before = 0.0f;
     auto begin = [&] {
-        if (threadIdx.x < early) before = __ldcg(x + place(p.first(), threadIdx.x));
+        if (threadIdx.x < early) before = __ldcg(x + place(p.first, threadIdx.x));
     };
     multiply(ring, p, from, rows, room, begin, [&](int unit, int tiles) {
         const int all = tiles * rows * TILE;
@@ -106,7 +106,7 @@ __device__ void multiply_add(Ring& ring, const Product& p, const bf16* from, flo
             if (i < all) {
                 const size_t at = place(unit, i);
                 const float sum = peers.ranks > 1 ? room.sums[i] : summed(room, rows, i);
-                const float value = (unit == p.first() && base == 0 ? before : __ldcg(x + at)) + sum;
+                const float value = (unit == p.first && base == 0 ? before : __ldcg(x + at)) + sum;
                 x[at] = value;
                 if (norm) normed[at] = from_float<bf16>(value * norm[at % p.outputs]);
                 square = value * value;
@@ -192,34 +192,33 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
     launch_dependents();
 
     const int keys = back.of.kv_heads * D;
-    const Product o = {front.o, b.queries, b.hidden, false, nullptr};
-    const Product gate_up = {front.gate_up, b.hidden, b.feed_forward, true, b.taken};
-    const Product down = {front.down, b.feed_forward, b.hidden, false, nullptr};
-    const Product qkv = {back.qkv, b.hidden, b.queries + 2 * keys, false, nullptr};
+    const bool has_front = front.o != nullptr, has_back = back.qkv != nullptr;
+    const Product o(b.queries, b.hidden, false, false), gate_up(b.hidden, b.feed_forward, true, true);
+    const Product down(b.feed_forward, b.hidden, false, false), qkv(b.hidden, b.queries + 2 * keys, false, false);
 
     if (threadIdx.x >= COMPUTING) {
         // Weights are never written while a model runs: nothing need be waited for.
         Producer producer(ring);
-        if (o.w) {
-            producer.stream(o);
-            producer.stream(gate_up);
-            producer.stream(down);
+        if (has_front) {
+            producer.stream(o, front.o, nullptr);
+            producer.stream(gate_up, front.gate_up, b.taken);
+            producer.stream(down, front.down, nullptr);
         }
-        if (qkv.w) producer.stream(qkv);
+        if (has_back) producer.stream(qkv, back.qkv, nullptr);
         return;
     }
     wait_for_inputs();
 
     // Without a product before, a kernel of the norm's own has scaled the rows.
     auto scales = [&] {
-        if (o.w)
+        if (has_front)
             row_scales(b.squares, b.rows, b.hidden, b.epsilon, room);
         else if (threadIdx.x < b.rows)
             room.scale[threadIdx.x] = 1.0f;
     };
     if (blockIdx.x == 0 && threadIdx.x < 2) b.forget[threadIdx.x] = 0;
     const unsigned epoch = peers.ranks > 1 ? peers.epochs[blockIdx.x] : 0;
-    if (o.w) {
+    if (has_front) {
         multiply_add(ring, o, front.attended, b.x, front.norm, b.normed, b.squares, b.rows, room, peers, epoch + 1);
         grid_barrier(b.barrier, gridDim.x);
         multiply(ring, gate_up, b.normed, b.rows, room, scales, [&](int unit, int tiles) {
@@ -233,12 +232,12 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
             computing_sync();
         });
         grid_barrier(b.barrier, 2 * gridDim.x);
-        multiply_add(ring, down, front.gated, b.x, qkv.w ? back.norm : nullptr, b.normed, b.squares, b.rows, room,
+        multiply_add(ring, down, front.gated, b.x, has_back ? back.norm : nullptr, b.normed, b.squares, b.rows, room,
                            peers, epoch + 2);
         if (peers.ranks > 1 && threadIdx.x == 0) peers.epochs[blockIdx.x] = epoch + 2;
     }
-    if (!qkv.w) return;
-    if (o.w) grid_barrier(b.barrier, 3 * gridDim.x);
+    if (!has_back) return;
+    if (has_front) grid_barrier(b.barrier, 3 * gridDim.x);
     multiply(ring, qkv, b.normed, b.rows, room, scales, [&](int unit, int tiles) {
         for (int i = threadIdx.x; i < tiles * b.rows * TILE; i += COMPUTING) {
             const int row = i / TILE % b.rows, n = (unit + i / (TILE * b.rows)) * TILE + i % TILE;
@@ -269,8 +268,8 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
 }
 
 // out (float) = x W^T: the output layer of rows that are normed.
-__device__ __forceinline__ void head_rows(const Product& p, const bf16* x, float* out, int rows, int stages,
-                                          int row_bytes) {
+__device__ __forceinline__ void head_rows(const bf16* w, const Product& p, const bf16* x, float* out,
+                                          int rows, int stages, int row_bytes) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ RingState state;
@@ -279,7 +278,7 @@ __device__ __forceinline__ void head_rows(const Product& p, const bf16* x, float
     Ring ring = start_ring(shared, state, stages);
     launch_dependents();
     if (threadIdx.x >= COMPUTING) {
-        Producer(ring).stream(p);
+        Producer(ring).stream(p, w, nullptr);
         return;
     }
     wait_for_inputs();
@@ -295,7 +294,7 @@ __device__ __forceinline__ void head_rows(const Product& p, const bf16* x, float
 
 extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1)
     head(const bf16* w, const bf16* x, float* out, int rows, int inputs, int outputs, int stages, int row_bytes) {
-    head_rows({w, inputs, outputs, false, nullptr}, x, out, rows, stages, row_bytes);
+    head_rows(w, Product(inputs, outputs, false, false), x, out, rows, stages, row_bytes);
 }
 
 #define BETWEEN(D)                                                                                                    \
