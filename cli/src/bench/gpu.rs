@@ -120,7 +120,7 @@ struct Report {
     persistent: bool,
     steps: Vec<StepTime>,
     kernels: Vec<Kernel>,
-    /// Of pages from GPU to GPU, beside NCCL.
+    /// Of pages from GPU to GPU, beside NCCL, and through the host's memory.
     transfers: Vec<Transfer>,
 }
 
@@ -232,9 +232,11 @@ fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
         let cuda = CudaOptions { ordinals: vec![gpu], rows: 256, ..CudaOptions::default() };
         CudaModel::dummy(config, 1, &options, &cuda)
     };
-    let (from, to) = (make(args.device)?, make(args.device + 1)?);
+    let (mut from, to) = (make(args.device)?, make(args.device + 1)?);
     for &size in &args.hand_off {
-        for rate in model::transfer_rates(&from, &to, size << 20)? {
+        let mut rates = model::transfer_rates(&from, &to, size << 20)?;
+        rates.extend(model::host_rates(&mut from, size << 20)?);
+        for rate in rates {
             let gb_per_s = rate.bytes as f64 / rate.microseconds / 1e3;
             report.transfers.push(Transfer {
                 what: rate.what,

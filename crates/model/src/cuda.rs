@@ -2,11 +2,12 @@
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
 //! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few
-//! rows of large layers by `persistent`) over keys and values in pages (`kv`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
+//! rows of large layers by `persistent`) over keys and values in pages (`kv`, rows of draft trees by `trees`), and are drawn
+//! where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
 //!
 //! Several GPUs (`ranks`) hold a part of each layer (`shard`) and sum their results (`exchange`, `nccl`). Pages go from
-//! one model to another by `handoff`.
+//! one model to another by `handoff`, and layer by layer to other processes and the tier by `host_pages`.
 //!
 //! The fast mode uses whatever is fastest for a number of rows; the invariant mode gives a row the same bits alone and
 //! in any batch ([`Mode`]).
@@ -24,6 +25,7 @@ mod error;
 mod exchange;
 mod forward;
 mod handoff;
+mod host_pages;
 mod kv;
 mod linear;
 mod matrix;
@@ -31,12 +33,14 @@ mod model;
 mod nccl;
 mod pages;
 mod persistent;
+mod pinned;
 mod quantised;
 mod ranks;
 mod shard;
 #[cfg(test)]
 mod testing;
 mod timing;
+mod trees;
 mod weights;
 
 pub(crate) use buffer::{Buffer, HostMemory};
@@ -46,9 +50,10 @@ pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use dtype::Dtype;
 pub use error::CudaError;
 pub use exchange::exchange_timings;
-pub use handoff::{HandOff, Moved, PageMove, TransferRate, transfer_rates};
+pub use handoff::{HandOff, Moved, PageMove, TransferRate, host_rates, transfer_rates};
 pub use linear::Mode;
 pub use matrix::Weights;
 pub use model::{CudaModel, CudaOptions};
 pub use persistent::Persist;
+pub(crate) use pinned::Pinned;
 pub use timing::Timing;

@@ -34,7 +34,8 @@ pub use cpu::{Asked, CpuModel, CpuOptions, Group, GroupError, GroupPlan, memory_
 #[cfg(feature = "cuda")]
 pub use cuda::{
     Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, Mode, Moved, PageMove, Persist, Shape,
-    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, kernel_timings, transfer_rates,
+    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, host_rates, kernel_timings,
+    transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;

@@ -16,7 +16,9 @@ mod tiles;
 pub(crate) mod timings;
 
 pub(crate) use geometry::{ManyRows, TileRows};
-pub(crate) use tiles::{Limits, Run, Tile, place_partials, split_blocks, split_for, tiles};
+pub(crate) use tiles::{
+    Limits, MOST_TREE_ROWS, Run, Tile, Tree, place_partials, split_blocks, split_for, tiles,
+};
 
 use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Mode, Module};
 

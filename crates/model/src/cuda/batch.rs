@@ -1,9 +1,9 @@
 //! The rows of a step as kernels read them: arrays at fixed addresses, so that captured launches serve every step.
 
-use super::attention::{self, Attention, Limits, ManyRows, Run, Tile, TileRows, View};
+use super::attention::{self, Attention, Limits, ManyRows, Run, Tile, TileRows, Tree, View};
 use super::elementwise::Rows;
+use super::trees::{self, Path, Placed, TREE_ROWS};
 use super::{Buffer, CudaError, Device, Mode};
-use crate::check::CheckedRow;
 
 /// Device arrays for up to `most` rows, written by one copy a step.
 pub(crate) struct BatchArrays {
@@ -38,16 +38,20 @@ pub(crate) struct Cut {
     pub(crate) mode: Mode,
 }
 
-/// A sequence with at most so many rows goes to the kernel for few.
-const MOST_FEW_ROWS: usize = 16;
 const INT: usize = size_of::<i32>();
 /// Ints of a header: tile count and split, padded to where tiles may begin.
 const HEADER: usize = 4;
 const TILE: usize = size_of::<Tile>() / INT;
+/// Arrays of an int a row: tokens, positions, slots, indices of picking rows, positions where keys are stored.
+const ARRAYS: usize = 5;
+/// Ints of the masks of trees.
+const MASKS: usize = TREE_ROWS as usize * size_of::<u64>() / INT;
 
 impl BatchArrays {
     pub(crate) fn new(device: &Device, most: u32) -> Result<Self, CudaError> {
-        let ints = (4 + 2 * TILE) * most as usize + 2 * HEADER;
+        // What lies behind the rows begins at multiples of 16 bytes.
+        let most = most.next_multiple_of(4);
+        let ints = (ARRAYS + 2 * TILE) * most as usize + 2 * HEADER + MASKS;
         Ok(Self { buffer: Buffer::zeros(device, "the rows of a step", ints * INT)?, most })
     }
 
@@ -55,7 +59,7 @@ impl BatchArrays {
     pub(crate) fn write(
         &mut self,
         device: &Device,
-        rows: &[CheckedRow],
+        rows: &[Placed],
         padded: u32,
         attention: &Attention,
         cut: Cut,
@@ -63,37 +67,26 @@ impl BatchArrays {
         let most = self.most as usize;
         assert!(rows.len() <= padded as usize && padded <= self.most, "a batch of more rows than its arrays");
         let mut ints = vec![0i32; self.tiles() / INT];
-        for (i, row) in rows.iter().enumerate() {
+        for (i, Placed { row, stored, .. }) in rows.iter().enumerate() {
             ints[i] = row.token.0 as i32;
             ints[most + i] = row.position as i32;
             ints[2 * most + i] = row.slot.0 as i32;
+            ints[4 * most + i] = *stored as i32;
         }
         ints[2 * most + rows.len()..2 * most + padded as usize].fill(-1);
         let mut picks = 0;
-        for (i, _) in rows.iter().enumerate().filter(|(_, row)| row.pick) {
+        for (i, _) in rows.iter().enumerate().filter(|(_, placed)| placed.row.pick) {
             ints[3 * most + picks] = i as i32;
             picks += 1;
         }
-        let (mut few, mut many, mut tallest) = (Vec::new(), Vec::new(), 1);
-        let mut first = 0;
-        for sequence in rows.chunk_by(|a, b| a.slot == b.slot) {
-            let count = sequence.len() as u32;
-            let run = Run {
-                first_row: first,
-                rows: count,
-                slot: sequence[0].slot.0,
-                position: sequence[0].position,
-                tree: None,
-            };
-            first += count;
-            if sequence.len() <= MOST_FEW_ROWS {
-                tallest = tallest.max(count);
-                few.push(run);
-            } else {
-                many.push(run);
-            }
+        let masks = rows.iter().filter_map(|placed| Some(placed.path?.rows));
+        for (i, mask) in masks.enumerate() {
+            let at = self.masks() / INT + 2 * i;
+            (ints[at], ints[at + 1]) = (mask as i32, (mask >> 32) as i32);
         }
-        let limits = Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: 0 };
+        let Runs { few, many, tallest } = runs(rows, cut.mode);
+        let limits =
+            Limits { rows: rows.len() as u32, slots: cut.slots, positions: cut.positions, masks: TREE_ROWS };
         let tile = TileRows::holding(tallest, attention.group());
         let mut few = attention::tiles(&few, attention.few_rows(tile), limits)?;
         let many_tile =
@@ -132,7 +125,7 @@ impl BatchArrays {
 
     pub(crate) fn rows(&self, count: u32) -> Rows {
         let array = |index: usize| self.buffer.at(index * self.most as usize * INT);
-        Rows { count, tokens: array(0), positions: array(1), slots: array(2) }
+        Rows { count, tokens: array(0), positions: array(1), slots: array(2), stored: array(4) }
     }
 
     /// Indices of the picking rows.
@@ -147,24 +140,70 @@ impl BatchArrays {
         attention::Tiles {
             tiles: view(tiles),
             header: view(self.header(which)),
-            // No trees: no masks are read.
-            masks: view(0),
+            masks: view(self.masks()),
             most,
         }
     }
 
     fn header(&self, which: usize) -> usize {
-        (4 * self.most as usize + which * HEADER) * INT
+        (ARRAYS * self.most as usize + which * HEADER) * INT
+    }
+
+    fn masks(&self) -> usize {
+        self.header(2)
     }
 
     /// Where the tiles begin.
     fn tiles(&self) -> usize {
-        (4 * self.most as usize + 2 * HEADER) * INT
+        self.masks() + MASKS * INT
     }
+}
+
+/// Rows as attention takes them.
+struct Runs {
+    few: Vec<Run>,
+    many: Vec<Run>,
+    /// Rows of the largest run of few.
+    tallest: u32,
+}
+
+/// A tree is one run, whose rows see what their masks say. In the invariant mode each of its rows is a run that is
+/// computed as a chain is.
+fn runs(rows: &[Placed], mode: Mode) -> Runs {
+    let mut runs = Runs { few: Vec::new(), many: Vec::new(), tallest: 1 };
+    let (mut first_row, mut mask) = (0, 0);
+    for rows in trees::runs(rows) {
+        let (first, count) = (&rows[0], rows.len() as u32);
+        let slot = first.row.slot.0;
+        let run = Run { first_row, rows: count, slot, position: first.stored, tree: None };
+        match (first.path, mode) {
+            (None, _) if rows.len() > trees::MOST_BEFORE => runs.many.push(run),
+            (None, _) => {
+                runs.tallest = runs.tallest.max(count);
+                runs.few.push(run);
+            }
+            (Some(Path { base, .. }), Mode::Fast) => {
+                runs.tallest = runs.tallest.max(count);
+                runs.few.push(Run { tree: Some(Tree { mask, base, as_chain: false }), ..run });
+            }
+            (Some(Path { base, .. }), Mode::Invariant) => {
+                runs.few.extend((0..).zip(rows).map(|(i, placed)| Run {
+                    first_row: first_row + i,
+                    rows: 1,
+                    position: placed.row.position,
+                    tree: Some(Tree { mask: mask + i, base, as_chain: true }),
+                    ..run
+                }));
+            }
+        }
+        first_row += count;
+        mask += if first.path.is_some() { count } else { 0 };
+    }
+    runs
 }
 
 /// A tile as the kernels read it.
 fn words(tile: &Tile) -> [i32; TILE] {
-    let Tile { first_row, rows, slot, position, tree, tree_base, partials, .. } = *tile;
-    [first_row, rows, slot, position, tree, tree_base, partials, 0]
+    let Tile { first_row, rows, slot, position, tree, tree_base, partials, path } = *tile;
+    [first_row, rows, slot, position, tree, tree_base, partials, path]
 }

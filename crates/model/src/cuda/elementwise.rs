@@ -24,6 +24,8 @@ pub(crate) struct Rows {
     pub(crate) positions: u64,
     /// -1: a row of padding.
     pub(crate) slots: u64,
+    /// At which position of its slot each row's key and value are stored: its own, but for rows of trees.
+    pub(crate) stored: u64,
 }
 
 /// Cosines and sines of all positions.
@@ -158,13 +160,14 @@ impl Elementwise {
         let all = heads.heads + 2 * heads.kv_heads;
         let launch = Launch { grid: [rows.count, all.div_ceil(WARPS), 1], threads: WARPS * 32, shared: 0 };
         let [full, window] = pools;
-        let args: [Arg; 21] = [
+        let args: [Arg; 22] = [
             qkv.into(),
             heads.bias.into(),
             heads.q_norm.into(),
             heads.k_norm.into(),
             rows.positions.into(),
             rows.slots.into(),
+            rows.stored.into(),
             angles.table.into(),
             angles.dims.into(),
             angles.style.into(),

@@ -21,10 +21,10 @@ use super::linear::{Linear, Norm};
 use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
 use super::persistent::{Persistent, Widths};
+use super::trees::{self, Placed};
 use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Parameters, RopeStyle};
-use crate::check::CheckedRow;
 use kvcache::HeadClass;
 
 /// What buffers must hold.
@@ -188,7 +188,7 @@ impl Forward {
     }
 
     /// Writes checked rows, at most [`Self::most_rows`], to the device.
-    pub(crate) fn plan(&mut self, rows: &[CheckedRow], kv: &Kv) -> Result<Plan, CudaError> {
+    pub(crate) fn plan(&mut self, rows: &[Placed], kv: &Kv) -> Result<Plan, CudaError> {
         let cut = Cut {
             slots: self.sizes.slots,
             positions: kv.stride * kvcache::PAGE_POSITIONS,
@@ -198,7 +198,7 @@ impl Forward {
             mode: self.mode,
         };
         let count = rows.len() as u32;
-        let short = rows.chunk_by(|a, b| a.slot == b.slot).all(|sequence| sequence.len() <= 16);
+        let short = trees::runs(rows).all(|run| run[0].path.is_some() || run.len() <= trees::MOST_BEFORE);
         let graph = self.use_graphs && short && count <= MOST_GRAPH;
         let (arrays, padded) =
             if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };

@@ -5,7 +5,7 @@
 //! work. Both ends compute each unit's checksum from the bytes that pass: a page counts as arrived only if all of its
 //! units' are equal.
 
-mod plan;
+pub(super) mod plan;
 mod rates;
 
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use engine::ModelError;
 use kvcache::{ClassId, HeadMap, PAGE_POSITIONS, PageId};
 
 use self::plan::Run;
-pub use self::rates::{TransferRate, transfer_rates};
+pub use self::rates::{TransferRate, host_rates, transfer_rates};
 use super::error::Doing;
 use super::kv::Kv;
 use super::pages::{PagePool, Pages, Unit, Way};
@@ -278,6 +278,10 @@ impl Stage {
 }
 
 impl Layout {
+    pub(super) fn layers(&self) -> usize {
+        self.map.class_of.len()
+    }
+
     /// Bytes of a head's keys and values in a page.
     fn head(&self) -> usize {
         2 * PAGE_POSITIONS as usize * self.head_dim * self.dtype.bytes()
@@ -288,7 +292,7 @@ impl Layout {
     }
 
     /// The pages of a class in a layer on one rank, from the head in `place` on.
-    fn pool(&self, kv: &Kv, class: usize, layer: usize, place: usize) -> PagePool {
+    pub(super) fn pool(&self, kv: &Kv, class: usize, layer: usize, place: usize) -> PagePool {
         let class = &kv.classes[class];
         let part = class.layers[layer];
         PagePool {

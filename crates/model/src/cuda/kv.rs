@@ -1,16 +1,20 @@
 //! Keys and values of all sequences on the device, in pages, and the page tables that kernels read.
 
+use std::collections::BTreeMap;
+
 use engine::ModelError;
-use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, pages_for};
+use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId, pages_for};
 use scheduler::TableDelta;
 
 use super::elementwise::{Elementwise, Pool};
+use super::trees::{Keeper, LENT_PAGES, Moves, Placed, TREE_ROWS, Trees};
 use super::{Buffer, CudaError, Device, Dtype};
 use crate::cache::{Changed, Tables};
 
 /// One class: its pages, layer after layer, and the page tables of all slots.
 pub(crate) struct ClassKv {
     pub(crate) class: HeadClass,
+    /// Those of the tables; behind them lie [`LENT_PAGES`] more.
     pub(crate) pages: u32,
     pub(crate) storage: Buffer,
     pub(crate) table: Buffer,
@@ -40,6 +44,11 @@ pub(crate) struct Kv {
     /// Entries of a slot's page table.
     pub(crate) stride: u32,
     tables: Tables,
+    /// Of the last step that had rows.
+    trees: Trees,
+    /// Entries of the device's tables that are not the host's, by class: slot and page index.
+    lent: Vec<Vec<(usize, usize)>>,
+    keeper: Keeper,
 }
 
 impl Kv {
@@ -54,8 +63,8 @@ impl Kv {
         context: u32,
     ) -> Result<Self, CudaError> {
         let (layers, kv_heads) = (map.class_of.len(), map.class_of.first().map_or(0, Vec::len));
-        // Attention reads four entries at once.
-        let stride = pages_for(context).next_multiple_of(4);
+        // Attention reads four entries at once. Rows of a tree may be stored beyond the context.
+        let stride = pages_for(context + TREE_ROWS).next_multiple_of(4);
         let (mut lists, mut places) = (Vec::<i32>::new(), vec![0i32; layers * kv_heads * 2]);
         let mut classes = Vec::new();
         for (index, (class, &pages)) in map.classes.iter().zip(pages).enumerate() {
@@ -70,7 +79,7 @@ impl Kv {
                 }
                 let heads = map.heads(layer, index).count();
                 parts.push(ClassLayer { base, heads: heads as u32, list, page: (heads * unit) as u64 });
-                base += heads * unit * pages as usize * dtype.bytes();
+                base += heads * unit * (pages + LENT_PAGES) as usize * dtype.bytes();
             }
             let empty = vec![NO_PAGE; (slots * stride) as usize];
             classes.push(ClassKv {
@@ -82,7 +91,13 @@ impl Kv {
             });
         }
         let sizes = map.classes.iter().copied().zip(pages.iter().copied()).collect();
+        let layers: Vec<(u64, &[ClassLayer])> =
+            classes.iter().map(|class| (class.storage.at(0), &class.layers[..])).collect();
+        let keeper = Keeper::new(device, &layers, dtype.bytes(), head_dim * dtype.bytes())?;
         Ok(Self {
+            trees: Trees::default(),
+            lent: vec![Vec::new(); classes.len()],
+            keeper,
             classes,
             heads: Buffer::of(device, "lists of heads", &lists)?,
             places: Buffer::of(device, "places of heads", &places)?,
@@ -122,24 +137,56 @@ impl Kv {
         &self.tables
     }
 
-    /// Puts a change in force, on the host and behind all queued work on the device. `entries` is a buffer for them.
+    /// What a change keeps of the trees of the last step, by class; an error says what it never had.
+    pub(crate) fn kept(&self, changed: &Changed) -> Result<Vec<(usize, Moves)>, ModelError> {
+        self.trees.moves(&changed.kept)
+    }
+
+    /// Copies kept rows to their places, behind all queued work.
+    pub(crate) fn keep(&mut self, device: &Device, kept: &[(usize, Moves)]) -> Result<(), CudaError> {
+        for class in 0..self.classes.len() {
+            let of_class = kept.iter().filter(|(of, _)| *of == class);
+            let moves: Vec<&Moves> = of_class.map(|(_, moves)| moves).collect();
+            self.keeper.keep(device, class, &moves)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a change in force, on the host and behind all queued work on the device, for a step of `rows`. `entries` is a
+    /// buffer for them.
     pub(crate) fn apply(
         &mut self,
         device: &Device,
         elementwise: &Elementwise,
         entries: &mut Buffer,
         changed: Changed,
+        rows: &[Placed],
     ) -> Result<(), CudaError> {
         let differences = self.tables.differences(&changed);
+        self.tables.apply(changed);
+        if !rows.is_empty() {
+            let pages: Vec<u32> = self.classes.iter().map(|class| class.pages).collect();
+            self.trees = Trees::of(rows, &self.tables, &pages);
+        }
         let most = entries.bytes() / size_of::<[i32; 4]>();
         for (index, class) in self.classes.iter().enumerate() {
-            let all: Vec<i32> = differences
-                .iter()
-                .filter(|(_, class, ..)| *class == index)
-                .flat_map(|(slot, _, at, page)| {
-                    [*slot as i32, *at as i32, page.map_or(NO_PAGE, |p| p.0 as i32), 0]
-                })
-                .collect();
+            // What was lent to trees goes back, and what is lent now is written last.
+            let mut all: BTreeMap<(usize, usize), Option<PageId>> = BTreeMap::new();
+            for (slot, at) in std::mem::take(&mut self.lent[index]) {
+                all.insert((slot, at), self.tables.get(slot, index).get(at).copied().flatten());
+            }
+            let own = differences.iter().filter(|(_, class, ..)| *class == index);
+            all.extend(own.map(|(slot, _, at, page)| ((*slot, *at), *page)));
+            if !rows.is_empty() {
+                for (slot, at, page) in self.trees.lent(index, class.pages) {
+                    self.lent[index].push((slot, at));
+                    all.insert((slot, at), Some(page));
+                }
+            }
+            let entry = |((slot, at), page): ((usize, usize), Option<PageId>)| {
+                [slot as i32, at as i32, page.map_or(NO_PAGE, |p| p.0 as i32), 0]
+            };
+            let all: Vec<i32> = all.into_iter().flat_map(entry).collect();
             for some in all.chunks(most * 4) {
                 entries.write(device, 0, some)?;
                 elementwise.write_table(
@@ -151,7 +198,6 @@ impl Kv {
                 )?;
             }
         }
-        self.tables.apply(changed);
         Ok(())
     }
 }
@@ -195,7 +241,7 @@ mod tests {
                 }
             }
             let changed = kv.change(&deltas).unwrap();
-            kv.apply(&device, &elementwise, &mut entries, changed).unwrap();
+            kv.apply(&device, &elementwise, &mut entries, changed, &[]).unwrap();
             for (index, class) in kv.classes.iter().enumerate() {
                 let found: Vec<i32> = class.table.read(&device, 0, (slots * kv.stride) as usize).unwrap();
                 for slot in 0..slots as usize {

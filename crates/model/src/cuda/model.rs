@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use kvcache::{HeadMap, PAGE_POSITIONS};
+use kvcache::{ClassId, HeadMap, PAGE_POSITIONS, PageId};
 use sampling::{Draw, Drawn};
 use scheduler::Step;
 
@@ -13,15 +13,17 @@ use super::elementwise::Elementwise;
 use super::exchange::{self, Exchange};
 use super::forward::{self, Forward, Sizes};
 use super::handoff::Layout;
+use super::host_pages::HostPages;
 use super::kv::Kv;
 use super::matrix::Weights;
 use super::persistent::Persist;
 use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
+use super::trees;
 use super::weights::{self, DeviceDecoder};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Architecture, Config, Parameters};
-use crate::check::{self, CheckedRow};
+use crate::check;
 use crate::files::Opened;
 use crate::{LoadError, Options, PageBudget};
 
@@ -65,6 +67,7 @@ impl Default for CudaOptions {
 pub struct CudaModel {
     // Freed in this order, the device last.
     pub(super) ranks: Ranks,
+    host_pages: HostPages,
     drawer: Drawer,
     logits: Buffer,
     spec: ModelSpec,
@@ -203,11 +206,11 @@ impl CudaModel {
                 context,
                 classes: classes.iter().map(|c| (c.class, c.pages)).collect(),
                 slots: options.slots,
-                // Its attention has no rows beside each other at one position yet.
-                tree_rows: 0,
+                tree_rows: trees::TREE_ROWS,
                 layered: None,
             },
             ranks: Ranks::new(ranks, exchange),
+            host_pages: HostPages::default(),
             drawer,
             logits: whole,
             width: p.vocab as u32,
@@ -246,7 +249,7 @@ impl CudaModel {
     /// Executes a step and gives back the logits of its `Output::Pick` rows, by row index: the way out for tests and
     /// perplexity.
     pub fn logits(&mut self, step: &Step) -> Result<Vec<(u32, Vec<f32>)>, ModelError> {
-        self.layers(step)?;
+        self.queue_layers(step)?;
         let (drawn, width) = (self.spec.vocab_size as usize, self.width as usize);
         let mut all = Vec::new();
         let picking = std::mem::take(&mut self.picking);
@@ -262,20 +265,22 @@ impl CudaModel {
     }
 
     /// Checks a step and queues its layers.
-    fn layers(&mut self, step: &Step) -> Result<(), ModelError> {
+    fn queue_layers(&mut self, step: &Step) -> Result<(), ModelError> {
         if self.submitted.is_some() {
             return Err(ModelError::Unsupported { what: "a step before the last one is collected" });
         }
         let rows = check::rows(step, &self.spec)?;
         let picks = rows.iter().filter(|row| row.pick).count();
         crate::cache::bound("picking row", picks, Forward::MOST_PICKS as usize + 1)?;
-        self.ranks.tables(&step.deltas, &rows)?;
+        let placed = trees::place(&rows);
+        self.host_pages.settle(self.ranks.all(), &self.layout)?;
+        self.ranks.tables(&step.deltas, &placed)?;
         self.picking.clear();
         let picking = rows.iter().filter(|row| row.pick).map(|row| (row.row, row.position));
         self.picking.extend(picking);
         let mut picked = 0;
         let most = self.ranks.first().forward.most_rows() as usize;
-        for piece in pieces(&rows, most) {
+        for piece in trees::pieces(&placed, most) {
             picked += self.ranks.layers(piece, picked)?;
         }
         Ok(())
@@ -325,8 +330,26 @@ impl Model for CudaModel {
         &self.spec
     }
 
+    fn layers(&self) -> u32 {
+        self.layout.layers() as u32
+    }
+
+    fn export(
+        &mut self,
+        class: ClassId,
+        page: PageId,
+        layer: u32,
+        into: &mut Vec<u8>,
+    ) -> Result<(), ModelError> {
+        self.host_pages.read(self.ranks.all(), &self.layout, (class, page, layer), into)
+    }
+
+    fn import(&mut self, class: ClassId, page: PageId, layer: u32, bytes: &[u8]) -> Result<(), ModelError> {
+        self.host_pages.write(self.ranks.all(), &self.layout, (class, page, layer), bytes)
+    }
+
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
-        self.layers(step)?;
+        self.queue_layers(step)?;
         self.tickets += 1;
         self.submitted = Some(self.tickets);
         Ok(Ticket(self.tickets))
@@ -370,11 +393,6 @@ impl From<CudaError> for ModelError {
     fn from(error: CudaError) -> Self {
         Self::Device(error.to_string())
     }
-}
-
-/// A step in pieces of at most `most` rows.
-fn pieces(rows: &[CheckedRow], most: usize) -> impl Iterator<Item = &[CheckedRow]> {
-    rows.chunks(most.max(1))
 }
 
 /// What a `config.json`, or the folder that it lies in, says of a model without weights.

@@ -214,7 +214,7 @@ impl Persistent {
         let [full, window] = back.map_or_else(Default::default, |back| back.pools);
         let [stages, row_bytes] = room(b.rows, feed_forward.max(hidden).max(queries));
         let counts = |launch: u32| self.counts.at(launch as usize * 8);
-        let args: [Arg; 46] = [
+        let args: [Arg; 47] = [
             weights(front.map(|f| f.o)),
             weights(front.map(|f| f.gate_up)),
             weights(front.map(|f| f.down)),
@@ -229,6 +229,7 @@ impl Persistent {
             of_back(|b| b.heads.k_norm),
             of_back(|b| b.rows.positions),
             of_back(|b| b.rows.slots),
+            of_back(|b| b.rows.stored),
             of_back(|b| b.angles.table),
             of_back(|b| b.angles.dims.into()),
             of_back(|b| b.angles.style.into()),

@@ -14,8 +14,8 @@ use super::error::Doing;
 use super::exchange::{Exchange, Target};
 use super::forward::{Forward, Key, Plan, Sink};
 use super::kv::Kv;
+use super::trees::Placed;
 use super::{Buffer, CudaError, Device};
-use crate::check::CheckedRow;
 
 /// One GPU's part of a model.
 pub(crate) struct Rank {
@@ -58,28 +58,27 @@ impl Ranks {
     }
 
     /// Checks a step against the page tables, then changes them.
-    pub(crate) fn tables(&mut self, deltas: &[TableDelta], rows: &[CheckedRow]) -> Result<(), ModelError> {
+    pub(crate) fn tables(&mut self, deltas: &[TableDelta], rows: &[Placed]) -> Result<(), ModelError> {
         let mut changes = Vec::with_capacity(self.all.len());
         for rank in &self.all {
             changes.push(rank.kv.change(deltas)?);
         }
-        if changes.iter().any(|changed| !changed.kept.is_empty()) {
-            return Err(ModelError::Unsupported { what: "token trees" });
-        }
-        // The tables of all ranks are the same.
-        for row in rows {
+        // The tables of all ranks are the same, and so are their trees.
+        for Placed { row, .. } in rows {
             self.all[0].kv.tables().covers(&changes[0], row.slot, row.position)?;
         }
+        let kept = self.all[0].kv.kept(&changes[0])?;
         for (rank, changed) in self.all.iter_mut().zip(changes) {
             rank.device.bind()?;
-            rank.kv.apply(&rank.device, rank.forward.elementwise(), &mut rank.entries, changed)?;
+            rank.kv.keep(&rank.device, &kept)?;
+            rank.kv.apply(&rank.device, rank.forward.elementwise(), &mut rank.entries, changed, rows)?;
         }
         Ok(())
     }
 
     /// Queues the layers for checked rows, at most as many as fit together. The normed last states of the picking
     /// ones are kept from place `picked` on; says how many they are.
-    pub(crate) fn layers(&mut self, rows: &[CheckedRow], picked: u32) -> Result<u32, CudaError> {
+    pub(crate) fn layers(&mut self, rows: &[Placed], picked: u32) -> Result<u32, CudaError> {
         let mut plans = Vec::with_capacity(self.all.len());
         for rank in &mut self.all {
             rank.device.bind()?;

@@ -1,10 +1,10 @@
 //! A step's attention in f64, straight from its definition, and random steps to compare with it.
 
-use super::tiles::Tree;
 use super::*;
 use crate::cuda::testing::Random;
 
 /// A step over one layer and head class.
+#[derive(Clone)]
 pub(super) struct Case {
     pub(super) shape: Shape,
     pub(super) window: Window,
@@ -94,7 +94,8 @@ impl Case {
             }
             let tree = sequence.tree.as_ref().map(|masks| {
                 case.masks.extend(masks);
-                Tree { mask: (case.masks.len() - masks.len()) as u32, base: sequence.before }
+                let mask = (case.masks.len() - masks.len()) as u32;
+                Tree { mask, base: sequence.before, as_chain: false }
             });
             case.runs.push(Run {
                 first_row: case.rows,
@@ -115,6 +116,22 @@ impl Case {
         let d = self.shape.head_dim as usize;
         let inside = (head * 2 + which) * PAGE as usize + (position % PAGE) as usize;
         (page >= 0).then(|| (page as usize * self.heads.len() * 2 * PAGE as usize + inside) * d)
+    }
+
+    /// Puts the keys and values of the path to a tree's row, as `from` has them, at the positions of a chain.
+    pub(super) fn keys_in_order(&mut self, from: &Self, run: &Run) {
+        let tree = run.tree.expect("a row of a tree");
+        let mask = self.masks[tree.mask as usize];
+        let path = (0..64).filter(|bit| mask >> bit & 1 == 1).map(|bit| tree.base + bit);
+        for (position, stored) in (tree.base..).zip(path) {
+            for (head, which) in (0..self.heads.len()).flat_map(|head| [(head, 0), (head, 1)]) {
+                let (source, target) =
+                    (from.at(run.slot, head, which, stored), self.at(run.slot, head, which, position));
+                let (Some(source), Some(target)) = (source, target) else { continue };
+                let d = self.shape.head_dim as usize;
+                self.pool[target..target + d].copy_from_slice(&from.pool[source..source + d]);
+            }
+        }
     }
 
     /// Whether row `row` of `run` sees the key at `key`.

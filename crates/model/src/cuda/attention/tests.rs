@@ -326,6 +326,56 @@ fn a_chain_as_a_tree_has_the_same_bits() {
     assert_eq!(bits(&rig.run(&case, &case.runs, how)), bits(&rig.run(&case, &chain, how)));
 }
 
+/// Rows of a tree that read the keys of their paths from where they are, against chains whose keys lie in order.
+#[test]
+fn rows_of_a_tree_as_chains_have_the_bits_of_chains() {
+    let Some(device) = device() else { return };
+    let mut random = Random::new(21);
+    for dtype in DTYPES {
+        for (head_dim, group) in [(64, 3), (128, 4)] {
+            let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, Mode::Invariant));
+            for window in [Window::FULL, Window { sink: 3, recent: 9 }] {
+                let sequences =
+                    [tree(&mut random, 0, 16), tree(&mut random, 250, 64), tree(&mut random, 700, 5)];
+                let mut case = Case::new(&mut random, rig.attention.shape, window, &SOME, &sequences);
+                // A table holds all that a tree may have.
+                let stride = case.table_stride + 4;
+                case.table = case
+                    .table
+                    .chunks(case.table_stride as usize)
+                    .flat_map(|slot| slot.iter().copied().chain([-1; 4]))
+                    .collect();
+                case.table_stride = stride;
+                let mut alone = Vec::new();
+                for run in &case.runs {
+                    let of = run.tree.unwrap();
+                    alone.extend((0..run.rows).map(|row| Run {
+                        first_row: run.first_row + row,
+                        rows: 1,
+                        position: of.base + case.masks[(of.mask + row) as usize].count_ones() - 1,
+                        tree: Some(Tree { mask: of.mask + row, as_chain: true, ..of }),
+                        ..*run
+                    }));
+                }
+                for how in [few(TileRows::Sixteen, SPAN, 4), few(TileRows::SixtyFour, SPAN, 2)] {
+                    let out = rig.run(&case, &alone, how);
+                    let width = (case.shape.q_heads * head_dim) as usize;
+                    for run in alone.iter().step_by(7) {
+                        // The same keys, in order.
+                        let mut chain = case.clone();
+                        chain.keys_in_order(&case, run);
+                        let row = [Run { tree: None, ..*run }];
+                        let expected = rig.run(&chain, &row, how);
+                        let at = run.first_row as usize * width..(run.first_row as usize + 1) * width;
+                        let same = bits(&out[at.clone()]) == bits(&expected[at]);
+                        assert!(same, "{:?} {window:?} {how:?} {run:?}", case.shape);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Splits are merged by whichever blocks end last, a few or many rows at a time, in one order: as one block would that
 /// walks them all.
 #[test]

@@ -15,11 +15,12 @@ pub(crate) struct Tile {
     pub(crate) position: i32,
     /// Index of the first row's mask, or -1 for a chain.
     pub(crate) tree: i32,
-    /// Position of the sequence's first tree row.
+    /// Position of the sequence's first tree row; of a chain that of its first row.
     pub(crate) tree_base: i32,
     /// First partial row of the workspace, or -1: one block walks all splits.
     pub(crate) partials: i32,
-    unused: i32,
+    /// Index of the mask of its one row, which stands at `position` ([`Tree::as_chain`]); or -1.
+    pub(crate) path: i32,
 }
 
 impl Plain for Tile {}
@@ -43,6 +44,9 @@ pub(crate) struct Tree {
     pub(crate) mask: u32,
     /// Position of the sequence's first tree row; at most 64 rows.
     pub(crate) base: u32,
+    /// The run is one row, and its position is its own. Keys from `base` on are read from where the rows of its mask are,
+    /// in their order: it is computed as the last row of a chain, bit for bit.
+    pub(crate) as_chain: bool,
 }
 
 /// What the buffers of a launch hold.
@@ -56,7 +60,7 @@ pub(crate) struct Limits {
 }
 
 /// Tree rows of a sequence: the bits of a mask.
-const MOST_TREE_ROWS: u32 = 64;
+pub(crate) const MOST_TREE_ROWS: u32 = 64;
 
 /// Cuts runs into tiles of at most `rows_per_tile` rows, those that see most keys last. An error says which run would
 /// read or write beyond the buffers.
@@ -69,15 +73,19 @@ pub(crate) fn tiles(runs: &[Run], rows_per_tile: u32, limits: Limits) -> Result<
         check(run, limits)?;
         for start in (0..run.rows).step_by(rows_per_tile as usize) {
             let signed = |x: u32| x as i32;
+            let mask = |as_chain| match run.tree {
+                Some(tree) if tree.as_chain == as_chain => signed(tree.mask + start),
+                _ => -1,
+            };
             tiles.push(Tile {
                 first_row: signed(run.first_row + start),
                 rows: signed(rows_per_tile.min(run.rows - start)),
                 slot: signed(run.slot),
                 position: signed(run.position + start),
-                tree: run.tree.map_or(-1, |tree| signed(tree.mask + start)),
-                tree_base: run.tree.map_or(0, |tree| signed(tree.base)),
+                tree: mask(false),
+                tree_base: signed(run.tree.map_or(run.position, |tree| tree.base)),
                 partials: -1,
-                unused: 0,
+                path: mask(true),
             });
         }
     }
@@ -104,6 +112,9 @@ fn check(run: &Run, limits: Limits) -> Result<(), CudaError> {
     }
     if tree.base > run.position || run.position + run.rows - tree.base > MOST_TREE_ROWS {
         return bad(format!("{run:?}: a tree has at most {MOST_TREE_ROWS} rows from its base on"));
+    }
+    if tree.as_chain && (run.rows != 1 || !within(tree.base, MOST_TREE_ROWS, limits.positions)) {
+        return bad(format!("{run:?}: one row of a tree whose rows are all in the table"));
     }
     Ok(())
 }
@@ -199,15 +210,20 @@ mod tests {
 
     #[test]
     fn tiles_of_a_tree_follow_its_masks() {
-        let tree = Some(Tree { mask: 3, base: 50 });
+        let tree = Some(Tree { mask: 3, base: 50, as_chain: false });
         let cut = tiles(&[Run { tree, ..run(0, 10, 50) }], 4, LIMITS).unwrap();
         let masks: Vec<_> = cut.iter().map(|tile| (tile.tree, tile.tree_base, tile.position)).collect();
         assert_eq!(masks, [(3, 50, 50), (7, 50, 54), (11, 50, 58)]);
+        // One row at its own position.
+        let tree = Some(Tree { mask: 7, base: 50, as_chain: true });
+        let cut = tiles(&[Run { tree, ..run(0, 1, 52) }], 4, LIMITS).unwrap()[0];
+        assert_eq!((cut.tree, cut.path, cut.tree_base, cut.position), (-1, 7, 50, 52));
+        assert!(tiles(&[Run { tree, ..run(0, 2, 52) }], 4, LIMITS).is_err());
     }
 
     #[test]
     fn what_lies_beyond_the_buffers_is_refused() {
-        let tree = |mask, base| Some(Tree { mask, base });
+        let tree = |mask, base| Some(Tree { mask, base, as_chain: false });
         for bad in [
             run(100, 1, 0),
             run(0, 0, 0),
@@ -218,6 +234,7 @@ mod tests {
             Run { tree: tree(64, 0), ..run(0, 1, 0) },
             Run { tree: tree(0, 10), ..run(0, 1, 9) },
             Run { tree: tree(0, 0), ..run(0, 2, 63) },
+            Run { tree: Some(Tree { mask: 0, base: 1000, as_chain: true }), ..run(0, 1, 1000) },
         ] {
             assert!(tiles(&[bad], 4, LIMITS).is_err(), "{bad:?}");
         }
@@ -226,7 +243,7 @@ mod tests {
 
     #[test]
     fn splits_are_counted_by_what_is_seen() {
-        let tile = |rows, position| Tile { rows, position, tree: -1, ..Tile::default() };
+        let tile = |rows, position| Tile { rows, position, tree: -1, path: -1, ..Tile::default() };
         assert_eq!(active_splits(&tile(1, 0), Window::FULL, 256), 1);
         assert_eq!(active_splits(&tile(1, 255), Window::FULL, 256), 1);
         assert_eq!(active_splits(&tile(2, 255), Window::FULL, 256), 2);

@@ -1,8 +1,9 @@
-//! How fast pages go from one GPU to another, and how fast NCCL sends as many bytes.
+//! How fast pages go from one GPU to another, how fast NCCL sends as many bytes, and how fast pages go through the
+//! host's memory.
 
 use std::time::Instant;
 
-use engine::ModelError;
+use engine::{Model, ModelError};
 use kvcache::{ClassId, PageId};
 
 use super::super::nccl::Nccl;
@@ -13,7 +14,8 @@ use super::{HandOff, PageMove};
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransferRate {
     /// `hand-off`: whole pages with checksums, until they are compared. `nccl send`: one send until it has arrived.
-    /// `nccl sends`: of several in a row.
+    /// `nccl sends`: of several in a row. `to the host`, `from the host`: whole pages as an engine exports and imports
+    /// them.
     pub what: &'static str,
     pub bytes: u64,
     pub microseconds: f64,
@@ -73,6 +75,32 @@ pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Ve
         rate("nccl send", one),
         rate("nccl sends", several / IN_A_ROW as f64),
     ])
+}
+
+/// Reads pages of at least `bytes` bytes out, layer by layer, and writes them back.
+pub fn host_rates(model: &mut CudaModel, bytes: u64) -> Result<Vec<TransferRate>, ModelError> {
+    let (class, layers) = (ClassId(0), model.layers());
+    let mut page = vec![Vec::new(); layers as usize];
+    let read = |model: &mut CudaModel, id: PageId, into: &mut [Vec<u8>]| {
+        (0..layers).zip(into).try_for_each(|(layer, bytes)| {
+            bytes.clear();
+            model.export(class, id, layer, bytes)
+        })
+    };
+    read(model, PageId(0), &mut page)?;
+    let size = page.iter().map(Vec::len).sum::<usize>().max(1) as u64;
+    let pages = (bytes.div_ceil(size) as u32).clamp(1, model.spec().classes[0].1);
+    let out = median(|| (0..pages).try_for_each(|id| read(model, PageId(id), &mut page)))?;
+    let back = median(|| {
+        for id in 0..pages {
+            for (layer, bytes) in (0..).zip(&page) {
+                model.import(class, PageId(id), layer, bytes)?;
+            }
+        }
+        Ok(model.ranks.synchronize()?)
+    })?;
+    let rate = |what, microseconds| TransferRate { what, bytes: u64::from(pages) * size, microseconds };
+    Ok(vec![rate("to the host", out), rate("from the host", back)])
 }
 
 /// Of several runs after two, in microseconds.

@@ -20,9 +20,9 @@ struct __align__(16) Tile {
     int slot;       // row of the page table
     int position;   // where the first row's key is stored; row r's is at position + r
     int tree;       // index of the first row's mask, or -1: a chain
-    int tree_base;  // position of the sequence's first tree row
+    int tree_base;  // position of the sequence's first tree row; of a chain that of its first row
     int partials;   // first partial row of the workspace, or -1: one block walks all splits
-    int unused;
+    int path;       // index of the mask of its one row, which stands at `position`: a chain's, stored apart; or -1
 };
 
 // What a head class sees: key j at or before i, in the first `sink` positions or among the `recent` last ones.
@@ -44,6 +44,28 @@ __device__ __forceinline__ Query query_of(const Tile& tile, int row, const uint6
     const int own = tile.position + row - tile.tree_base;
     const uint64_t mask = masks[tile.tree + row] & (own >= 63 ? ~0ull : (2ull << own) - 1);
     return {tile.tree_base + __popcll(mask) - 1, tile.tree_base, mask};
+}
+
+// Where keys are stored: at their positions, but for those from `base` on of a path through a tree, which are where the
+// path's rows are.
+struct Stored {
+    int base;
+    uint64_t path;
+
+    // For positions that the path reaches.
+    __device__ __forceinline__ int at(int position) const {
+        if (position < base) return position;
+        uint64_t left = path;
+        for (int i = base; i < position; ++i) left &= left - 1;
+        return base + __ffsll(static_cast<long long>(left)) - 1;
+    }
+};
+
+__device__ __forceinline__ Stored in_order() { return {INT32_MAX, 0}; }
+
+__device__ __forceinline__ Stored stored_of(const Tile& tile, const uint64_t* masks) {
+    if (tile.path < 0) return in_order();
+    return {tile.tree_base, masks[tile.path]};
 }
 
 __device__ __forceinline__ bool sees(const Query& query, int key, const Window& window) {

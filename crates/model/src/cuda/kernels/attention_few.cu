@@ -66,7 +66,8 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
     const Keys<T, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * 2 * PAGE * D, page_stride,
-                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys};
+                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
+                             stored_of(tile, masks)};
 
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {
@@ -76,8 +77,8 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         loading.advance();
         if (!loading.done()) pages = keys.pages(loading.block);
     };
-    // Nor are keys and values before the sequence's first row: what is loaded first is mostly those. Its other tiles hold
-    // at most so many rows before this one.
+    // Nor are keys and values before the sequence's first row: what is loaded first is mostly those. Before a tree there
+    // are at most so many rows.
     constexpr int SEQUENCE_ROWS = 16;
     bool is_waiting = true;
     auto wait_once = [&] {
@@ -86,7 +87,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     };
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (!loading.done() && (loading.block + 1) * BLOCK > tile.position - SEQUENCE_ROWS) wait_once();
+        if (!loading.done() && (loading.block + 1) * BLOCK > tile.tree_base - SEQUENCE_ROWS) wait_once();
         load(stage);
     }
     wait_once();

@@ -55,7 +55,8 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
     const Keys<T, D> keys = {pool + static_cast<int64_t>(which) * 2 * PAGE * D, page_stride,
-                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys};
+                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
+                             SHARED ? stored_of(tile, masks) : in_order()};
 
     load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
     int4 pages = keys.pages(loading.block);

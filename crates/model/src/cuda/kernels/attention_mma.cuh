@@ -99,6 +99,7 @@ template <typename T, int D> struct Keys {
     int64_t page_stride;
     const int* table;
     int end;  // positions from here on are not written
+    Stored stored;
 
     // The pages of a block, for `load`: read a step earlier, so that nothing waits for them.
     __device__ int4 pages(int block) const { return *reinterpret_cast<const int4*>(table + block * BLOCK_PAGES); }
@@ -112,9 +113,15 @@ template <typename T, int D> struct Keys {
         static_assert(PAGE % ROWS == 0, "the page of a row must not depend on the thread");
 #pragma unroll
         for (int i = 0; i < BLOCK / ROWS; ++i) {
-            const int row = first + i * ROWS, page = ids[i * ROWS / PAGE];
-            const bool real = block * BLOCK + row < end && page >= 0;
-            const T* from = pool + (real ? page * page_stride : 0) + row % PAGE * D + piece * 8;
+            const int row = first + i * ROWS, position = block * BLOCK + row;
+            int page = ids[i * ROWS / PAGE], place = row % PAGE;
+            if (position >= stored.base && position < end) {
+                const int at = stored.at(position);
+                page = table[at / PAGE];
+                place = at % PAGE;
+            }
+            const bool real = position < end && page >= 0;
+            const T* from = pool + (real ? page * page_stride : 0) + place * D + piece * 8;
             copy_async(keys.at(row, piece), from, real);
             copy_async(values.at(row, piece), from + PAGE * D, real);
         }

@@ -22,6 +22,7 @@ __device__ __forceinline__ void attend(const float* q, int64_t q_stride, float* 
     const int count = tile.rows * group, head = heads[blockIdx.x];
     pool += static_cast<int64_t>(blockIdx.x) * 2 * PAGE * D;
     table += static_cast<int64_t>(tile.slot) * table_stride;
+    const Stored stored = stored_of(tile, masks);
 
     for (int r = warp; r < count; r += WARPS) {
         const Query query = query_of(tile, r / group, masks);
@@ -35,9 +36,10 @@ __device__ __forceinline__ void attend(const float* q, int64_t q_stride, float* 
             for (int start = walk.block * BLOCK; start < min((walk.block + 1) * BLOCK, seen.keys); start += 32) {
                 const int key = start + lane;
                 float score = -INFINITY;
-                const int page = key < seen.keys ? table[key / PAGE] : NO_PAGE;
+                const int at = key < seen.keys ? stored.at(key) : key;
+                const int page = key < seen.keys ? table[at / PAGE] : NO_PAGE;
                 const bool seen_here = page >= 0 && sees(query, key, window);
-                const float* keys = pool + (page >= 0 ? page * page_stride : 0) + key % PAGE * D;
+                const float* keys = pool + (page >= 0 ? page * page_stride : 0) + at % PAGE * D;
                 if (seen_here) {
                     float dot = 0.0f;
                     for (int c = 0; c < D; c += 4) {
@@ -60,7 +62,8 @@ __device__ __forceinline__ void attend(const float* q, int64_t q_stride, float* 
                     const int k = __ffs(rest) - 1;
                     const float of = __shfl_sync(0xffffffffu, weight, k);
                     const int its_page = __shfl_sync(0xffffffffu, page, k);
-                    const float* values = pool + its_page * page_stride + (PAGE + (start + k) % PAGE) * D;
+                    const int its_place = __shfl_sync(0xffffffffu, at, k) % PAGE;
+                    const float* values = pool + its_page * page_stride + (PAGE + its_place) * D;
                     for (int c = 0; c < PART; ++c) acc[c] = __fmaf_rn(of, values[lane + 32 * c], acc[c]);
                 }
             }

@@ -301,7 +301,8 @@ extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1)
     extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1) between_##D(                                      \
         const bf16* o, const bf16* gate_up, const bf16* down, const float* norm, const bf16* attended, bf16* gated,   \
         const bf16* qkv, const float* next_norm, bf16* out, const float* bias, const float* q_norm,                   \
-        const float* k_norm, const int* positions, const int* slots, const float2* angles, int dims, int style,       \
+        const float* k_norm, const int* positions, const int* slots, const int* stored, const float2* angles,        \
+        int dims, int style,                                                                                          \
         void* full, long long full_page, const int* full_table, long long full_stride, void* window,                  \
         long long window_page, const int* window_table, long long window_stride, const int2* places, int heads,       \
         int kv_heads, float* x, bf16* normed, float* squares, unsigned* barrier, int* done, int* taken, int* forget,  \
@@ -311,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1)
         const Back back = {qkv,                                                                                       \
                            next_norm,                                                                                 \
                            out,                                                                                       \
-                           {bias, q_norm, k_norm, positions, slots, {angles, dims, style},                            \
+                           {bias, q_norm, k_norm, positions, slots, stored, {angles, dims, style},                    \
                             {full, full_page, full_table, full_stride},                                               \
                             {window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon}};   \
         const Between b = {x,    normed, squares,   barrier,      done,   taken,  forget,                             \

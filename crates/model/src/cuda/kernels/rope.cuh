@@ -27,6 +27,7 @@ struct RopeHeads {
     const float* k_norm;
     const int* positions;
     const int* slots;       // -1: a row of padding
+    const int* stored;      // position at which a row's key and value go: its own, but for rows of trees
     Rope rope;
     Pool full, window;
     const int2* places;     // class and index within the class of each KV head
@@ -85,10 +86,11 @@ template <typename T, int D> __device__ __forceinline__ void rope_head(T* qkv, i
         const int kv = (head - of.heads) % of.kv_heads;
         const int2 place = of.places[kv];
         const Pool pool = place.x == 0 ? of.full : of.window;
-        const int page = pool.table[slot * pool.stride + position / PAGE];
+        const int stored = of.stored[row];
+        const int page = pool.table[slot * pool.stride + stored / PAGE];
         if (page == NO_PAGE) return;
         to = (T*)pool.base + page * pool.page + ((size_t)place.y * 2 + (is_k ? 0 : 1)) * PAGE * D +
-             (position % PAGE) * D;
+             (stored % PAGE) * D;
     }
     // In place, a lane writes what another has read.
     __syncwarp();

@@ -13,7 +13,9 @@ use super::super::testing::{Random, device};
 use super::*;
 use crate::CpuModel;
 
+mod pages;
 mod parts;
+mod trees;
 
 const VOCAB: u32 = 512;
 
