@@ -15,6 +15,7 @@ use crate::CpuModel;
 
 mod pages;
 mod parts;
+mod recycled;
 mod trees;
 
 const VOCAB: u32 = 512;
