@@ -183,6 +183,9 @@ fn what_is_kept_is_moved_to_where_a_chain_has_it() {
     }
 }
 
+/// Page, and place in it.
+type Place = (u32, u32);
+
 #[test]
 fn the_kernel_moves_what_it_is_told() {
     let Some(device) = testing::device() else { return };
@@ -202,7 +205,7 @@ fn the_kernel_moves_what_it_is_told() {
         });
         let mut keeper = Keeper::new(&device, &[(pool.at(0), &list)], element, row).unwrap();
         // Two trees in pages of their own; rows go where others come from.
-        let paths: [&[((u32, u32), (u32, u32))]; 2] = [
+        let paths: [&[(Place, Place)]; 2] = [
             &[((0, 3), (0, 2)), ((0, 5), (0, 3)), ((4, 0), (0, 4)), ((4, 15), (0, 5))],
             &[((7, 1), (6, 15)), ((7, 2), (7, 0)), ((7, 9), (7, 1))],
         ];
