@@ -16,7 +16,9 @@ fn page(index: u32, step: u32) -> PageId {
 fn made(made: &Made, ordinals: Vec<usize>, dtype: Dtype, heads: Option<&HeadMap>) -> CudaModel {
     let pages = PageBudget::Pages(64);
     let options = Options { heads: heads.cloned(), pages, slots: 4, ..Made::options() };
-    let cuda = CudaOptions { ordinals, dtype, mode: Mode::Invariant, ..CudaOptions::default() };
+    // Parts that share a GPU wait for each other: they must leave each other room.
+    let rows = if ordinals.len() > device_count() { 64 } else { CudaOptions::default().rows };
+    let cuda = CudaOptions { ordinals, dtype, rows, mode: Mode::Invariant, ..CudaOptions::default() };
     CudaModel::load(&made.path(), &options, &cuda).unwrap()
 }
 
@@ -84,6 +86,7 @@ fn pages_of_one_model_are_another_ones() {
             (vec![0, second_gpu], vec![second_gpu, 0]),
         ] {
             let what = format!("{dtype:?}, {classes} classes, {from:?} to {to:?}");
+            println!("{what}");
             let mut first = made(&files, from.clone(), dtype, heads.as_ref());
             let prompt = &text[..SEALED as usize * 16];
             let step = Step { deltas: tables(classes, 3), rows: rows(0, 0, prompt, false) };

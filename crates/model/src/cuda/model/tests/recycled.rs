@@ -114,7 +114,8 @@ fn recycled_trees_change_no_text() {
     for (ordinals, dtype) in
         [(vec![0], Dtype::Bf16), (vec![0], Dtype::F32), (vec![0, 1 % device_count()], Dtype::Bf16)]
     {
-        let cuda = CudaOptions { ordinals, dtype, mode: Mode::Invariant, ..CudaOptions::default() };
+        let rows = if ordinals.len() > device_count() { 64 } else { CudaOptions::default().rows };
+        let cuda = CudaOptions { ordinals, dtype, rows, mode: Mode::Invariant, ..CudaOptions::default() };
         let (plain, none, _) = texts(made.gpu(&cuda), Strategy::None);
         let (drafted, rows, moved) = texts(made.gpu(&cuda), Strategy::Recycle);
         assert_eq!(none, 0);

@@ -73,13 +73,30 @@ impl Held {
     }
 }
 
-/// The logits behind a text, on a model that computes it at once in slot 0.
-fn behind(plain: &mut CudaModel, text: &[TokenId], classes: u8) -> Vec<f32> {
-    let clear = |class| TableDelta { slot: Slot(0), class: ClassId(class), change: TableChange::Clear };
-    let mut step = Step { deltas: (0..classes).map(clear).collect(), rows: rows(0, 0, text, false) };
-    step.deltas.extend(append(0, 0..pages_for(text.len() as u32), classes));
-    step.rows.last_mut().unwrap().output = Output::Pick;
-    plain.logits(&step).unwrap().remove(0).1
+/// A model without trees, with one text in slot 0.
+struct Plain {
+    model: CudaModel,
+    classes: u8,
+    length: u32,
+}
+
+impl Plain {
+    /// Takes a text; the logits behind it.
+    fn know(&mut self, text: &[TokenId]) -> Vec<f32> {
+        let clear = |class| TableDelta { slot: Slot(0), class: ClassId(class), change: TableChange::Clear };
+        let mut step = Step { deltas: (0..self.classes).map(clear).collect(), rows: rows(0, 0, text, false) };
+        self.length = text.len() as u32;
+        step.deltas.extend(append(0, 0..pages_for(self.length + 16), self.classes));
+        step.rows.last_mut().unwrap().output = Output::Pick;
+        self.model.logits(&step).unwrap().remove(0).1
+    }
+
+    /// The logits behind the text and a path, which is forgotten again.
+    fn behind(&mut self, path: &[TokenId]) -> Vec<f32> {
+        let mut step = Step { deltas: Vec::new(), rows: rows(0, self.length, path, false) };
+        step.rows.last_mut().unwrap().output = Output::Pick;
+        self.model.logits(&step).unwrap().remove(0).1
+    }
 }
 
 /// How a model computes, and how near its rows must be to a chain's: `None`: they have its bits.
@@ -95,8 +112,10 @@ fn assert_trees_are_chains(made: &Made, case: &Case, length: u32) {
     let heads = case.windows.then(|| HeadMap::half_windows(3, 4, 16, 64));
     let options = Options { heads, ..Made::options() };
     let mut model = CudaModel::load(&made.path(), &options, &case.cuda).unwrap();
-    let mut plain = CudaModel::load(&made.path(), &options, &case.cuda).unwrap();
+    let plain = CudaModel::load(&made.path(), &options, &case.cuda).unwrap();
+    let mut plain = Plain { model: plain, classes, length: 0 };
     let what = format!("{:?}, windows {}, {length} before", case.cuda, case.windows);
+    println!("{what}");
     let check = |found: &[f32], expected: &[f32], node: &str| match case.within {
         None => assert!(found == expected, "{what}, {node}: other bits"),
         Some(within) => {
@@ -120,11 +139,10 @@ fn assert_trees_are_chains(made: &Made, case: &Case, length: u32) {
         }
         let mut found = model.logits(&step).unwrap().into_iter().map(|(_, logits)| logits);
         for ((held, nodes), first) in held.iter_mut().zip(&case.forests).zip(firsts) {
-            check(&found.next().unwrap(), &behind(&mut plain, &held.known, classes), "no draft");
+            check(&found.next().unwrap(), &plain.know(&held.known), &format!("round {round}, no draft"));
             for node in 0..nodes.len() {
-                let text = [held.known.clone(), path(nodes, node)].concat();
                 let name = format!("round {round}, node {node}");
-                check(&found.next().unwrap(), &behind(&mut plain, &text, classes), &name);
+                check(&found.next().unwrap(), &plain.behind(&path(nodes, node)), &name);
             }
             // A path through siblings that are not the first ones; in another slot the deepest.
             let leaves = if held.slot == 3 && nodes.len() > 16 { 16..nodes.len() } else { 0..nodes.len() };
@@ -146,9 +164,9 @@ fn assert_trees_are_chains(made: &Made, case: &Case, length: u32) {
     });
     let found = model.logits(&step).unwrap();
     for (held, (_, found)) in held.iter().zip(found) {
-        check(&found, &behind(&mut plain, &held.known, classes), "kept");
+        check(&found, &plain.know(&held.known), "kept");
         if case.within.is_none() {
-            same_pages(&mut model, &mut plain, held, classes, &what);
+            same_pages(&mut model, &mut plain.model, held, classes, &what);
         }
     }
     // Rows of a step before cannot be kept, and nothing is changed by who asks for it.
@@ -192,6 +210,8 @@ fn invariant_tree_rows_have_the_bits_of_chains() {
     }
     let made = Made::new("llama", 64, 8, 4, false);
     let two = vec![0, 1 % device_count()];
+    // Parts that share a GPU wait for each other: they must leave each other room.
+    let most = if device_count() > 1 { CudaOptions::default().rows } else { 64 };
     for (ordinals, dtype, graphs, windows) in [
         (vec![0], Dtype::Bf16, true, false),
         (vec![0], Dtype::Bf16, false, true),
@@ -201,7 +221,9 @@ fn invariant_tree_rows_have_the_bits_of_chains() {
         (two.clone(), Dtype::Bf16, true, false),
         (two, Dtype::Bf16, true, true),
     ] {
-        let cuda = CudaOptions { ordinals, dtype, graphs, mode: Mode::Invariant, ..CudaOptions::default() };
+        let rows = if ordinals.len() > 1 { most } else { CudaOptions::default().rows };
+        let mode = Mode::Invariant;
+        let cuda = CudaOptions { ordinals, dtype, graphs, mode, rows, ..CudaOptions::default() };
         let case = Case { cuda, windows, forests: vec![wide(3), wide(5)], within: None };
         // Trees begin at each side of a page's border, and reach over one of attention's splits.
         for length in [1, 15, 16, 249] {
@@ -220,6 +242,7 @@ fn fast_tree_rows_are_near_chains() {
     let made = Made::new("llama", 64, 8, 4, false);
     let gpus = device_count();
     let two = vec![0, 1 % gpus];
+    let most = if gpus > 1 { CudaOptions::default().rows } else { 64 };
     for (ordinals, dtype, persistent, windows) in [
         (vec![0], Dtype::F32, Persist::Never, false),
         (vec![0], Dtype::F32, Persist::Never, true),
@@ -230,7 +253,8 @@ fn fast_tree_rows_are_near_chains() {
         (two, Dtype::Bf16, Persist::Always, false),
     ] {
         let within = Some(if dtype == Dtype::F32 { 1e-4 } else { 0.15 });
-        let cuda = CudaOptions { ordinals, dtype, persistent, ..CudaOptions::default() };
+        let rows = if ordinals.len() > 1 { most } else { CudaOptions::default().rows };
+        let cuda = CudaOptions { ordinals, dtype, persistent, rows, ..CudaOptions::default() };
         for forests in [vec![narrow()], vec![wide(3), wide(5)]] {
             let case = Case { cuda: cuda.clone(), windows, forests, within };
             for length in [1, 40, 249] {
