@@ -73,6 +73,7 @@ async fn every_strategy_gives_the_plain_text() {
         // Its lower layers were not trained to say anything: that is found out once for all answers, and changes no
         // text. The last ones are often right.
         (json!({ "strategy": "del" }), "itself"),
+        (json!({ "strategy": "del", "exit": 4, "k": 2 }), "wrong"),
         (json!({ "strategy": "del", "exit": 29, "k": 4 }), "del"),
         // Less than the prompts have.
         (json!({ "strategy": "window", "sink": 4, "recent": 24, "k": 4 }), "window"),
@@ -81,6 +82,14 @@ async fn every_strategy_gives_the_plain_text() {
         assert_eq!(texts(&answers), reference, "{strategy}");
         let (drafted, accepted, histogram) = speculation(&answers);
         if must.is_empty() {
+            continue;
+        }
+        if must == "wrong" {
+            // Told to, it drafts in every answer, and is refused.
+            assert!(
+                drafted >= 2 * answers.len() as u64 && accepted < drafted / 2,
+                "{strategy}: {accepted} of {drafted}"
+            );
             continue;
         }
         if must == "itself" {
