@@ -219,10 +219,9 @@ impl Attention {
             return self.plain(device, layer, tiles, kernel);
         }
         let shared = geometry::few_shared(self.shape.head_dim, tile);
-        // The kernel of the largest tiles does not merge so.
-        let clusters = device.hopper && tile != TileRows::SixtyFour;
-        let cluster = if clusters { tiles::cluster(blocks) } else { 1 };
-        let launch = geometry::few_launch(blocks / cluster * cluster, heads, tiles.most, shared);
+        let cluster = if has_clusters(device, tile) { tiles::cluster(blocks) } else { 1 };
+        // Blocks beyond the splits return.
+        let launch = geometry::few_launch(blocks.next_multiple_of(cluster), heads, tiles.most, shared);
         let mut args = self.args(layer, tiles);
         args.extend([address(tiles.masks), self.partials.at(0).into(), self.counters.at(0).into()]);
         args.extend(self.last_args(layer));
@@ -337,6 +336,11 @@ impl Attention {
         }
         Ok(())
     }
+}
+
+/// Whether blocks that share a tile may merge in a cluster: the kernel of the largest tiles does not.
+pub(crate) fn has_clusters(device: &Device, tile: TileRows) -> bool {
+    device.hopper && tile != TileRows::SixtyFour
 }
 
 /// The kernels' names: for few rows, tiles of 16, 32 and 64 query rows; for many, of 64 and 128.

@@ -33,6 +33,8 @@ pub(crate) struct Cut {
     pub(crate) positions: u32,
     /// KV heads of the largest class.
     pub(crate) heads: u32,
+    /// Tiles that a captured launch has blocks for; else as many as there are.
+    pub(crate) tiles: Option<u32>,
     pub(crate) multiprocessors: u32,
     pub(crate) partial_rows: u32,
     pub(crate) mode: Mode,
@@ -95,7 +97,11 @@ impl BatchArrays {
         let longest = few.iter().map(|t| (t.position + t.rows) as u32).max().unwrap_or(1);
         let split = match cut.mode {
             Mode::Invariant => attention::SPAN,
-            Mode::Fast => attention::split_for(few.len() as u32, cut.heads, longest, cut.multiprocessors),
+            Mode::Fast => {
+                let (count, clusters) =
+                    (cut.tiles.unwrap_or(few.len() as u32), attention::has_clusters(device, tile));
+                attention::split_for(count, cut.heads, longest, clusters, cut.multiprocessors)
+            }
         };
         attention::place_partials(&mut few, split, cut.heads, attention.group(), cut.partial_rows);
         let whole = if cut.mode == Mode::Invariant { attention::SPAN } else { attention::WHOLE };

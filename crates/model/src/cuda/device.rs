@@ -102,9 +102,9 @@ impl Device {
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .doing("asking for the multiprocessors")?;
-        let is_shared = context
-            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED)
-            .doing("asking whether processes share the GPU")?;
+        // A driver that does not know the question has no answer.
+        let is_shared =
+            context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MPS_ENABLED).unwrap_or(0);
         let stream = context.new_stream().doing("making a stream")?;
         Ok(Self {
             context,
@@ -152,6 +152,7 @@ impl Device {
         cluster: u32,
         args: &[Arg],
     ) -> Result<(), CudaError> {
+        debug_assert!(cluster == 1 || self.hopper, "clusters on a chip without them");
         let mut values: Vec<u64> = args.iter().map(|a| a.0).collect();
         let mut pointers: Vec<*mut c_void> =
             values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();

@@ -189,17 +189,18 @@ impl Forward {
 
     /// Writes checked rows, at most [`Self::most_rows`], to the device.
     pub(crate) fn plan(&mut self, rows: &[Placed], kv: &Kv) -> Result<Plan, CudaError> {
+        let count = rows.len() as u32;
+        let short = trees::runs(rows).all(|run| run[0].path.is_some() || run.len() <= trees::MOST_BEFORE);
+        let graph = self.use_graphs && short && count <= MOST_GRAPH;
         let cut = Cut {
             slots: self.sizes.slots,
             positions: kv.stride * kvcache::PAGE_POSITIONS,
             heads: self.sizes.heads,
+            tiles: graph.then(|| bucket(count)),
             multiprocessors: self.device.multiprocessors,
             partial_rows: PARTIAL_ROWS,
             mode: self.mode,
         };
-        let count = rows.len() as u32;
-        let short = trees::runs(rows).all(|run| run[0].path.is_some() || run.len() <= trees::MOST_BEFORE);
-        let graph = self.use_graphs && short && count <= MOST_GRAPH;
         let (arrays, padded) =
             if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };
         let batch = arrays.write(&self.device, rows, padded, &self.attention, cut)?;

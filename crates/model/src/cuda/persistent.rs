@@ -29,9 +29,9 @@ pub(crate) struct Persistent {
 pub enum Persist {
     /// Where a layer's weights take longer than its blocks wait for each other.
     BySize,
+    /// Wherever they can run.
     Always,
-    /// Kernel by kernel: for comparison, and where processes share a GPU's multiprocessors (MPS), since two such kernels
-    /// could wait for each other.
+    /// Kernel by kernel: for comparison.
     Never,
 }
 

@@ -149,15 +149,15 @@ pub(crate) fn active_splits(tile: &Tile, window: Window, split: u32) -> u32 {
 }
 
 /// Positions of a split for the fast mode, where `tiles` tiles of up to `longest` keys are computed at once: about two
-/// blocks a multiprocessor. Contexts that are not long get no more splits than a cluster of blocks merges; others no
-/// shorter ones than pay for merging through memory (measured: at 2048 keys 128 are 12 % faster than 64). A multiple of 64.
-pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, multiprocessors: u32) -> u32 {
+/// blocks a multiprocessor. Where there are `clusters`, contexts that are not long get no more splits than one merges; others
+/// no shorter ones than pay for merging through memory (measured: at 2048 keys 128 are 12 % faster than 64). A multiple of 64.
+pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, clusters: bool, multiprocessors: u32) -> u32 {
     const LEAST: u32 = 2 * BLOCK;
     // What a block of a cluster takes in about the time of a merge through memory.
     const MOST: u32 = 4 * BLOCK;
     let splits = (2 * multiprocessors / (tiles * heads).max(1)).max(1);
     let together = longest.div_ceil(cluster(splits)).max(1).next_multiple_of(BLOCK);
-    if together <= MOST {
+    if clusters && together <= MOST {
         return together;
     }
     longest.div_ceil(splits).max(LEAST).next_multiple_of(BLOCK)
@@ -275,13 +275,14 @@ mod tests {
 
     #[test]
     fn splits_fill_the_multiprocessors() {
-        assert_eq!(split_for(1, 8, 512, 132), 64);
-        assert_eq!(split_for(1, 8, 1500, 132), 192);
-        assert_eq!(split_for(8, 8, 512, 132), 128);
-        assert_eq!(split_for(1, 8, 2500, 132), 128);
-        assert_eq!(split_for(1, 8, 32_768, 132), 1024);
-        assert_eq!(split_for(128, 8, 500, 132), 512);
-        assert_eq!(split_for(0, 8, 0, 132), 64);
+        assert_eq!(split_for(1, 8, 512, true, 132), 64);
+        assert_eq!(split_for(1, 8, 512, false, 132), 128);
+        assert_eq!(split_for(1, 8, 1500, true, 132), 192);
+        assert_eq!(split_for(8, 8, 512, true, 132), 128);
+        assert_eq!(split_for(1, 8, 2500, true, 132), 128);
+        assert_eq!(split_for(1, 8, 32_768, true, 132), 1024);
+        assert_eq!(split_for(128, 8, 500, true, 132), 512);
+        assert_eq!(split_for(0, 8, 0, true, 132), 64);
         assert_eq!(split_blocks(1, 8, 132), 33);
         assert_eq!(split_blocks(128, 8, 132), 1);
     }

@@ -109,7 +109,7 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     } else if !few {
         WHOLE
     } else {
-        split_for(count, KV_HEADS, longest, device.multiprocessors)
+        split_for(count, KV_HEADS, longest, has_clusters(device, tile), device.multiprocessors)
     };
     place_partials(&mut cut, split, KV_HEADS, attention.group(), 1 << 16);
     let tile_buffer = Buffer::of(device, "tiles", &cut)?;

@@ -1,6 +1,9 @@
 // The first launch of a draw (draw.cuh): edits, broken logits, greedy rows and rows without filters.
 #include "draw.cuh"
 
+// As in draw.rs; the asks of more rows are copied before this launch.
+constexpr unsigned NEAR_ROWS = 16;
+
 extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
 draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tickets,
           u64* reached) {
@@ -8,8 +11,9 @@ draw_scan(ROWS_ARGUMENTS, const Entry* entries, Partial* partials, unsigned* tic
     __shared__ Best bests[SCAN_THREADS / 32];
     __shared__ unsigned last;
     launch_dependents();
-    // No kernel writes what is asked for: it is read while the one before still runs.
     unsigned r = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    // What few rows ask for lies in the host's memory: it is read while the kernel before still runs.
+    if (gridDim.y > NEAR_ROWS) wait_for_inputs();
     if (r >= rows.header[0]) return;
     const Ask ask = rows.asks[r];
     wait_for_inputs();

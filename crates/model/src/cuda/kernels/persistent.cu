@@ -3,7 +3,7 @@
 //
 // A decode step streams every weight once, and nothing else takes time worth naming: what costs is each moment in which
 // the memory stands still. So one block lives on each multiprocessor. Its ninth warp copies weights into a ring of shared
-// memory, product after product, and never waits for anything but room; eight warps compute. Where these must wait (for
+// memory, product after product, and waits for room and its own copies only; eight warps compute. Where these must wait (for
 // the attention before, for the other blocks between products) the ring fills, and memory goes on.
 //
 // Several GPUs that share the layers: block b of each has the same outputs of a product that ends in the residual stream, so

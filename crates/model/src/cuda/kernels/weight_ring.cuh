@@ -18,7 +18,8 @@ constexpr int STAGE = TILE * STAGE_ROW;
 constexpr int ROW_PADDING = 32;  // for the same reason
 constexpr int MOST_STAGES = 16;
 // Copies of a block that are under way at once, 64 KiB: enough to keep memory busy. With all of the ring under way what
-// others ask of the memory (rows, counts, keys) stands behind it for microseconds: 4.27 ms a step instead of 4.03.
+// others ask of the memory (rows, counts, keys) stands behind it for microseconds: 4.27 ms a step instead of 4.03. A ring has at
+// least as many stages: the oldest copy's phase must not be overtaken before it was waited for.
 constexpr int UNDER_WAY = 4;
 constexpr uint64_t PATIENCE_NS = 5000000000ull;
 // Tiles that share their reads of the rows.
@@ -178,6 +179,8 @@ struct Producer {
                 group(p, w, unit, 1);
             }
         wait();
+        // No lane waits any more for the phase that the end lets pass.
+        __syncwarp();
         if (lane == 0) {
             ring.units[ring.slot] = END;
             asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(ring.full_at()) : "memory");
