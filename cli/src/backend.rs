@@ -39,6 +39,7 @@ impl Backend {
                 let kv = match config.kv_dtype {
                     rank::KvDtype::F16 => model::KvDtype::F16,
                     rank::KvDtype::Int8 => model::KvDtype::Int8,
+                    rank::KvDtype::Fp8 => anyhow::bail!("rank.kv_dtype: fp8 is built for GPUs only"),
                 };
                 Ok(Self::Cpu(CpuOptions { cores: config.cores.clone().unwrap_or_default(), shortlist, kv }))
             }
@@ -59,6 +60,11 @@ impl Backend {
                 rank::Weights::Dequantised => model::Weights::Dequantised,
                 rank::Weights::Kept => model::Weights::Kept,
                 rank::Weights::Fp8 => model::Weights::Fp8,
+            },
+            kv: match config.kv_dtype {
+                rank::KvDtype::F16 => model::KvKept::Dtype,
+                rank::KvDtype::Fp8 => model::KvKept::Fp8,
+                rank::KvDtype::Int8 => anyhow::bail!("rank.kv_dtype: int8 is built for CPUs only"),
             },
             mode: if config.batch_invariant { model::Mode::Invariant } else { model::Mode::Fast },
             ..model::CudaOptions::default()
@@ -134,8 +140,12 @@ impl Backend {
                     model::Weights::Kept => "-kept",
                     model::Weights::Fp8 => "-fp8",
                 };
+                let kv = match cuda.kv {
+                    model::KvKept::Dtype => "",
+                    model::KvKept::Fp8 => "-kvfp8",
+                };
                 let made_up = if dummy.is_some() { "+dummy" } else { "" };
-                format!("+cuda-{}{weights}-{mode}{made_up}", cuda.dtype.name())
+                format!("+cuda-{}{weights}{kv}-{mode}{made_up}", cuda.dtype.name())
             }
         }
     }
@@ -145,4 +155,25 @@ impl Backend {
 fn warm(mut model: model::CudaModel) -> Result<model::CudaModel, model::LoadError> {
     model.warm()?;
     Ok(model)
+}
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_keeps_is_in_its_fingerprint() {
+        let of = |kv_dtype, weights, batch_invariant| {
+            let device = rank::Device::Cuda(vec![0]);
+            let config =
+                rank::Config { device, kv_dtype, weights, batch_invariant, ..rank::Config::default() };
+            Backend::of(&config, None).map(|backend| backend.arithmetic())
+        };
+        let (whole, codes) = (rank::Weights::Dequantised, rank::Weights::Fp8);
+        assert_eq!(of(rank::KvDtype::F16, whole, false).unwrap(), "+cuda-bf16-fast");
+        assert_eq!(of(rank::KvDtype::Fp8, whole, false).unwrap(), "+cuda-bf16-kvfp8-fast");
+        assert_eq!(of(rank::KvDtype::Fp8, whole, true).unwrap(), "+cuda-bf16-kvfp8-invariant");
+        assert_eq!(of(rank::KvDtype::Fp8, codes, false).unwrap(), "+cuda-bf16-fp8-kvfp8-fast");
+        assert!(of(rank::KvDtype::Int8, whole, false).unwrap_err().to_string().contains("kv_dtype"));
+    }
 }

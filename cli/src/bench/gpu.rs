@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use kvcache::{HeadMap, PAGE_POSITIONS, pages_for};
 use model::{
-    Ceilings, CudaModel, CudaOptions, Dtype, Mode, Options, PageBudget, Persist, Shape, Timing, Weights,
+    Ceilings, CudaModel, CudaOptions, Dtype, KvKept, Mode, Options, PageBudget, Persist, Shape, Timing,
+    Weights,
 };
 use serde::Serialize;
 use tabled::builder::Builder;
@@ -60,6 +61,9 @@ pub struct GpuArgs {
     /// What the matrices of layers are kept in
     #[arg(long, value_enum, default_value_t = Kept::Dequantised)]
     pub weights: Kept,
+    /// What keys and values are kept in
+    #[arg(long, value_enum, default_value_t = Kv::Dtype)]
+    pub kv: Kv,
     /// Give half of the heads of each layer a window: the first SINK and the last RECENT positions
     #[arg(long, value_names = ["SINK", "RECENT"], num_args = 2)]
     pub half_windows: Option<Vec<u32>>,
@@ -96,12 +100,30 @@ impl From<Kept> for Weights {
     }
 }
 
+/// What keys and values can be kept in.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kv {
+    /// BF16, as all else
+    Dtype,
+    Fp8,
+}
+
+impl From<Kv> for KvKept {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::Dtype => Self::Dtype,
+            Kv::Fp8 => Self::Fp8,
+        }
+    }
+}
+
 /// The results; the fields of `--json`.
 #[derive(Debug, Serialize)]
 struct Report {
     gpu: String,
     mode: &'static str,
     weights: &'static str,
+    kv: &'static str,
     /// Read and written by a copy.
     copy_tb_per_s: f64,
     /// Of a bf16 product of 8192 x 8192 x 8192.
@@ -179,6 +201,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         gpu: ceilings.name.clone(),
         mode: if args.invariant { "invariant" } else { "fast" },
         weights: Weights::from(args.weights).name(),
+        kv: KvKept::from(args.kv).name(),
         copy_tb_per_s: ceilings.copy / 1e12,
         product_tflop_per_s: ceilings.product / 1e12,
         config: args.dummy_weights.as_ref().and_then(|c| Some(c.file_name()?.to_string_lossy().into_owned())),
@@ -219,7 +242,7 @@ fn gpus(args: &GpuArgs) -> Vec<usize> {
 fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
     let shape = Shape::of(config)?;
     let most = args.hand_off.iter().copied().max().unwrap_or(0) << 20;
-    let pages = most.div_ceil(shape.kv_bytes() * u64::from(PAGE_POSITIONS)).max(1);
+    let pages = most.div_ceil(shape.kv_bytes(args.kv.into()) * u64::from(PAGE_POSITIONS)).max(1);
     let options = Options {
         context: Some(PAGE_POSITIONS),
         vocab: None,
@@ -229,7 +252,8 @@ fn hand_off(args: &GpuArgs, config: &Path, report: &mut Report) -> Result<()> {
         heads: None,
     };
     let make = |gpu: usize| {
-        let cuda = CudaOptions { ordinals: vec![gpu], rows: 256, ..CudaOptions::default() };
+        let (ordinals, kv) = (vec![gpu], args.kv.into());
+        let cuda = CudaOptions { ordinals, kv, rows: 256, ..CudaOptions::default() };
         CudaModel::dummy(config, 1, &options, &cuda)
     };
     let (mut from, to) = (make(args.device)?, make(args.device + 1)?);
@@ -256,6 +280,7 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
     let longest = args.prefill.iter().copied().max().unwrap_or(0).max(grown);
     let pages = (u64::from(pages_for(grown)) * u64::from(most)).max(u64::from(pages_for(longest)));
     let shape = Shape::of(config)?;
+    let kv_bytes = shape.kv_bytes(args.kv.into());
     let heads = args.half_windows.as_ref().and_then(|w| Some((*w.first()?, *w.get(1)?)));
     let heads = heads.map(|(sink, recent)| HeadMap::half_windows(shape.layers, shape.kv_heads, sink, recent));
     let classes = heads.as_ref().map_or(1, |map| map.classes.len());
@@ -272,6 +297,7 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
         nccl: args.nccl,
         dtype: Dtype::Bf16,
         weights: args.weights.into(),
+        kv: args.kv.into(),
         mode: if args.invariant { Mode::Invariant } else { Mode::Fast },
         rows: args.rows,
         graphs: !args.no_graphs,
@@ -279,19 +305,20 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
     };
     let model = CudaModel::dummy(config, 1, &options, &cuda)?;
     report.weight_gb = Some(model.step_bytes() as f64 / 1e9);
-    report.kv_bytes_a_position = Some(shape.kv_bytes());
-    let mut bench = Bench { model, classes, random: fastrand::Rng::with_seed(0), repeat: args.repeat };
+    report.kv_bytes_a_position = Some(kv_bytes);
+    let mut bench =
+        Bench { model, kv_bytes, classes, random: fastrand::Rng::with_seed(0), repeat: args.repeat };
     for &batch in &args.decode {
         let times = bench.decode(batch, args.context)?;
-        report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench.model, ceilings)?);
+        report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench, ceilings)?);
     }
     for &rows in &args.verify {
         let times = bench.verify(rows, args.context)?;
-        report.steps.push(times.step("verify", 1, rows, args.context, &shape, &bench.model, ceilings)?);
+        report.steps.push(times.step("verify", 1, rows, args.context, &shape, &bench, ceilings)?);
     }
     for &tokens in &args.prefill {
         let times = bench.prefill(tokens)?;
-        report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench.model, ceilings)?);
+        report.steps.push(times.step("prefill", 1, tokens, 0, &shape, &bench, ceilings)?);
     }
     Ok(())
 }
@@ -312,12 +339,13 @@ impl Kernel {
 impl Report {
     fn table(&self) -> String {
         let mut text = format!(
-            "{}, copy {} TB/s, product {} TFLOP/s, {} mode, {} weights, pages of {PAGE_POSITIONS}\n",
+            "{}, copy {} TB/s, product {} TFLOP/s, {} mode, {} weights, {} keys and values, pages of {PAGE_POSITIONS}\n",
             self.gpu,
             figure(self.copy_tb_per_s),
             figure(self.product_tflop_per_s),
             self.mode,
-            self.weights
+            self.weights,
+            self.kv
         );
         if !self.steps.is_empty() {
             let mut table = Builder::default();

@@ -2,8 +2,8 @@
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
 //! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few
-//! rows of large layers by `persistent`) over keys and values in pages (`kv`, rows of draft trees by `trees`), and are drawn
-//! where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
+//! rows of large layers by `persistent`) over keys and values in pages (`kv`, of `cells` and, in FP8, `fine`; rows of draft
+//! trees by `trees`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
 //! reference on the CPU in the launcher's tests.
 //!
 //! Several GPUs (`ranks`) hold a part of each layer (`shard`) and sum their results (`exchange`, `nccl`). Pages go from
@@ -17,12 +17,14 @@ mod batch;
 mod blas;
 mod buffer;
 mod ceilings;
+mod cells;
 mod device;
 mod draw;
 mod dtype;
 mod elementwise;
 mod error;
 mod exchange;
+mod fine;
 mod forward;
 mod handoff;
 mod host_pages;
@@ -45,6 +47,8 @@ mod weights;
 
 pub(crate) use buffer::{Buffer, HostMemory};
 pub use ceilings::{Ceilings, Shape, ceilings, kernel_timings};
+pub use cells::KvKept;
+pub(crate) use cells::{Cells, FP8_OF_OTHERS};
 pub use device::device_count;
 pub(crate) use device::{Arg, Device, Kernel, Launch, Module};
 pub use dtype::Dtype;

@@ -33,9 +33,9 @@ pub use cache::KvDtype;
 pub use cpu::{Asked, CpuModel, CpuOptions, Group, GroupError, GroupPlan, memory_bandwidth};
 #[cfg(feature = "cuda")]
 pub use cuda::{
-    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, Mode, Moved, PageMove, Persist, Shape,
-    Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, host_rates, kernel_timings,
-    transfer_rates,
+    Ceilings, CudaError, CudaModel, CudaOptions, Dtype, HandOff, KvKept, Mode, Moved, PageMove, Persist,
+    Shape, Timing, TransferRate, Weights, ceilings, device_count, exchange_timings, host_rates,
+    kernel_timings, transfer_rates,
 };
 pub use description::{Description, TensorType};
 pub use error::LoadError;

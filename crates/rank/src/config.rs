@@ -30,7 +30,8 @@ pub struct Config {
     pub slots: u32,
     /// Memory of the KV cache; when it is left out, 1 GiB on a CPU and nearly all that is free on a GPU.
     pub kv_memory: Option<ByteSize>,
-    /// What a CPU keeps keys and values in: f16, or int8 (half the memory; a worker's text is then approximate).
+    /// What keys and values are kept in: f16 (on a GPU: the dtype), or half the memory, int8 on a CPU and fp8 on a GPU
+    /// with the dtype bf16; a worker's text is then approximate.
     pub kv_dtype: KvDtype,
     /// Of a worker: where pages go that the prefix cache has no room for.
     pub kv_spill: Option<Spill>,
@@ -113,8 +114,17 @@ impl Check for Config {
                 return Err(Wrong::new("cores", "must be as many as threads"));
             }
         }
-        if self.kv_dtype != KvDtype::F16 && self.device != Device::Cpu {
-            return Err(Wrong::new("kv_dtype", "is built for CPUs only"));
+        match (self.kv_dtype, &self.device) {
+            (KvDtype::Int8, Device::Cuda(_)) => {
+                return Err(Wrong::new("kv_dtype", "int8 is built for CPUs only; a GPU has fp8"));
+            }
+            (KvDtype::Fp8, Device::Cpu) => {
+                return Err(Wrong::new("kv_dtype", "fp8 is built for GPUs only; a CPU has int8"));
+            }
+            (KvDtype::Fp8, Device::Cuda(_)) if self.dtype != Dtype::Bf16 => {
+                return Err(Wrong::new("kv_dtype", "fp8 is built for the dtype bf16 only"));
+            }
+            _ => {}
         }
         if let Some(tokens) = self.shortlist {
             if self.device != Device::Cpu {
@@ -166,5 +176,34 @@ impl Check for Config {
         }
         self.grpc.check().map_err(|w| w.within("grpc"))?;
         self.join.check().map_err(|w| w.within("join"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_are_kept_in_what_the_device_has() {
+        let gpu = || Device::Cuda(vec![0]);
+        let check = |device, dtype, kv_dtype| {
+            Config { device, dtype, kv_dtype, ..Config::default() }.check().map_err(|wrong| wrong.to_string())
+        };
+        for (device, dtype, kv_dtype) in [
+            (Device::Cpu, Dtype::Bf16, KvDtype::Int8),
+            (gpu(), Dtype::Bf16, KvDtype::Fp8),
+            (gpu(), Dtype::F32, KvDtype::F16),
+        ] {
+            assert_eq!(check(device, dtype, kv_dtype), Ok(()));
+        }
+        for (device, dtype, kv_dtype, why) in [
+            (gpu(), Dtype::Bf16, KvDtype::Int8, "a GPU has fp8"),
+            (Device::Cpu, Dtype::Bf16, KvDtype::Fp8, "a CPU has int8"),
+            (gpu(), Dtype::F16, KvDtype::Fp8, "the dtype bf16 only"),
+            (gpu(), Dtype::F32, KvDtype::Fp8, "the dtype bf16 only"),
+        ] {
+            let error = check(device, dtype, kv_dtype).unwrap_err();
+            assert!(error.contains("kv_dtype") && error.contains(why), "{error}");
+        }
     }
 }

@@ -25,14 +25,17 @@ pub enum Dtype {
     F32,
 }
 
-/// What a CPU keeps keys and values in.
+/// What keys and values are kept in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KvDtype {
+    /// On a CPU; on a GPU the dtype.
     #[default]
     F16,
-    /// Half the memory, approximate text.
+    /// On a CPU: half the memory, approximate text.
     Int8,
+    /// FP8 (E4M3), on a GPU: the same of BF16.
+    Fp8,
 }
 
 /// What a GPU keeps the matrices of layers in.

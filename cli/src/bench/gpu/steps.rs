@@ -16,6 +16,8 @@ use crate::bench::spread::Spread;
 /// A model, and steps as a scheduler would plan them.
 pub(super) struct Bench {
     pub(super) model: CudaModel,
+    /// Of a position.
+    pub(super) kv_bytes: u64,
     pub(super) classes: usize,
     pub(super) random: fastrand::Rng,
     pub(super) repeat: u32,
@@ -134,7 +136,7 @@ impl Times {
         rows: u32,
         context: u32,
         shape: &Shape,
-        model: &CudaModel,
+        bench: &Bench,
         ceilings: &Ceilings,
     ) -> Result<StepTime> {
         let ms = |d: &Duration| d.as_secs_f64() * 1e3;
@@ -145,7 +147,7 @@ impl Times {
             u64::from(if what == "prefill" { 1 } else { sequences * rows }),
         );
         // Keys and values before each sequence are read once a step, whatever its rows.
-        let bytes = model.step_bytes() + u64::from(sequences) * u64::from(context) * shape.kv_bytes();
+        let bytes = bench.model.step_bytes() + u64::from(sequences) * u64::from(context) * bench.kv_bytes;
         let operations =
             shape.operations(all, picks, u64::from(context), u64::from(rows), u64::from(sequences));
         let floor = (bytes as f64 / ceilings.copy).max(operations as f64 / ceilings.product);

@@ -20,7 +20,8 @@ pub(crate) use tiles::{
     Limits, MOST_TREE_ROWS, Run, Tile, Tree, place_partials, split_blocks, split_for, tiles,
 };
 
-use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Mode, Module};
+use super::fine::FINE;
+use super::{Arg, Buffer, Cells, CudaError, Device, Dtype, FP8_OF_OTHERS, Kernel, KvKept, Mode, Module};
 
 /// Keys of a block, four pages: splits are multiples of it.
 pub(crate) const BLOCK: u32 = 64;
@@ -49,14 +50,22 @@ impl Window {
 /// What is the same for all layers of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Of queries, keys, values and outputs.
+    /// Of queries and outputs, and of keys and values before they are kept.
     pub(crate) dtype: Dtype,
     /// 64 or 128.
     pub(crate) head_dim: u32,
     pub(crate) q_heads: u32,
     pub(crate) kv_heads: u32,
+    /// What keys and values are kept in.
+    pub(crate) kept: KvKept,
     /// Invariant: one partial result a [`SPAN`], in both kernels.
     pub(crate) mode: Mode,
+}
+
+impl Shape {
+    fn cells(self) -> Cells {
+        Cells { dtype: self.dtype, kept: self.kept, head_dim: self.head_dim as usize }
+    }
 }
 
 /// A place in a buffer, in bytes.
@@ -66,7 +75,7 @@ pub(crate) struct View<'a> {
     pub(crate) at: usize,
 }
 
-/// A layer's keys and values of a head class, and the rows' queries and outputs. Strides in elements.
+/// A layer's keys and values of a head class, and the rows' queries and outputs. Strides in elements, as they are stored.
 #[derive(Clone, Copy)]
 pub(crate) struct Layer<'a> {
     /// Row i at `i * q_stride`: [q_heads][head_dim].
@@ -76,7 +85,7 @@ pub(crate) struct Layer<'a> {
     pub(crate) out: View<'a>,
     /// Rows that tiles may name.
     pub(crate) rows: u32,
-    /// Page p at `p * page_stride`: [class heads][keys, values][16][head_dim].
+    /// Page p at `p * page_stride`: [class heads][keys, values][16][head_dim]; of codes their scales follow the values.
     pub(crate) pool: View<'a>,
     pub(crate) pages: u32,
     pub(crate) page_stride: u64,
@@ -84,7 +93,8 @@ pub(crate) struct Layer<'a> {
     pub(crate) table: View<'a>,
     pub(crate) slots: u32,
     pub(crate) table_stride: u32,
-    /// i32 [class_heads]: the KV head of each head of the class.
+    /// i32 [class_heads]: the KV head of each head of the class. For codes then u8 [FINE]: the columns of keys that have
+    /// a second code.
     pub(crate) heads: View<'a>,
     pub(crate) class_heads: u32,
     pub(crate) window: Window,
@@ -130,7 +140,10 @@ impl Attention {
         if q_heads / kv_heads > 64 {
             return bad(format!("{} query heads a key head; at most 64 are built", q_heads / kv_heads));
         }
-        let names = names(dtype, head_dim)
+        if shape.kept == KvKept::Fp8 && dtype != Dtype::Bf16 {
+            return Err(CudaError::NotBuilt { what: FP8_OF_OTHERS });
+        }
+        let names = names(shape.cells())
             .ok_or(CudaError::NotBuilt { what: "attention with a head_dim other than 64 and 128" })?;
         let load = |image| device.module(image);
         let (few_module, many_module) = if dtype == Dtype::F32 {
@@ -142,14 +155,14 @@ impl Attention {
                 load(include_bytes!(concat!(env!("OUT_DIR"), "/attention_many.fatbin")))?,
             )
         };
-        let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::few_shared(head_dim, tile) };
+        let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::few_shared(shape.cells(), tile) };
         let [a, b, c] = TileRows::ALL;
         let few = [
             few_module.kernel(names[0], shared(a))?,
             few_module.kernel(names[1], shared(b))?,
             many_module.kernel(names[2], shared(c))?,
         ];
-        let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::many_shared(head_dim, tile) };
+        let shared = |tile| if dtype == Dtype::F32 { 0 } else { geometry::many_shared(shape.cells(), tile) };
         let [a, b] = ManyRows::ALL;
         let many = [many_module.kernel(names[3], shared(a))?, many_module.kernel(names[4], shared(b))?];
         let partial = u64::from(head_dim + PARTIAL_STATE) * 4;
@@ -218,7 +231,7 @@ impl Attention {
         if self.shape.dtype == Dtype::F32 {
             return self.plain(device, layer, tiles, kernel);
         }
-        let shared = geometry::few_shared(self.shape.head_dim, tile);
+        let shared = geometry::few_shared(self.shape.cells(), tile);
         let cluster = if has_clusters(device, tile) { tiles::cluster(blocks) } else { 1 };
         // Blocks beyond the splits return.
         let launch = geometry::few_launch(blocks.next_multiple_of(cluster), heads, tiles.most, shared);
@@ -248,7 +261,7 @@ impl Attention {
         if self.shape.dtype == Dtype::F32 {
             return self.plain(device, layer, tiles, kernel);
         }
-        let shared = geometry::many_shared(self.shape.head_dim, tile);
+        let shared = geometry::many_shared(self.shape.cells(), tile);
         let launch = geometry::many_launch(layer.class_heads, tiles.most, shared);
         let mut args = self.args(layer, tiles);
         args.extend(self.last_args(layer));
@@ -294,7 +307,8 @@ impl Attention {
     fn check(&self, layer: &Layer<'_>, tiles: &Tiles<'_>) -> Result<(), CudaError> {
         let Shape { dtype, head_dim, q_heads, kv_heads, .. } = self.shape;
         let (element, row) = (dtype.bytes() as u64, u64::from(q_heads) * u64::from(head_dim));
-        let head = 2 * u64::from(PAGE) * u64::from(head_dim);
+        let cells = self.shape.cells();
+        let (stored, head) = (cells.element() as u64, (cells.head() / cells.element()) as u64);
         let (heads, rows, q_stride) =
             (u64::from(layer.class_heads), u64::from(layer.rows), u64::from(layer.q_stride));
         if heads == 0 || heads > u64::from(kv_heads) || tiles.most == 0 {
@@ -308,17 +322,18 @@ impl Attention {
         }
         let last = |count: u64, stride: u64, size: u64| count.saturating_sub(1) * stride + size;
         let int = 4;
+        let fine = if cells.kept == KvKept::Fp8 { FINE as u64 } else { 0 };
         for (what, view, bytes, align) in [
             ("q", layer.q, element * last(rows, q_stride, row), 16),
             ("out", layer.out, element * rows * row, 16),
             (
                 "the pool",
                 layer.pool,
-                element * last(u64::from(layer.pages), layer.page_stride, heads * head),
+                stored * last(u64::from(layer.pages), layer.page_stride, heads * head),
                 16,
             ),
             ("the table", layer.table, int * u64::from(layer.slots) * u64::from(layer.table_stride), 16),
-            ("the heads", layer.heads, int * heads, 4),
+            ("the heads", layer.heads, heads * int + fine, 4),
             ("the tiles", tiles.tiles, u64::from(tiles.most) * size_of::<Tile>() as u64, 16),
             ("the header", tiles.header, 2 * int, 4),
             ("the masks", tiles.masks, 0, 8),
@@ -328,7 +343,7 @@ impl Attention {
                 return bad(format!("{what} at {} needs {bytes} bytes of {}", view.at, view.buffer.bytes()));
             }
         }
-        if !(q_stride * element).is_multiple_of(16) || !(layer.page_stride * element).is_multiple_of(16) {
+        if !(q_stride * element).is_multiple_of(16) || !(layer.page_stride * stored).is_multiple_of(16) {
             return bad("rows and pages must begin at multiples of 16 bytes");
         }
         if i32::try_from(layer.window.recent.max(layer.window.sink)).is_err() || layer.window.recent == 0 {
@@ -344,7 +359,7 @@ pub(crate) fn has_clusters(device: &Device, tile: TileRows) -> bool {
 }
 
 /// The kernels' names: for few rows, tiles of 16, 32 and 64 query rows; for many, of 64 and 128.
-fn names(dtype: Dtype, head_dim: u32) -> Option<[&'static str; 5]> {
+fn names(cells: Cells) -> Option<[&'static str; 5]> {
     macro_rules! names {
         ($suffix:literal) => {
             [
@@ -356,7 +371,9 @@ fn names(dtype: Dtype, head_dim: u32) -> Option<[&'static str; 5]> {
             ]
         };
     }
-    Some(match (head_dim, dtype) {
+    Some(match (cells.head_dim, cells.dtype) {
+        (64, _) if cells.kept == KvKept::Fp8 => names!("64_fp8"),
+        (128, _) if cells.kept == KvKept::Fp8 => names!("128_fp8"),
         (64, Dtype::Bf16) => names!("64_bf16"),
         (128, Dtype::Bf16) => names!("128_bf16"),
         (64, Dtype::F16) => names!("64_f16"),

@@ -13,7 +13,7 @@ use super::linear::{Dense, Linear, Norm};
 use super::pages::Pages;
 use super::quantised::Products;
 use super::timing::{Timing, time};
-use super::{Buffer, CudaError, Device, Dtype, Mode};
+use super::{Buffer, Cells, CudaError, Device, Dtype, KvKept, Mode};
 use crate::LoadError;
 use crate::arch::Parameters;
 
@@ -31,7 +31,7 @@ pub struct Ceilings {
 /// Measures the ceilings of GPU `ordinal`.
 pub fn ceilings(ordinal: usize) -> Result<Ceilings, CudaError> {
     let device = Device::open(ordinal)?;
-    let elementwise = Elementwise::new(&device, Dtype::Bf16, 128)?;
+    let elementwise = Elementwise::new(&device, Cells::whole(Dtype::Bf16, 128))?;
     // Random numbers: zeros can be moved and multiplied faster.
     let random = |elements: u64| -> Result<Buffer, CudaError> {
         let buffer = Buffer::zeros(&device, "a measurement", elements as usize * 2)?;
@@ -76,7 +76,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
     // Layers in turn, so that no weights are in the cache.
     const COPIES: usize = 4;
     let linear = Linear::new(device, Dtype::Bf16, Mode::Fast)?;
-    let elementwise = Elementwise::new(device, Dtype::Bf16, 128)?;
+    let elementwise = Elementwise::new(device, Cells::whole(Dtype::Bf16, 128))?;
     let mut all = Vec::new();
     let ones = Buffer::of(device, "a measurement", &vec![1.0f32; 16384])?;
     for (name, outputs, inputs) in [
@@ -156,9 +156,9 @@ impl Shape {
         })
     }
 
-    /// Bytes of keys and values of one position, in two bytes an element.
-    pub fn kv_bytes(&self) -> u64 {
-        (self.layers * self.kv_heads * self.head_dim * 2 * 2) as u64
+    /// Bytes of keys and values of one position of a model in BF16.
+    pub fn kv_bytes(&self, kept: KvKept) -> u64 {
+        (self.layers * self.kv_heads * kept.position_bytes(Dtype::Bf16, self.head_dim)) as u64
     }
 
     /// Multiplications and additions of `rows` rows of which `picks` go through the head, in sequences of `each` rows

@@ -1,8 +1,11 @@
 //! What happens to rows between the products; the kernels are in `kernels/elementwise.cu`.
 
-use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Module};
+#[cfg(test)]
+mod tests;
 
-/// Launchers of the kernels for one element type and head size.
+use super::{Arg, Buffer, Cells, CudaError, Device, Dtype, FP8_OF_OTHERS, Kernel, KvKept, Launch, Module};
+
+/// Launchers of the kernels for one element type, kind of page and head size.
 pub(crate) struct Elementwise {
     _module: Module,
     embed: Kernel,
@@ -42,7 +45,7 @@ pub(crate) struct Angles {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pool {
     pub(crate) base: u64,
-    /// Elements from one page to the next.
+    /// From one page to the next, in stored elements ([`Cells::element`]).
     pub(crate) page: u64,
     /// i32 pages, `[slots][stride]`.
     pub(crate) table: u64,
@@ -84,20 +87,24 @@ pub(crate) struct Heads {
 }
 
 impl Elementwise {
-    pub(crate) fn new(device: &Device, dtype: Dtype, head_dim: usize) -> Result<Self, CudaError> {
+    pub(crate) fn new(device: &Device, cells: Cells) -> Result<Self, CudaError> {
+        let Cells { dtype, kept, head_dim } = cells;
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin")))?;
         let names = match dtype {
             Dtype::F32 => ["embed_f32", "rms_norm_f32", "silu_mul_f32", "fill_f32"],
             Dtype::Bf16 => ["embed_bf16", "rms_norm_bf16", "silu_mul_bf16", "fill_bf16"],
             Dtype::F16 => ["embed_f16", "rms_norm_f16", "silu_mul_f16", "fill_f16"],
         };
-        let rope = match (dtype, head_dim) {
-            (Dtype::F32, 64) => "rope_and_keep_f32_64",
-            (Dtype::F32, 128) => "rope_and_keep_f32_128",
-            (Dtype::Bf16, 64) => "rope_and_keep_bf16_64",
-            (Dtype::Bf16, 128) => "rope_and_keep_bf16_128",
-            (Dtype::F16, 64) => "rope_and_keep_f16_64",
-            (Dtype::F16, 128) => "rope_and_keep_f16_128",
+        let rope = match (dtype, kept, head_dim) {
+            (Dtype::F32, KvKept::Dtype, 64) => "rope_and_keep_f32_64",
+            (Dtype::F32, KvKept::Dtype, 128) => "rope_and_keep_f32_128",
+            (Dtype::Bf16, KvKept::Dtype, 64) => "rope_and_keep_bf16_64",
+            (Dtype::Bf16, KvKept::Dtype, 128) => "rope_and_keep_bf16_128",
+            (Dtype::Bf16, KvKept::Fp8, 64) => "rope_and_keep_fp8_64",
+            (Dtype::Bf16, KvKept::Fp8, 128) => "rope_and_keep_fp8_128",
+            (Dtype::F16, KvKept::Dtype, 64) => "rope_and_keep_f16_64",
+            (Dtype::F16, KvKept::Dtype, 128) => "rope_and_keep_f16_128",
+            (_, KvKept::Fp8, 64 | 128) => return Err(CudaError::NotBuilt { what: FP8_OF_OTHERS }),
             _ => return Err(CudaError::NotBuilt { what: "a head size other than 64 and 128" }),
         };
         let [embed, rms_norm, silu_mul, fill] = names;

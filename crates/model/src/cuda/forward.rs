@@ -128,6 +128,7 @@ impl Forward {
             head_dim: p.head_dim as u32,
             q_heads: p.heads as u32,
             kv_heads: p.kv_heads as u32,
+            kept: options.kv,
             mode,
         };
         let attention = Attention::new(&device, shape, sizes.rows.max(MOST_GRAPH), PARTIAL_ROWS)?;
@@ -140,8 +141,11 @@ impl Forward {
             head_dim: p.head_dim as u32,
         };
         let is_dense = weights.matrices().all(|matrix| matches!(matrix, DeviceMatrix::Dense(_)));
-        let persistent =
-            if is_dense { Persistent::new(&device, dtype, mode, widths, options.persistent)? } else { None };
+        let persistent = if is_dense {
+            Persistent::new(&device, dtype, options.kv, mode, widths, options.persistent)?
+        } else {
+            None
+        };
         let rows = Linear::padded(mode, sizes.rows.max(MOST_GRAPH)) as usize;
         let zeros = |what, elements: usize, bytes: usize| Buffer::zeros(&device, what, elements * bytes);
         let each = dtype.bytes();
@@ -397,7 +401,7 @@ impl Forward {
                 rows: batch.rows,
                 pool: View { buffer: &class.storage, at: part.base },
                 pages: class.pages,
-                page_stride: part.page,
+                page_stride: kv.elements(part),
                 table: View { buffer: &class.table, at: 0 },
                 slots: self.sizes.slots,
                 table_stride: kv.stride,

@@ -12,21 +12,20 @@ use std::rc::Rc;
 
 use cudarc::driver::{CudaEvent, sys};
 use engine::ModelError;
-use kvcache::{ClassId, HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{ClassId, HeadMap, PageId};
 
 use self::plan::Run;
 pub use self::rates::{TransferRate, host_rates, transfer_rates};
 use super::error::Doing;
 use super::kv::Kv;
 use super::pages::{PagePool, Pages, Unit, Way};
-use super::{Buffer, CudaError, CudaModel, Device, Dtype};
+use super::{Buffer, Cells, CudaError, CudaModel, Device};
 
 /// What two models must have in common.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Layout {
     pub(crate) map: HeadMap,
-    pub(crate) head_dim: usize,
-    pub(crate) dtype: Dtype,
+    pub(crate) cells: Cells,
 }
 
 /// A sealed page of one model, and where it goes in the other.
@@ -282,13 +281,8 @@ impl Layout {
         self.map.class_of.len()
     }
 
-    /// Bytes of a head's keys and values in a page.
-    fn head(&self) -> usize {
-        2 * PAGE_POSITIONS as usize * self.head_dim * self.dtype.bytes()
-    }
-
     fn bytes(&self, run: &Run) -> usize {
-        run.heads * self.head()
+        run.heads * self.cells.head()
     }
 
     /// The pages of a class in a layer on one rank, from the head in `place` on.
@@ -296,8 +290,8 @@ impl Layout {
         let class = &kv.classes[class];
         let part = class.layers[layer];
         PagePool {
-            base: class.storage.at(part.base + place * self.head()),
-            stride: part.page as usize * self.dtype.bytes(),
+            base: class.storage.at(part.base + place * self.cells.head()),
+            stride: part.page,
             pages: class.pages as usize,
         }
     }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use engine::ModelError;
-use kvcache::{HeadClass, HeadMap, PAGE_POSITIONS, PageId, pages_for};
+use kvcache::{HeadClass, HeadMap, PageId, pages_for};
 use scheduler::TableDelta;
 
 use super::elementwise::{Elementwise, Pool};
+use super::fine::{self, Columns};
 use super::trees::{Keeper, LENT_PAGES, Moves, Placed, TREE_ROWS, Trees};
-use super::{Buffer, CudaError, Device, Dtype};
+use super::{Buffer, Cells, CudaError, Device, KvKept};
 use crate::cache::{Changed, Tables};
 
 /// One class: its pages, layer after layer, and the page tables of all slots.
@@ -29,18 +30,19 @@ pub(crate) struct ClassLayer {
     pub(crate) heads: u32,
     /// Bytes from the start of [`Kv::heads`]: the KV head of each of them.
     pub(crate) list: usize,
-    /// Elements from one page to the next.
-    pub(crate) page: u64,
+    /// Bytes from one page to the next.
+    pub(crate) page: usize,
 }
 
 /// Keys and values of a rank.
 pub(crate) struct Kv {
     pub(crate) classes: Vec<ClassKv>,
-    /// i32 lists of KV heads, by layer and class.
+    /// i32 lists of KV heads, by layer and class; of codes, behind each list, the [`Columns`].
     pub(crate) heads: Buffer,
     /// i32 pairs (class, index in it), `[layer][KV head]`.
     places: Buffer,
     kv_heads: usize,
+    cells: Cells,
     /// Entries of a slot's page table.
     pub(crate) stride: u32,
     tables: Tables,
@@ -52,13 +54,13 @@ pub(crate) struct Kv {
 }
 
 impl Kv {
-    /// Room for `pages` of each class. Pages are zeroed: what nobody wrote is finite.
+    /// Room for `pages` of each class. Pages are zeroed: what nobody wrote is finite. `fine`: for pages of codes.
     pub(crate) fn new(
         device: &Device,
         map: &HeadMap,
         pages: &[u32],
-        head_dim: usize,
-        dtype: Dtype,
+        cells: Cells,
+        fine: &Columns,
         slots: u32,
         context: u32,
     ) -> Result<Self, CudaError> {
@@ -68,7 +70,6 @@ impl Kv {
         let (mut lists, mut places) = (Vec::<i32>::new(), vec![0i32; layers * kv_heads * 2]);
         let mut classes = Vec::new();
         for (index, (class, &pages)) in map.classes.iter().zip(pages).enumerate() {
-            let unit = 2 * PAGE_POSITIONS as usize * head_dim;
             let (mut base, mut parts) = (0, Vec::new());
             for layer in 0..layers {
                 let list = lists.len() * size_of::<i32>();
@@ -77,9 +78,13 @@ impl Kv {
                     let at = 2 * (layer * kv_heads + head);
                     (places[at], places[at + 1]) = (index as i32, place as i32);
                 }
+                if cells.kept == KvKept::Fp8 {
+                    lists.extend(fine::ints(fine));
+                }
                 let heads = map.heads(layer, index).count();
-                parts.push(ClassLayer { base, heads: heads as u32, list, page: (heads * unit) as u64 });
-                base += heads * unit * (pages + LENT_PAGES) as usize * dtype.bytes();
+                let page = heads * cells.head();
+                parts.push(ClassLayer { base, heads: heads as u32, list, page });
+                base += page * (pages + LENT_PAGES) as usize;
             }
             let empty = vec![NO_PAGE; (slots * stride) as usize];
             classes.push(ClassKv {
@@ -93,7 +98,7 @@ impl Kv {
         let sizes = map.classes.iter().copied().zip(pages.iter().copied()).collect();
         let layers: Vec<(u64, &[ClassLayer])> =
             classes.iter().map(|class| (class.storage.at(0), &class.layers[..])).collect();
-        let keeper = Keeper::new(device, &layers, dtype.bytes(), head_dim * dtype.bytes())?;
+        let keeper = Keeper::new(device, &layers, cells)?;
         Ok(Self {
             trees: Trees::default(),
             lent: vec![Vec::new(); classes.len()],
@@ -102,6 +107,7 @@ impl Kv {
             heads: Buffer::of(device, "lists of heads", &lists)?,
             places: Buffer::of(device, "places of heads", &places)?,
             kv_heads,
+            cells,
             stride,
             tables: Tables::new(slots, sizes, context),
         })
@@ -114,12 +120,17 @@ impl Kv {
             let part = class.layers[layer];
             *pool = Pool {
                 base: class.storage.at(part.base),
-                page: part.page,
+                page: self.elements(part),
                 table: class.table.at(0),
                 stride: u64::from(self.stride),
             };
         }
         pools
+    }
+
+    /// Stored elements from one page of a layer to the next: strides of kernels.
+    pub(crate) fn elements(&self, part: ClassLayer) -> u64 {
+        (part.page / self.cells.element()) as u64
     }
 
     /// Address of the places of a layer's heads.
@@ -207,10 +218,12 @@ const NO_PAGE: i32 = -1;
 
 #[cfg(test)]
 mod tests {
-    use kvcache::{ClassId, PageId};
+    use kvcache::{ClassId, PAGE_POSITIONS, PageId};
     use scheduler::{Slot, TableChange};
 
     use super::*;
+    use crate::cuda::Dtype;
+    use crate::cuda::fine::FINE;
     use crate::cuda::testing::{self, Random};
 
     #[test]
@@ -220,8 +233,9 @@ mod tests {
         let (slots, pages, context) = (5, 900, 300 * PAGE_POSITIONS);
         let mut map = HeadMap::half_windows(1, 2, 16, 64);
         map.classes[1] = HeadClass::Full;
-        let mut kv = Kv::new(&device, &map, &[pages; 2], 64, Dtype::Bf16, slots, context).unwrap();
-        let elementwise = Elementwise::new(&device, Dtype::Bf16, 64).unwrap();
+        let cells = Cells::whole(Dtype::Bf16, 64);
+        let mut kv = Kv::new(&device, &map, &[pages; 2], cells, &[0; FINE], slots, context).unwrap();
+        let elementwise = Elementwise::new(&device, cells).unwrap();
         // Room for few entries: longer changes go in several writes.
         let mut entries = Buffer::zeros(&device, "entries", 300 * size_of::<[i32; 4]>()).unwrap();
         for count in [1, 0, 250, 3, 299, 1] {

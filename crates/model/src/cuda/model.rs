@@ -4,13 +4,14 @@ use std::path::Path;
 use std::rc::Rc;
 
 use engine::{Model, ModelError, ModelSpec, Pick, Picks, Ticket};
-use kvcache::{ClassId, HeadMap, PAGE_POSITIONS, PageId};
+use kvcache::{ClassId, HeadMap, PageId};
 use sampling::{Draw, Drawn};
 use scheduler::Step;
 
 use super::draw::{Bounds, Drawer, Logits, Outcome, encode};
 use super::elementwise::Elementwise;
 use super::exchange::{self, Exchange};
+use super::fine;
 use super::forward::{self, Forward, Sizes};
 use super::handoff::Layout;
 use super::host_pages::HostPages;
@@ -21,7 +22,7 @@ use super::ranks::{Rank, Ranks};
 use super::shard::Shard;
 use super::trees;
 use super::weights::{self, DeviceDecoder};
-use super::{Buffer, CudaError, Device, Dtype, Mode};
+use super::{Buffer, Cells, CudaError, Device, Dtype, KvKept, Mode};
 use crate::arch::{Architecture, Config, Parameters};
 use crate::check;
 use crate::files::Opened;
@@ -36,6 +37,7 @@ pub struct CudaOptions {
     pub nccl: bool,
     pub dtype: Dtype,
     pub weights: Weights,
+    pub kv: KvKept,
     pub mode: Mode,
     /// Most rows computed together; a longer step goes through the layers in pieces of this many.
     pub rows: u32,
@@ -51,6 +53,7 @@ impl Default for CudaOptions {
             nccl: false,
             dtype: Dtype::Bf16,
             weights: Weights::Dequantised,
+            kv: KvKept::Dtype,
             mode: Mode::Fast,
             rows: 2048,
             graphs: true,
@@ -127,6 +130,8 @@ impl CudaModel {
         weights: impl Fn(&Device, &Elementwise, Shard) -> Result<DeviceDecoder, CudaError>,
     ) -> Result<Self, LoadError> {
         cuda.weights.check(cuda.mode, cuda.ordinals.len())?;
+        cuda.kv.check(cuda.dtype)?;
+        let cells = Cells { dtype: cuda.dtype, kept: cuda.kv, head_dim: p.head_dim };
         let context = crate::cpu::context(options.context, p)?;
         let drawn = crate::cpu::drawn(options.vocab, p.vocab as u32)?;
         let map = crate::cpu::heads(options.heads.as_ref(), p)?;
@@ -136,7 +141,7 @@ impl CudaModel {
         let mut halves = Vec::new();
         for (device, &shard) in devices.iter().zip(&shards) {
             device.bind()?;
-            let elementwise = Elementwise::new(device, cuda.dtype, p.head_dim)?;
+            let elementwise = Elementwise::new(device, cells)?;
             let weights = weights(device, &elementwise, shard)?;
             device.synchronize()?;
             let own = shard.heads(&map);
@@ -182,7 +187,7 @@ impl CudaModel {
         let mut fewest: Option<Vec<u32>> = None;
         for (device, (_, own)) in devices.iter().zip(&halves) {
             device.bind()?;
-            let pages = pages(device, options, context, own, p.head_dim * cuda.dtype.bytes())?;
+            let pages = pages(device, options, context, own, cells)?;
             fewest = Some(match fewest {
                 None => pages,
                 Some(others) => others.into_iter().zip(pages).map(|(a, b)| a.min(b)).collect(),
@@ -190,14 +195,15 @@ impl CudaModel {
         }
         let pages = fewest.unwrap_or_default();
         let mut ranks = Vec::new();
+        let fine = fine::columns(p.head_dim, &p.rope);
         for ((device, (forward, own)), (part, columns, entries)) in devices.iter().zip(halves).zip(parts) {
-            let kv = Kv::new(device, &own, &pages, p.head_dim, cuda.dtype, options.slots, context)?;
+            let kv = Kv::new(device, &own, &pages, cells, &fine, options.slots, context)?;
             device.synchronize()?;
             ranks.push(Rank { forward, kv, entries, part, columns, device: Rc::clone(device) });
         }
         tracing::info!(
             layers = p.layers, context, ?pages, dtype = cuda.dtype.name(), weights = cuda.weights.name(),
-            gpus = ?cuda.ordinals, "model on the GPU"
+            kv = cuda.kv.name(), gpus = ?cuda.ordinals, "model on the GPU"
         );
         let classes = &ranks[0].kv.classes;
         Ok(Self {
@@ -214,7 +220,7 @@ impl CudaModel {
             drawer,
             logits: whole,
             width: p.vocab as u32,
-            layout: Layout { map, head_dim: p.head_dim, dtype: cuda.dtype },
+            layout: Layout { map, cells },
             device,
             tickets: 0,
             submitted: None,
@@ -403,13 +409,12 @@ pub(crate) fn shape_of(config: &Path) -> Result<(&'static Architecture, Paramete
 }
 
 /// Pages of each class within the budget. A class with a window needs few: it gets what its slots can hold at once.
-/// Pages of each class; a key or value takes `bytes` bytes.
 fn pages(
     device: &Device,
     options: &Options,
     context: u32,
     map: &HeadMap,
-    value: usize,
+    cells: Cells,
 ) -> Result<Vec<u32>, LoadError> {
     let bytes = match options.pages {
         PageBudget::Free(percent) => {
@@ -418,7 +423,7 @@ fn pages(
         }
         named => named,
     };
-    let page = |class| (map.units(class) * 2 * PAGE_POSITIONS as usize * value) as u64;
+    let page = |class| (map.units(class) * cells.head()) as u64;
     let sizes: Vec<u64> = (0..map.classes.len()).map(page).collect();
     crate::cpu::pages(bytes, map, &sizes, options.slots, context)
 }

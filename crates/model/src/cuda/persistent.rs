@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::elementwise::{Angles, Heads, Pool, Rows};
 use super::linear::Dense;
-use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, Launch, Mode, Module};
+use super::{Arg, Buffer, CudaError, Device, Dtype, Kernel, KvKept, Launch, Mode, Module};
 
 /// The kernels of one model, and what its blocks tell each other.
 pub(crate) struct Persistent {
@@ -139,6 +139,7 @@ impl Persistent {
     pub(crate) fn new(
         device: &Device,
         dtype: Dtype,
+        kept: KvKept,
         mode: Mode,
         widths: Widths,
         persist: Persist,
@@ -167,9 +168,11 @@ impl Persistent {
             return Ok(None);
         };
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/persistent.fatbin")))?;
-        let between = match head_dim {
-            64 => "between_64",
-            128 => "between_128",
+        let between = match (head_dim, kept) {
+            (64, KvKept::Dtype) => "between_64",
+            (128, KvKept::Dtype) => "between_128",
+            (64, KvKept::Fp8) => "between_64_fp8",
+            (128, KvKept::Fp8) => "between_128_fp8",
             _ => return Ok(None),
         };
         let blocks = device.multiprocessors;

@@ -1,6 +1,6 @@
 //! Products of up to 16 rows with matrices that stay quantised, and those matrices whole for larger products.
 
-mod fp8;
+pub(super) mod fp8;
 mod pack;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 //! Shared memory and grids of the attention kernels. Pure.
 
-use super::BLOCK;
-use crate::cuda::Launch;
+use super::{BLOCK, PAGE};
+use crate::cuda::fine::FINE;
+use crate::cuda::{Cells, KvKept, Launch};
 
 /// Query rows (rows times the heads that share a key) of a tile for few rows a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,20 +52,35 @@ impl ManyRows {
 }
 
 /// Bytes of shared memory for few rows: of attention_few.cu (`Few`), or of attention_many.cu with what each row sees.
-pub(super) fn few_shared(head_dim: u32, tile: TileRows) -> u32 {
+pub(super) fn few_shared(cells: Cells, tile: TileRows) -> u32 {
     let m = tile.query_rows();
     let rows = m * 16;
     if tile == TileRows::SixtyFour {
-        return many_shared(head_dim, ManyRows::SixtyFour) + rows;
+        return many_shared(cells, ManyRows::SixtyFour) + rows;
     }
-    let stages = 3 * 2 * BLOCK * head_dim * 2;
+    let stages = 3 * stage(cells);
     // Queries, weights, what a row sees, maxima of four warps, sums of four warps' lanes.
-    stages + m * head_dim * 2 + m * BLOCK * 2 + rows + m * 4 * 4 + m / 16 * 4 * 64 * 4
+    stages + queries(cells, m) + m * BLOCK * 2 + rows + m * 4 * 4 + m / 16 * 4 * 64 * 4
 }
 
-/// Bytes of shared memory of attention_many.cu (`Many`).
-pub(super) fn many_shared(head_dim: u32, tile: ManyRows) -> u32 {
-    2 * 2 * BLOCK * head_dim * 2 + tile.query_rows() * head_dim * 2
+/// Bytes of shared memory of attention_many.cu (`Many`): codes also have a block in the dtype.
+pub(super) fn many_shared(cells: Cells, tile: ManyRows) -> u32 {
+    let unpacked = match cells.kept {
+        KvKept::Dtype => 0,
+        KvKept::Fp8 => stage(Cells { kept: KvKept::Dtype, ..cells }),
+    };
+    2 * stage(cells) + unpacked + queries(cells, tile.query_rows())
+}
+
+/// Bytes of query rows; for codes also of the elements that go with second codes.
+fn queries(cells: Cells, rows: u32) -> u32 {
+    let fine = if cells.kept == KvKept::Fp8 { FINE } else { 0 };
+    rows * (cells.head_dim + fine) as u32 * 2
+}
+
+/// Bytes of a block of keys and values (`Stage`) of 16 bits or of codes: four pages.
+fn stage(cells: Cells) -> u32 {
+    BLOCK / PAGE * cells.head() as u32
 }
 
 pub(super) fn few_launch(blocks: u32, heads: u32, tiles: u32, shared: u32) -> Launch {
@@ -78,15 +94,19 @@ pub(super) fn many_launch(heads: u32, tiles: u32, shared: u32) -> Launch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cuda::Dtype;
 
     #[test]
     fn two_blocks_fit_a_multiprocessor_of_hopper() {
-        for tile in TileRows::ALL {
-            // 228 KiB, 1 KiB of them a block taken by the system, 128 bytes static.
-            assert!(2 * (few_shared(128, tile) + 1024 + 128) <= 228 * 1024, "{tile:?}");
-        }
-        for tile in ManyRows::ALL {
-            assert!(2 * (many_shared(128, tile) + 1024) <= 228 * 1024, "{tile:?}");
+        for kept in [KvKept::Dtype, KvKept::Fp8] {
+            let cells = Cells { kept, ..Cells::whole(Dtype::Bf16, 128) };
+            for tile in TileRows::ALL {
+                // 228 KiB, 1 KiB of them a block taken by the system, 128 bytes static.
+                assert!(2 * (few_shared(cells, tile) + 1024 + 128) <= 228 * 1024, "{kept:?} {tile:?}");
+            }
+            for tile in ManyRows::ALL {
+                assert!(2 * (many_shared(cells, tile) + 1024) <= 228 * 1024, "{kept:?} {tile:?}");
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! A step's attention in f64, straight from its definition, and random steps to compare with it.
 
 use super::*;
+use crate::cuda::fine::Columns;
+use crate::cuda::quantised::fp8;
 use crate::cuda::testing::Random;
 
 /// A step over one layer and head class.
@@ -15,6 +17,10 @@ pub(super) struct Case {
     pub(super) rows: u32,
     pub(super) q: Vec<f32>,
     pub(super) pool: Vec<f32>,
+    /// The pool as codes and scales, where it is kept so.
+    pub(super) codes: Vec<u8>,
+    /// Columns of keys that have a second code there.
+    pub(super) fine: Columns,
     pub(super) pages: u32,
     pub(super) table: Vec<i32>,
     pub(super) slots: u32,
@@ -66,11 +72,19 @@ impl Case {
             rows: 0,
             q: Vec::new(),
             pool: vec![f32::NAN; pages as usize * heads.len() * 2 * PAGE as usize * shape.head_dim as usize],
+            codes: Vec::new(),
+            fine: Columns::default(),
             pages,
             table: vec![-1; (slots * table_stride) as usize],
             slots,
             table_stride,
         };
+        if shape.kept == KvKept::Fp8 {
+            let d = shape.head_dim;
+            // An odd step meets no column twice.
+            let (first, step) = (random.below(d), 1 + 2 * random.below(d / 2));
+            case.fine = std::array::from_fn(|i| ((first + i as u32 * step) % d) as u8);
+        }
         for (slot, sequence) in sequences.iter().enumerate() {
             let end = sequence.before + sequence.rows;
             for page in 0..end.div_ceil(PAGE) {
@@ -85,9 +99,7 @@ impl Case {
                 for head in 0..heads.len() {
                     for which in 0..2 {
                         if let Some(at) = case.at(slot as u32, head, which, position) {
-                            for x in 0..shape.head_dim as usize {
-                                case.pool[at + x] = shape.dtype.round(random.normal());
-                            }
+                            case.fill(random, at, which);
                         }
                     }
                 }
@@ -106,9 +118,51 @@ impl Case {
             });
             case.rows += sequence.rows;
         }
+        case.encode();
         let width = (shape.q_heads * shape.head_dim) as usize;
         case.q = (0..case.rows as usize * width).map(|_| shape.dtype.round(random.normal())).collect();
         case
+    }
+
+    /// A key or value at `at` of the pool, rounded to what it is kept in; codes in rows of unlike sizes.
+    fn fill(&mut self, random: &mut Random, at: usize, which: usize) {
+        let (dtype, kept) = (self.shape.dtype, self.shape.kept);
+        let row = &mut self.pool[at..at + self.shape.head_dim as usize];
+        row.fill_with(|| dtype.round(random.normal()));
+        if kept == KvKept::Fp8 {
+            let size = 0.5 + random.below(100) as f32 / 100.0;
+            row.iter_mut().for_each(|x| *x *= size);
+            let fine: &[u8] = if which == 0 { &self.fine } else { &[] };
+            let (scale, codes, seconds) = encoded(row, fine);
+            for (x, code) in row.iter_mut().zip(codes) {
+                *x = fp8::value(code) * scale;
+            }
+            for (column, second) in fine.iter().zip(seconds) {
+                row[usize::from(*column)] += fp8::value(second) * scale;
+            }
+        }
+    }
+
+    /// The pool as pages of codes (kernels/fp8.cuh). What is not written has the code of NaN, and scales that are NaN.
+    fn encode(&mut self) {
+        if self.shape.kept != KvKept::Fp8 {
+            return;
+        }
+        self.codes.clear();
+        let d = self.shape.head_dim as usize;
+        for head in self.pool.chunks_exact(2 * PAGE as usize * d) {
+            let (mut seconds, mut scales) = (Vec::new(), Vec::new());
+            for (position, row) in head.chunks_exact(d).enumerate() {
+                let fine: &[u8] = if position < PAGE as usize { &self.fine } else { &[] };
+                let (scale, codes, second) = encoded(row, fine);
+                let scale = if row[0].is_nan() { f32::NAN } else { scale };
+                self.codes.extend(codes);
+                seconds.extend(second);
+                scales.extend(scale.to_le_bytes());
+            }
+            self.codes.extend(seconds);
+            self.codes.extend(scales);
+        }
     }
 
     fn at(&self, slot: u32, head: usize, which: usize, position: u32) -> Option<usize> {
@@ -132,6 +186,7 @@ impl Case {
                 self.pool[target..target + d].copy_from_slice(&from.pool[source..source + d]);
             }
         }
+        self.encode();
     }
 
     /// Whether row `row` of `run` sees the key at `key`.
@@ -187,4 +242,14 @@ impl Case {
             }
         }
     }
+}
+
+/// Scale and codes of a row, and the second codes of some columns.
+fn encoded(row: &[f32], fine: &[u8]) -> (f32, Vec<u8>, Vec<u8>) {
+    let scale = fp8::scale(row);
+    let second = |column: &u8| {
+        let element = row[usize::from(*column)] / scale;
+        fp8::code(element - fp8::value(fp8::code(element)))
+    };
+    (scale, row.iter().map(|x| fp8::code(x / scale)).collect(), fine.iter().map(second).collect())
 }

@@ -1,5 +1,6 @@
 use super::reference::{Case, SCALE, Sequence};
 use super::*;
+use crate::cuda::fine;
 use crate::cuda::testing::{Random, device, relative};
 
 const ROOM: u32 = 1 << 17;
@@ -57,8 +58,12 @@ impl<'a> Rig<'a> {
         }
         let q = dtype.upload(device, "q", &apart).unwrap();
         let out = dtype.upload(device, "out", &vec![f32::NAN; case.q.len()]).unwrap();
-        let pool = dtype.upload(device, "pool", &case.pool).unwrap();
-        let (table, heads) = (self.buffer(&case.table), self.buffer(&case.heads));
+        let pool = match case.shape.kept {
+            KvKept::Dtype => dtype.upload(device, "pool", &case.pool).unwrap(),
+            KvKept::Fp8 => Buffer::of(device, "pool", &case.codes).unwrap(),
+        };
+        let heads: Vec<i32> = case.heads.iter().copied().chain(fine::ints(&case.fine)).collect();
+        let (table, heads) = (self.buffer(&case.table), self.buffer(&heads));
         let tiles = Buffer::of(device, "tiles", &cut).unwrap();
         let header = self.buffer(&[count as i32, split as i32]);
         let masks = Buffer::of(device, "masks", &case.masks).unwrap();
@@ -69,7 +74,7 @@ impl<'a> Rig<'a> {
             rows: case.rows,
             pool: view(&pool),
             pages: case.pages,
-            page_stride: (case.heads.len() * 2) as u64 * u64::from(PAGE * case.shape.head_dim),
+            page_stride: (case.heads.len() * case.shape.cells().head() / case.shape.cells().element()) as u64,
             table: view(&table),
             slots: case.slots,
             table_stride: case.table_stride,
@@ -121,8 +126,11 @@ fn view(buffer: &Buffer) -> View<'_> {
     View { buffer, at: 0 }
 }
 
-fn shape(dtype: Dtype, head_dim: u32, q_heads: u32, kv_heads: u32, mode: Mode) -> Shape {
-    Shape { dtype, head_dim, q_heads, kv_heads, mode }
+/// Of queries, and what keys and values are kept in.
+type Kind = (Dtype, KvKept);
+
+fn shape((dtype, kept): Kind, head_dim: u32, q_heads: u32, kv_heads: u32, mode: Mode) -> Shape {
+    Shape { dtype, head_dim, q_heads, kv_heads, kept, mode }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -163,7 +171,10 @@ fn many(mode: Mode) -> Vec<How> {
 
 const SPANS: How = How::Many { tile: ManyRows::SixtyFour, split: SPAN };
 
-const DTYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F16, Dtype::F32];
+const BF16: Kind = (Dtype::Bf16, KvKept::Dtype);
+const F16: Kind = (Dtype::F16, KvKept::Dtype);
+const FP8: Kind = (Dtype::Bf16, KvKept::Fp8);
+const KINDS: [Kind; 4] = [BF16, F16, (Dtype::F32, KvKept::Dtype), FP8];
 
 /// Heads of a class, in no order.
 const SOME: [i32; 2] = [2, 0];
@@ -172,9 +183,9 @@ const SOME: [i32; 2] = [2, 0];
 fn few_rows_of_a_mixture_of_sequences() {
     let Some(device) = device() else { return };
     let mut random = Random::new(11);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for (head_dim, group) in [(64, 1), (64, 3), (128, 4), (128, 7), (64, 16)] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, Mode::Fast));
+            let rig = Rig::new(&device, shape(kind, head_dim, 3 * group, 3, Mode::Fast));
             for (tile, split, blocks) in [
                 (TileRows::Sixteen, 64, 3),
                 (TileRows::ThirtyTwo, WHOLE, 1),
@@ -193,7 +204,7 @@ fn few_rows_of_a_mixture_of_sequences() {
 fn many_rows_of_a_mixture_of_sequences() {
     let Some(device) = device() else { return };
     let mut random = Random::new(12);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for (head_dim, group, mode) in [
             (64, 1, Mode::Fast),
             (128, 4, Mode::Fast),
@@ -201,7 +212,7 @@ fn many_rows_of_a_mixture_of_sequences() {
             (64, 3, Mode::Invariant),
             (128, 4, Mode::Invariant),
         ] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, mode));
+            let rig = Rig::new(&device, shape(kind, head_dim, 3 * group, 3, mode));
             let sequences = mixture(&mut random, 4, 400, 150);
             let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
             for how in many(mode) {
@@ -215,9 +226,9 @@ fn many_rows_of_a_mixture_of_sequences() {
 fn windows_in_both_kernels() {
     let Some(device) = device() else { return };
     let mut random = Random::new(13);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for mode in [Mode::Fast, Mode::Invariant] {
-            let rig = Rig::new(&device, shape(dtype, 64, 6, 3, mode));
+            let rig = Rig::new(&device, shape(kind, 64, 6, 3, mode));
             for (sink, recent) in [(0, 1), (4, 100), (64, 64), (70, 300), (0, 64), (1, 65), (500, 10)] {
                 let window = Window { sink, recent };
                 let mut sequences = mixture(&mut random, 4, 900, 8);
@@ -238,9 +249,9 @@ fn windows_in_both_kernels() {
 fn trees_full_and_in_a_window() {
     let Some(device) = device() else { return };
     let mut random = Random::new(14);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for head_dim in [64, 128] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 12, 3, Mode::Fast));
+            let rig = Rig::new(&device, shape(kind, head_dim, 12, 3, Mode::Fast));
             for window in [Window::FULL, Window { sink: 2, recent: 5 }, Window { sink: 64, recent: 100 }] {
                 let sequences = [
                     tree(&mut random, 0, 5),
@@ -267,9 +278,9 @@ fn trees_full_and_in_a_window() {
 fn invariant_rows_have_the_same_bits_in_any_tile_batch_and_kernel() {
     let Some(device) = device() else { return };
     let mut random = Random::new(15);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for (head_dim, group) in [(64, 3), (128, 4), (128, 7)] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, Mode::Invariant));
+            let rig = Rig::new(&device, shape(kind, head_dim, 3 * group, 3, Mode::Invariant));
             for window in [Window::FULL, Window { sink: 70, recent: 300 }] {
                 let sequences = [Sequence::chain(0, 90), Sequence::chain(801, 77), Sequence::chain(255, 3)];
                 let case = Case::new(&mut random, rig.attention.shape, window, &SOME, &sequences);
@@ -317,7 +328,7 @@ fn cut_runs(runs: &[Run], size: u32) -> Vec<Run> {
 fn a_chain_as_a_tree_has_the_same_bits() {
     let Some(device) = device() else { return };
     let mut random = Random::new(16);
-    let rig = Rig::new(&device, shape(Dtype::Bf16, 128, 12, 3, Mode::Invariant));
+    let rig = Rig::new(&device, shape(BF16, 128, 12, 3, Mode::Invariant));
     let masks = (0..16).map(|row| (2_u64 << row) - 1).collect();
     let sequences = [Sequence { before: 500, rows: 16, tree: Some(masks) }];
     let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
@@ -331,9 +342,9 @@ fn a_chain_as_a_tree_has_the_same_bits() {
 fn rows_of_a_tree_as_chains_have_the_bits_of_chains() {
     let Some(device) = device() else { return };
     let mut random = Random::new(21);
-    for dtype in DTYPES {
+    for kind in KINDS {
         for (head_dim, group) in [(64, 3), (128, 4)] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 3 * group, 3, Mode::Invariant));
+            let rig = Rig::new(&device, shape(kind, head_dim, 3 * group, 3, Mode::Invariant));
             for window in [Window::FULL, Window { sink: 3, recent: 9 }] {
                 let sequences =
                     [tree(&mut random, 0, 16), tree(&mut random, 250, 64), tree(&mut random, 700, 5)];
@@ -382,9 +393,9 @@ fn rows_of_a_tree_as_chains_have_the_bits_of_chains() {
 fn however_many_blocks_share_splits_the_bits_are_the_same() {
     let Some(device) = device() else { return };
     let mut random = Random::new(17);
-    for dtype in [Dtype::Bf16, Dtype::F16] {
+    for kind in [BF16, F16, FP8] {
         for head_dim in [64, 128] {
-            let rig = Rig::new(&device, shape(dtype, head_dim, 12, 3, Mode::Fast));
+            let rig = Rig::new(&device, shape(kind, head_dim, 12, 3, Mode::Fast));
             let mut sequences = mixture(&mut random, 8, 1500, 4);
             sequences.extend([Sequence::chain(2000, 16), tree(&mut random, 1800, 40)]);
             let case = Case::new(&mut random, rig.attention.shape, Window::FULL, &SOME, &sequences);
@@ -403,8 +414,8 @@ fn however_many_blocks_share_splits_the_bits_are_the_same() {
 fn a_row_over_32k_keys() {
     let Some(device) = device() else { return };
     let mut random = Random::new(18);
-    for dtype in DTYPES {
-        let rig = Rig::new(&device, shape(dtype, 128, 4, 1, Mode::Invariant));
+    for kind in KINDS {
+        let rig = Rig::new(&device, shape(kind, 128, 4, 1, Mode::Invariant));
         let case =
             Case::new(&mut random, rig.attention.shape, Window::FULL, &[0], &[Sequence::chain(32_766, 2)]);
         rig.agrees(&case, few(TileRows::Sixteen, 1024, 32));
@@ -417,15 +428,18 @@ fn a_row_over_32k_keys() {
 fn what_is_not_built_or_does_not_fit_is_refused() {
     let Some(device) = device() else { return };
     let of = |head_dim, q_heads, kv_heads| {
-        let shape = shape(Dtype::Bf16, head_dim, q_heads, kv_heads, Mode::Fast);
+        let shape = shape(BF16, head_dim, q_heads, kv_heads, Mode::Fast);
         Attention::new(&device, shape, 4, 16).err().map(|e| e.to_string())
     };
     assert!(of(96, 8, 8).unwrap().contains("head_dim"));
     assert!(of(128, 9, 2).unwrap().contains("not shared evenly"));
     assert!(of(128, 130, 2).unwrap().contains("at most 64"));
     assert_eq!(of(128, 8, 2), None);
+    let halves = shape((Dtype::F16, KvKept::Fp8), 128, 8, 2, Mode::Fast);
+    let error = Attention::new(&device, halves, 4, 16).err().map(|e| e.to_string());
+    assert!(error.unwrap().contains("not in BF16"));
 
-    let attention = Attention::new(&device, shape(Dtype::Bf16, 64, 4, 2, Mode::Fast), 4, 16).unwrap();
+    let attention = Attention::new(&device, shape(BF16, 64, 4, 2, Mode::Fast), 4, 16).unwrap();
     let buffer = Buffer::zeros(&device, "a test's buffer", 1 << 16).unwrap();
     let at = view(&buffer);
     let layer = Layer {
@@ -464,7 +478,7 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
     }
     let error = attention.few(&device, &layer, &Tiles { most: 5, ..four }, TileRows::Sixteen, 1).unwrap_err();
     assert!(error.to_string().contains("workspace"), "{error}");
-    let attention = Attention::new(&device, shape(Dtype::Bf16, 64, 4, 2, Mode::Invariant), 4, 16).unwrap();
+    let attention = Attention::new(&device, shape(BF16, 64, 4, 2, Mode::Invariant), 4, 16).unwrap();
     let error = attention.many(&device, &layer, &four, ManyRows::OneTwentyEight).unwrap_err();
     assert!(error.to_string().contains("invariant"), "{error}");
 }

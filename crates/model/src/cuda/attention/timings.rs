@@ -1,17 +1,16 @@
-//! What attention takes at the shape of Llama-3.1-8B: 32 query heads, 8 KV heads, head_dim 128, bf16.
+//! What attention takes at the shape of Llama-3.1-8B: 32 query heads, 8 KV heads, head_dim 128, bf16; keys and values in bf16
+//! and in FP8.
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::*;
 use crate::cuda::error::Doing;
+use crate::cuda::fine;
 use crate::cuda::timing::{Timing, time};
 
 const HEAD_DIM: u32 = 128;
 const Q_HEADS: u32 = 32;
 const KV_HEADS: u32 = 8;
-/// Bytes of keys and values of a position, all heads.
-const POSITION: u64 = 2 * (KV_HEADS * HEAD_DIM) as u64 * 2;
-
 /// A batch of equal sequences.
 #[derive(Clone, Copy)]
 struct Batch {
@@ -20,15 +19,21 @@ struct Batch {
     keys: u32,
     rows: u32,
     window: Window,
+    kept: KvKept,
     mode: Mode,
 }
 
 /// Times decode, verification and prefill on `device`. Random numbers; every launch finds its keys and values outside
 /// the L2 cache, as a step over many layers does.
 pub(crate) fn timings(device: &Device) -> Result<Vec<Timing>, CudaError> {
-    let full = |sequences, keys, rows, mode| Batch { sequences, keys, rows, window: Window::FULL, mode };
+    let full = |sequences, keys, rows, kept, mode| {
+        let window = Window::FULL;
+        Batch { sequences, keys, rows, window, kept, mode }
+    };
     let mut timings = Vec::new();
-    for mode in [Mode::Fast, Mode::Invariant] {
+    for (kept, mode) in
+        [(KvKept::Dtype, Mode::Fast), (KvKept::Dtype, Mode::Invariant), (KvKept::Fp8, Mode::Fast)]
+    {
         for (sequences, keys, rows) in [
             (1, 512, 1),
             (1, 2048, 1),
@@ -44,12 +49,12 @@ pub(crate) fn timings(device: &Device) -> Result<Vec<Timing>, CudaError> {
             (1, 8192, 8192),
             (1, 8192, 512),
         ] {
-            timings.push(one(device, full(sequences, keys, rows, mode))?);
+            timings.push(one(device, full(sequences, keys, rows, kept, mode))?);
         }
     }
     let window = Window { sink: 64, recent: 1024 };
     for rows in [1, 2048] {
-        timings.push(one(device, Batch { window, ..full(1, 32_768, rows, Mode::Fast) })?);
+        timings.push(one(device, Batch { window, ..full(1, 32_768, rows, KvKept::Dtype, Mode::Fast) })?);
     }
     Ok(timings)
 }
@@ -68,12 +73,14 @@ fn numbers(count: usize) -> Vec<u16> {
 
 fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     const WHAT: &str = "timing attention";
-    let Batch { sequences, keys, rows, window, mode } = batch;
-    let shape = Shape { dtype: Dtype::Bf16, head_dim: HEAD_DIM, q_heads: Q_HEADS, kv_heads: KV_HEADS, mode };
+    let Batch { sequences, keys, rows, window, kept, mode } = batch;
+    let shape =
+        Shape { dtype: Dtype::Bf16, head_dim: HEAD_DIM, q_heads: Q_HEADS, kv_heads: KV_HEADS, kept, mode };
+    let page_bytes = u64::from(KV_HEADS) * shape.cells().head() as u64;
     let pages_each = keys.div_ceil(PAGE);
     let pages = sequences * pages_each;
-    let page_stride = u64::from(PAGE) * POSITION / 2;
-    let pool_bytes = u64::from(pages) * page_stride * 2;
+    let page_stride = page_bytes / shape.cells().element() as u64;
+    let pool_bytes = u64::from(pages) * page_bytes;
     // Layers that the launches take in turn: more than the L2 holds.
     let layers = (256_u64 << 20).div_ceil(pool_bytes).clamp(1, 64);
     let row = (Q_HEADS * HEAD_DIM) as usize;
@@ -89,7 +96,8 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     let table: Vec<i32> =
         (0..sequences).flat_map(|slot| (0..table_stride).map(move |i| page(slot, i))).collect();
     let table = Buffer::of(device, "page table", &table)?;
-    let heads = Buffer::of(device, "heads", &(0..KV_HEADS as i32).collect::<Vec<_>>())?;
+    let heads: Vec<i32> = (0..KV_HEADS as i32).chain(fine::ints(&[0; FINE])).collect();
+    let heads = Buffer::of(device, "heads", &heads)?;
 
     let attention = Attention::new(device, shape, 1024, 1 << 16)?;
     let tile = TileRows::holding(rows, attention.group());
@@ -159,13 +167,17 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     let whole = time(device, 9, 1, || graph.launch().doing(WHAT))?;
 
     let seen: u64 = (0..rows).map(|row| seen_by(keys - rows + row, window)).sum();
-    let read = u64::from(longest) * POSITION;
+    let read = u64::from(longest) * page_bytes / u64::from(PAGE);
     Ok(Timing {
-        kernel: match (few, mode) {
-            (true, Mode::Fast) => "attention few",
-            (true, Mode::Invariant) => "attention few spans",
-            (false, Mode::Fast) => "attention many",
-            (false, Mode::Invariant) => "attention many spans",
+        kernel: match (few, kept, mode) {
+            (true, KvKept::Dtype, Mode::Fast) => "attention few",
+            (true, KvKept::Dtype, Mode::Invariant) => "attention few spans",
+            (false, KvKept::Dtype, Mode::Fast) => "attention many",
+            (false, KvKept::Dtype, Mode::Invariant) => "attention many spans",
+            (true, KvKept::Fp8, Mode::Fast) => "attention few fp8",
+            (true, KvKept::Fp8, Mode::Invariant) => "attention few fp8 spans",
+            (false, KvKept::Fp8, Mode::Fast) => "attention many fp8",
+            (false, KvKept::Fp8, Mode::Invariant) => "attention many fp8 spans",
         },
         shape: format!("{sequences} x {rows} rows, {keys} keys, sees {longest}"),
         microseconds: whole / repeats as f64,

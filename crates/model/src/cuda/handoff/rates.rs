@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use engine::{Model, ModelError};
-use kvcache::{ClassId, PageId};
+use kvcache::{ClassId, PAGE_POSITIONS, PageId};
 
 use super::super::nccl::Nccl;
 use super::super::{Buffer, CudaError, CudaModel, Device};
@@ -29,7 +29,7 @@ const IN_A_ROW: usize = 8;
 pub fn transfer_rates(from: &CudaModel, to: &CudaModel, bytes: u64) -> Result<Vec<TransferRate>, ModelError> {
     let map = &from.layout.map;
     // Key and value of one position of one head.
-    let unit = 2 * (from.layout.head_dim * from.layout.dtype.bytes()) as u64;
+    let unit = (from.layout.cells.head() / PAGE_POSITIONS as usize) as u64;
     let sizes: u64 = (0..map.classes.len()).map(|class| map.page_bytes(class, unit)).sum();
     let count = bytes.div_ceil(sizes.max(1)) as u32;
     let classes = 0..map.classes.len() as u8;

@@ -4,7 +4,7 @@ use scheduler::{Layers, Output, Parent, Row, RowToken, Slot, Step, TableChange, 
 
 use super::*;
 use crate::cuda::testing::{self, Random};
-use crate::cuda::{CudaOptions, Mode};
+use crate::cuda::{CudaOptions, KvKept, Mode};
 use crate::{Options, PageBudget};
 use engine::Model;
 
@@ -12,7 +12,7 @@ const POSITIONS: u32 = 200;
 const PAGES: u32 = 13;
 
 /// A small model whose weights follow from its seed, whatever it is cut into.
-fn model(ordinals: Vec<usize>, heads: Option<HeadMap>) -> CudaModel {
+fn model(ordinals: Vec<usize>, heads: Option<HeadMap>, kv: KvKept) -> CudaModel {
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 256,
         "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -30,7 +30,7 @@ fn model(ordinals: Vec<usize>, heads: Option<HeadMap>) -> CudaModel {
         threads: 1,
         heads,
     };
-    let cuda = CudaOptions { ordinals, mode: Mode::Invariant, ..CudaOptions::default() };
+    let cuda = CudaOptions { ordinals, kv, mode: Mode::Invariant, ..CudaOptions::default() };
     CudaModel::dummy(&path, 11, &options, &cuda).unwrap()
 }
 
@@ -89,7 +89,12 @@ fn what_one_model_computes_another_goes_on_with() {
     let mut random = Random::new(std::process::id().into());
     let prompt: Vec<u32> = (0..POSITIONS).map(|_| random.below(512)).collect();
     let halves = HeadMap::half_windows(3, 4, 16, 64);
-    for heads in [None, Some(halves)] {
+    for (heads, kv) in [
+        (None, KvKept::Dtype),
+        (Some(halves.clone()), KvKept::Dtype),
+        (None, KvKept::Fp8),
+        (Some(halves), KvKept::Fp8),
+    ] {
         let classes = heads.as_ref().map_or(1, |map| map.classes.len()) as u8;
         // One model alone, and one over two GPUs: each pair's decoder says what it would say by itself.
         for (from, to) in [
@@ -98,14 +103,14 @@ fn what_one_model_computes_another_goes_on_with() {
             (vec![0], vec![0, gpu(1)]),
             (vec![0, gpu(1)], vec![gpu(1), 0]),
         ] {
-            let name = format!("{from:?} to {to:?}, {classes} classes");
+            let name = format!("{from:?} to {to:?}, {classes} classes, {kv:?}");
             // The last 8 positions are not in a sealed page.
             let sealed = POSITIONS / 16 * 16;
-            let mut first = model(from.clone(), heads.clone());
+            let mut first = model(from.clone(), heads.clone(), kv);
             let mut deltas = tables(classes, 3);
             let rows = (0..sealed).map(|i| row(prompt[i as usize], i, false)).collect();
             say(&mut first, &Step { deltas: std::mem::take(&mut deltas), rows });
-            let mut second = model(to.clone(), heads.clone());
+            let mut second = model(to.clone(), heads.clone(), kv);
             let mut way = HandOff::between(&first, &second, 64).unwrap();
             let moves: Vec<PageMove> = (0..classes)
                 .flat_map(|class| {
@@ -119,7 +124,8 @@ fn what_one_model_computes_another_goes_on_with() {
             let moved = way.move_pages(&first, &second, &moves).unwrap();
             assert!(moved.intact.iter().all(|intact| *intact) && moved.intact.len() == moves.len(), "{name}");
             // Every KV head of every layer of 12 pages, whatever the cuts.
-            assert_eq!(moved.bytes, 12 * 3 * 4 * 2 * 16 * 64 * 2, "{name}");
+            let position = if kv == KvKept::Fp8 { 2 * (64 + 4) + 16 } else { 2 * 64 * 2 };
+            assert_eq!(moved.bytes, 12 * 3 * 4 * 16 * position, "{name}");
             let there = decode(&mut second, &prompt, sealed, tables(classes, 7));
             let here = decode(&mut first, &prompt, sealed, Vec::new());
             if from.len() == to.len() {
@@ -144,9 +150,13 @@ fn models_of_unlike_pages_are_refused() {
     if testing::device().is_none() {
         return;
     }
-    let (a, b) = (model(vec![0], None), model(vec![0], Some(HeadMap::half_windows(3, 4, 16, 64))));
-    let error = HandOff::between(&a, &b, 1).unwrap_err();
-    assert!(error.to_string().contains("unlike pages"), "{error}");
+    let make = |heads, kv| model(vec![0], heads, kv);
+    let a = make(None, KvKept::Dtype);
+    let b = make(Some(HeadMap::half_windows(3, 4, 16, 64)), KvKept::Dtype);
+    for other in [&b, &make(None, KvKept::Fp8)] {
+        let error = HandOff::between(&a, other, 1).unwrap_err();
+        assert!(error.to_string().contains("unlike pages"), "{error}");
+    }
     let mut way = HandOff::between(&a, &a, 1).unwrap();
     let far = PageMove { class: ClassId(0), from: PageId(64), to: PageId(0) };
     assert!(matches!(way.move_pages(&a, &a, &[far]), Err(ModelError::OutOfRange { .. })));

@@ -12,16 +12,17 @@
 
 #include "attention_merge.cuh"
 
-template <typename T, int D, int M16> struct Few {
+template <typename C, int D, int M16> struct Few {
     static constexpr int M = 16 * M16;
     static constexpr int STAGES = 3;
     static constexpr int COLUMNS = D / WARPS;  // of the output, a warp
     static constexpr int TILES = COLUMNS / 8;
 
     // Shared memory, in bytes. attention/geometry.rs computes the same sum.
-    static constexpr int STAGE = 2 * BLOCK * D * 2;
+    static constexpr int STAGE = Stage<C, D>::BYTES;
     static constexpr int QUERIES = STAGES * STAGE;
-    static constexpr int WEIGHTS = QUERIES + M * D * 2;
+    static constexpr int FINE_QUERIES = QUERIES + M * D * 2;
+    static constexpr int WEIGHTS = FINE_QUERIES + (IS_CODES<C> ? M * FINE * 2 : 0);
     static constexpr int ROWS = WEIGHTS + M * BLOCK * 2;
     static constexpr int MAXIMA = ROWS + M * 16;
     static constexpr int SUMS = MAXIMA + M * WARPS * 4;
@@ -29,12 +30,13 @@ template <typename T, int D, int M16> struct Few {
     static_assert(sizeof(Query) == 16, "a row's place in shared memory");
 };
 
-template <typename T, int D, int M16>
-__device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride,
+// T: of queries and outputs; C: of keys and values in pages.
+template <typename T, typename C, int D, int M16>
+__device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride,
                                        const int* table, int table_stride, const int* heads, const Tile* tiles,
                                        const int* header, const uint64_t* masks, float* partials, unsigned* counters,
                                        int q_heads, int group, Window window, float scale) {
-    using Plan = Few<T, D, M16>;
+    using Plan = Few<C, D, M16>;
     constexpr int STAGES = Plan::STAGES;
     extern __shared__ __align__(128) unsigned char shared[];
     Query* const rows = reinterpret_cast<Query*>(shared + Plan::ROWS);
@@ -65,15 +67,14 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
-    const Keys<T, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * 2 * PAGE * D, page_stride,
+    const Keys<C, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * HEAD<C, D>, page_stride,
                              table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
                              stored_of(tile, masks)};
 
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {
         if (loading.done()) return;
-        const uint32_t at = base + stage * Plan::STAGE;
-        keys.load({at}, {at + BLOCK * D * 2}, loading.block, pages);
+        keys.load({base + stage * Plan::STAGE}, loading.block, pages);
         loading.advance();
         if (!loading.done()) pages = keys.pages(loading.block);
     };
@@ -91,7 +92,11 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         load(stage);
     }
     wait_once();
-    load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
+    load_queries<D, Plan::M>(queries, q, q_stride, group, count, C());
+    if constexpr (IS_CODES<C>) {
+        const uint8_t* columns = reinterpret_cast<const uint8_t*>(heads + gridDim.y);
+        load_fine<Plan::M>({base + Plan::FINE_QUERIES}, q, q_stride, group, count, D, columns);
+    }
     close_group();
 #pragma unroll
     for (int stage = 1; stage < STAGES - 1; ++stage) close_group();
@@ -120,21 +125,37 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         __syncthreads();
         load(stage == 0 ? STAGES - 1 : stage - 1);
         close_group();
-        const uint32_t at = base + stage * Plan::STAGE;
-        const Swizzled<D> block_keys = {at}, block_values = {at + BLOCK * D * 2};
+        const Stage<C, D> block = {base + stage * Plan::STAGE};
         stage = stage == STAGES - 1 ? 0 : stage + 1;
 
         float scores[M16][2][4] = {};
 #pragma unroll
         for (int step = 0; step < D / 16; ++step) {
             uint32_t right[4];
-            load_keys(right, block_keys, 16 * warp, step);
+            load_keys(right, block.keys(), 16 * warp, step);
 #pragma unroll
             for (int m = 0; m < M16; ++m) {
                 uint32_t left[4];
                 load_left(left, queries, 16 * m, step);
                 mma(scores[m][0], left, right[0], right[1], T());
                 mma(scores[m][1], left, right[2], right[3], T());
+            }
+        }
+
+        if constexpr (IS_CODES<C>) {
+            uint32_t right[4];
+            load_keys(right, block.fine(), 16 * warp, 0);
+            const float2 by[2] = {block.key_scales(16 * warp + 2 * quad), block.key_scales(16 * warp + 8 + 2 * quad)};
+#pragma unroll
+            for (int m = 0; m < M16; ++m) {
+                uint32_t left[4];
+                load_left(left, FineQueries{base + Plan::FINE_QUERIES}, 16 * m);
+                mma(scores[m][0], left, right[0], right[1], T());
+                mma(scores[m][1], left, right[2], right[3], T());
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) scores[m][n][e] = __fmul_rn(scores[m][n][e], e % 2 ? by[n].y : by[n].x);
             }
         }
 
@@ -161,6 +182,10 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         __syncthreads();
 
         float fade[M16][2];
+        float2 value_scales[2];
+        if constexpr (IS_CODES<C>)
+#pragma unroll
+            for (int n = 0; n < 2; ++n) value_scales[n] = block.value_scales(16 * warp + 8 * n + 2 * quad);
 #pragma unroll
         for (int m = 0; m < M16; ++m)
 #pragma unroll
@@ -177,6 +202,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                     p[e] = exp2_fast(__fmaf_rn(scores[m][e / 2][2 * half + e % 2], scale, -less));
                 const float fresh = __fadd_rn(__fadd_rn(p[0], p[1]), __fadd_rn(p[2], p[3]));
                 sum[m][half] = __fmaf_rn(sum[m][half], fade[m][half], fresh);
+                if constexpr (IS_CODES<C>)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) p[e] = __fmul_rn(p[e], e % 2 ? value_scales[e / 2].y : value_scales[e / 2].x);
 #pragma unroll
                 for (int n = 0; n < 2; ++n)
                     asm volatile("st.shared.b32 [%0], %1;" ::"r"(weights.pair(row, 16 * warp + 8 * n + 2 * quad)),
@@ -199,7 +227,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 #pragma unroll
             for (int n = 0; n < Plan::TILES; n += 2) {
                 uint32_t right[4];
-                load_values(right, block_values, 16 * step, Plan::COLUMNS * warp + 8 * n);
+                load_values(right, block.values(), 16 * step, Plan::COLUMNS * warp + 8 * n);
 #pragma unroll
                 for (int m = 0; m < M16; ++m) {
                     mma(acc[m][n], left[m], right[0], right[1], T());
@@ -238,10 +266,10 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                     // All have done with the last block's values.
                     float* to = together ? reinterpret_cast<float*>(shared) : partials + partial_at<D>(tile, ordinal, count);
                     to += row * PARTIAL<D>;
-#pragma unroll
-                    for (int n = 0; n < Plan::TILES; ++n)
-                        *reinterpret_cast<float2*>(to + Plan::COLUMNS * warp + 8 * n + 2 * quad) =
-                            make_float2(acc[m][n][2 * half], acc[m][n][2 * half + 1]);
+                    each_pair<C>(acc[m], half, [&](int column, float a, float b) {
+                        *reinterpret_cast<float2*>(to + Plan::COLUMNS * warp + LANE_COLUMNS<C> * quad + column) =
+                            make_float2(a, b);
+                    });
                     if (warp == 0 && quad == 0)
                         *reinterpret_cast<float2*>(to + D) = make_float2(most[m][half], total);
                 }
@@ -261,11 +289,10 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                 const int row = 16 * m + 8 * half + quad_row;
                 if (row >= count) continue;
                 const float by = normaliser(all_sum[m][half]);
-                T* to = out + row / group * out_stride + row % group * D + Plan::COLUMNS * warp + 2 * quad;
-#pragma unroll
-                for (int n = 0; n < Plan::TILES; ++n)
-                    *reinterpret_cast<uint32_t*>(to + 8 * n) =
-                        pack<T>(normalised(all[m][n][2 * half], by), normalised(all[m][n][2 * half + 1], by));
+                T* to = out + row / group * out_stride + row % group * D + Plan::COLUMNS * warp + LANE_COLUMNS<C> * quad;
+                each_pair<C>(all[m], half, [&](int column, float a, float b) {
+                    *reinterpret_cast<uint32_t*>(to + column) = pack<T>(normalised(a, by), normalised(b, by));
+                });
             }
         return;
     }
@@ -279,20 +306,24 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                          out_stride, group);
 }
 
-#define EXPORT_FEW(NAME, T, D, M16)                                                                                  \
+#define EXPORT_FEW(NAME, T, C, D, M16)                                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
-        NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
+        NAME(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
              float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
-        attend<T, D, M16>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header, masks,     \
-                          partials, counters, q_heads, group, {sink, recent}, scale);                                \
+        attend<T, C, D, M16>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header, masks,  \
+                             partials, counters, q_heads, group, {sink, recent}, scale);                             \
     }
 
-EXPORT_FEW(attention_few16_64_bf16, bf16, 64, 1)
-EXPORT_FEW(attention_few32_64_bf16, bf16, 64, 2)
-EXPORT_FEW(attention_few16_128_bf16, bf16, 128, 1)
-EXPORT_FEW(attention_few32_128_bf16, bf16, 128, 2)
-EXPORT_FEW(attention_few16_64_f16, f16, 64, 1)
-EXPORT_FEW(attention_few32_64_f16, f16, 64, 2)
-EXPORT_FEW(attention_few16_128_f16, f16, 128, 1)
-EXPORT_FEW(attention_few32_128_f16, f16, 128, 2)
+EXPORT_FEW(attention_few16_64_bf16, bf16, bf16, 64, 1)
+EXPORT_FEW(attention_few32_64_bf16, bf16, bf16, 64, 2)
+EXPORT_FEW(attention_few16_128_bf16, bf16, bf16, 128, 1)
+EXPORT_FEW(attention_few32_128_bf16, bf16, bf16, 128, 2)
+EXPORT_FEW(attention_few16_64_f16, f16, f16, 64, 1)
+EXPORT_FEW(attention_few32_64_f16, f16, f16, 64, 2)
+EXPORT_FEW(attention_few16_128_f16, f16, f16, 128, 1)
+EXPORT_FEW(attention_few32_128_f16, f16, f16, 128, 2)
+EXPORT_FEW(attention_few16_64_fp8, bf16, fp8, 64, 1)
+EXPORT_FEW(attention_few32_64_fp8, bf16, fp8, 64, 2)
+EXPORT_FEW(attention_few16_128_fp8, bf16, fp8, 128, 1)
+EXPORT_FEW(attention_few32_128_fp8, bf16, fp8, 128, 2)

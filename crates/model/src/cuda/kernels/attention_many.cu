@@ -10,27 +10,32 @@
 
 #include "attention_merge.cuh"
 
-template <typename T, int D, int M16> struct Many {
+template <typename T, typename C, int D, int M16> struct Many {
     static constexpr int M = 16 * M16 * WARPS;
-    static constexpr int STAGE = 2 * BLOCK * D * 2;
+    static constexpr int STAGE = Stage<C, D>::BYTES;
     static constexpr int STAGES = 2;
-    // Shared memory, in bytes. attention/geometry.rs computes the same sum.
-    static constexpr int ROWS = STAGES * STAGE + M * D * 2;
+    // Shared memory, in bytes. attention/geometry.rs computes the same sum. Every warp reads all keys and values: of codes
+    // BF16 is made once, for all of them.
+    static constexpr int UNPACKED = STAGES * STAGE;
+    static constexpr int QUERIES = UNPACKED + (IS_CODES<C> ? Stage<T, D>::BYTES : 0);
+    static constexpr int FINE_QUERIES = QUERIES + M * D * 2;
+    static constexpr int ROWS = FINE_QUERIES + (IS_CODES<C> ? M * FINE * 2 : 0);
     static constexpr int BYTES = ROWS;  // and 16 a query row for verification
 };
 
-template <typename T, int D, int M16, bool SPLITS, bool SHARED>
-__device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride,
+// T: of queries and outputs; C: of keys and values in pages.
+template <typename T, typename C, int D, int M16, bool SPLITS, bool SHARED>
+__device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride,
                                        const int* table, int table_stride, const int* heads, const Tile* tiles,
                                        const int* header, const uint64_t* masks, float* partials, unsigned* counters,
                                        int q_heads, int group, Window window, float scale) {
     static_assert(SPLITS || !SHARED, "only splits are shared");
-    using Plan = Many<T, D, M16>;
+    using Plan = Many<T, C, D, M16>;
     // Sums of weights are kept for four groups of 16 keys where the bits must equal those of attention_few.cu.
     constexpr int SUMS = SPLITS ? 4 : 1;
     extern __shared__ __align__(128) unsigned char shared[];
     const uint32_t base = shared_address(shared);
-    const Swizzled<D> queries = {base + Plan::STAGES * Plan::STAGE};
+    const Swizzled<D> queries = {base + Plan::QUERIES};
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad_row = lane / 4, quad = lane % 4;
 
     launch_dependents();
@@ -54,16 +59,19 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
-    const Keys<T, D> keys = {pool + static_cast<int64_t>(which) * 2 * PAGE * D, page_stride,
+    const Keys<C, D> keys = {pool + static_cast<int64_t>(which) * HEAD<C, D>, page_stride,
                              table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
                              SHARED ? stored_of(tile, masks) : in_order()};
 
-    load_queries<T, D, Plan::M>(queries, q, q_stride, group, count);
+    load_queries<D, Plan::M>(queries, q, q_stride, group, count, C());
+    if constexpr (IS_CODES<C>) {
+        const uint8_t* columns = reinterpret_cast<const uint8_t*>(heads + (SHARED ? gridDim.y : gridDim.x));
+        load_fine<Plan::M>({base + Plan::FINE_QUERIES}, q, q_stride, group, count, D, columns);
+    }
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {
         if (!loading.done()) {
-            const uint32_t at = base + stage * Plan::STAGE;
-            keys.load({at}, {at + BLOCK * D * 2}, loading.block, pages);
+            keys.load({base + stage * Plan::STAGE}, loading.block, pages);
             loading.advance();
             if (!loading.done()) pages = keys.pages(loading.block);
         }
@@ -111,8 +119,13 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         wait_groups<0>();
         __syncthreads();
         load(stage ^ 1);
-        const uint32_t at = base + stage * Plan::STAGE;
-        const Swizzled<D> block_keys = {at}, block_values = {at + BLOCK * D * 2};
+        const Stage<C, D> loaded = {base + stage * Plan::STAGE};
+        Stage<T, D> block = {loaded.base};
+        if constexpr (IS_CODES<C>) {
+            block = {base + Plan::UNPACKED};
+            unpack(block.keys(), loaded.keys());
+            __syncthreads();
+        }
 
         float scores[M16][BLOCK / 8][4] = {};
 #pragma unroll
@@ -123,11 +136,29 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 #pragma unroll
             for (int n = 0; n < BLOCK / 8; n += 2) {
                 uint32_t right[4];
-                load_keys(right, block_keys, 8 * n, step);
+                load_keys(right, block.keys(), 8 * n, step);
 #pragma unroll
                 for (int m = 0; m < M16; ++m) {
                     mma(scores[m][n], left[m], right[0], right[1], T());
                     mma(scores[m][n + 1], left[m], right[2], right[3], T());
+                }
+            }
+        }
+
+        if constexpr (IS_CODES<C>) {
+            uint32_t left[M16][4];
+#pragma unroll
+            for (int m = 0; m < M16; ++m) load_left(left[m], FineQueries{base + Plan::FINE_QUERIES}, first + 16 * m);
+            uint32_t right[4];
+#pragma unroll
+            for (int n = 0; n < BLOCK / 8; ++n) {
+                if (n % 2 == 0) load_keys(right, loaded.fine(), 8 * n, 0);
+                const float2 by = loaded.key_scales(8 * n + 2 * quad);
+#pragma unroll
+                for (int m = 0; m < M16; ++m) {
+                    mma(scores[m][n], left[m], right[n % 2 * 2], right[n % 2 * 2 + 1], T());
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) scores[m][n][e] = __fmul_rn(scores[m][n][e], e % 2 ? by.y : by.x);
                 }
             }
         }
@@ -193,14 +224,19 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
             for (int m = 0; m < M16; ++m)
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
-                    const float(&of)[4] = scores[m][2 * step + n];
+                    float(&of)[4] = scores[m][2 * step + n];
+                    if constexpr (IS_CODES<C>) {
+                        const float2 by = loaded.value_scales(16 * step + 8 * n + 2 * quad);
+#pragma unroll
+                        for (int e = 0; e < 4; ++e) of[e] = __fmul_rn(of[e], e % 2 ? by.y : by.x);
+                    }
                     left[m][2 * n] = pack<T>(of[0], of[1]);
                     left[m][2 * n + 1] = pack<T>(of[2], of[3]);
                 }
 #pragma unroll
             for (int n = 0; n < D / 8; n += 2) {
                 uint32_t right[4];
-                load_values(right, block_values, 16 * step, 8 * n);
+                load_values(right, block.values(), 16 * step, 8 * n);
 #pragma unroll
                 for (int m = 0; m < M16; ++m) {
                     mma(acc[m][n], left[m], right[0], right[1], T());
@@ -228,10 +264,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
                                 all[m][n][e] = merged(all[m][n][e], acc[m][n][e], by);
                     } else if (row < count) {
                         float* to = partials + partial_at<D>(tile, ordinal, count) + row * PARTIAL<D>;
-#pragma unroll
-                        for (int n = 0; n < D / 8; ++n)
-                            *reinterpret_cast<float2*>(to + 8 * n + 2 * quad) =
-                                make_float2(acc[m][n][2 * half], acc[m][n][2 * half + 1]);
+                        each_pair<C>(acc[m], half, [&](int column, float a, float b) {
+                            *reinterpret_cast<float2*>(to + LANE_COLUMNS<C> * quad + column) = make_float2(a, b);
+                        });
                         if (quad == 0) *reinterpret_cast<float2*>(to + D) = make_float2(most[m][half], whole);
                     }
 #pragma unroll
@@ -261,45 +296,52 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
             const int row = first + 16 * m + 8 * half + quad_row;
             if (row >= count) continue;
             const float by = normaliser(sum_of_all);
-            T* to = out + row / group * out_stride + row % group * D + 2 * quad;
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n) {
-                const float* values = acc[m][n];
-                if constexpr (SPLITS) values = all[m][n];
-                *reinterpret_cast<uint32_t*>(to + 8 * n) =
-                    pack<T>(normalised(values[2 * half], by), normalised(values[2 * half + 1], by));
-            }
+            T* to = out + row / group * out_stride + row % group * D + LANE_COLUMNS<C> * quad;
+            auto put = [&](int column, float a, float b) {
+                *reinterpret_cast<uint32_t*>(to + column) = pack<T>(normalised(a, by), normalised(b, by));
+            };
+            if constexpr (SPLITS)
+                each_pair<C>(all[m], half, put);
+            else
+                each_pair<C>(acc[m], half, put);
         }
 }
 
-#define EXPORT_MANY(NAME, T, D, M16, SPLITS)                                                                         \
+#define EXPORT_MANY(NAME, T, C, D, M16, SPLITS)                                                                      \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
-        NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
+        NAME(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, int q_heads, int group,       \
              int sink, int recent, float scale) {                                                                    \
-        attend<T, D, M16, SPLITS, false>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles,     \
-                                         header, nullptr, nullptr, nullptr, q_heads, group, {sink, recent}, scale);  \
+        attend<T, C, D, M16, SPLITS, false>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles,  \
+                                            header, nullptr, nullptr, nullptr, q_heads, group, {sink, recent},       \
+                                            scale);                                                                  \
     }
 
-#define EXPORT_FEW64(NAME, T, D)                                                                                     \
+#define EXPORT_FEW64(NAME, T, C, D)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
-        NAME(const T* q, int64_t q_stride, T* out, const T* pool, int64_t page_stride, const int* table,             \
+        NAME(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
              float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
-        attend<T, D, 1, true, true>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header,  \
-                                    masks, partials, counters, q_heads, group, {sink, recent}, scale);               \
+        attend<T, C, D, 1, true, true>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles,       \
+                                       header, masks, partials, counters, q_heads, group, {sink, recent}, scale);    \
     }
 
-EXPORT_FEW64(attention_few64_64_bf16, bf16, 64)
-EXPORT_FEW64(attention_few64_128_bf16, bf16, 128)
-EXPORT_FEW64(attention_few64_64_f16, f16, 64)
-EXPORT_FEW64(attention_few64_128_f16, f16, 128)
+EXPORT_FEW64(attention_few64_64_bf16, bf16, bf16, 64)
+EXPORT_FEW64(attention_few64_128_bf16, bf16, bf16, 128)
+EXPORT_FEW64(attention_few64_64_f16, f16, f16, 64)
+EXPORT_FEW64(attention_few64_128_f16, f16, f16, 128)
+EXPORT_FEW64(attention_few64_64_fp8, bf16, fp8, 64)
+EXPORT_FEW64(attention_few64_128_fp8, bf16, fp8, 128)
 
-EXPORT_MANY(attention_many_64_bf16, bf16, 64, 2, false)
-EXPORT_MANY(attention_many_128_bf16, bf16, 128, 2, false)
-EXPORT_MANY(attention_many_64_f16, f16, 64, 2, false)
-EXPORT_MANY(attention_many_128_f16, f16, 128, 2, false)
-EXPORT_MANY(attention_splits_64_bf16, bf16, 64, 1, true)
-EXPORT_MANY(attention_splits_128_bf16, bf16, 128, 1, true)
-EXPORT_MANY(attention_splits_64_f16, f16, 64, 1, true)
-EXPORT_MANY(attention_splits_128_f16, f16, 128, 1, true)
+EXPORT_MANY(attention_many_64_bf16, bf16, bf16, 64, 2, false)
+EXPORT_MANY(attention_many_128_bf16, bf16, bf16, 128, 2, false)
+EXPORT_MANY(attention_many_64_f16, f16, f16, 64, 2, false)
+EXPORT_MANY(attention_many_128_f16, f16, f16, 128, 2, false)
+EXPORT_MANY(attention_many_64_fp8, bf16, fp8, 64, 2, false)
+EXPORT_MANY(attention_many_128_fp8, bf16, fp8, 128, 2, false)
+EXPORT_MANY(attention_splits_64_bf16, bf16, bf16, 64, 1, true)
+EXPORT_MANY(attention_splits_128_bf16, bf16, bf16, 128, 1, true)
+EXPORT_MANY(attention_splits_64_f16, f16, f16, 64, 1, true)
+EXPORT_MANY(attention_splits_128_f16, f16, f16, 128, 1, true)
+EXPORT_MANY(attention_splits_64_fp8, bf16, fp8, 64, 1, true)
+EXPORT_MANY(attention_splits_128_fp8, bf16, fp8, 128, 1, true)

@@ -1,7 +1,7 @@
 // Partial results of splits, and how the blocks that share a tile and head merge them without a second launch.
 #pragma once
 
-#include "attention_mma.cuh"
+#include "attention_fp8.cuh"
 
 // A partial row of the workspace: D values, maximum, sum, padding to 16 bytes.
 template <int D> constexpr int PARTIAL = D + 4;

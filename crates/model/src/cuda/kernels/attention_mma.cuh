@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.cuh"
+#include "fp8.cuh"
 
 // The threads of a block. Four warps.
 constexpr int WARPS = 4;
@@ -88,10 +89,23 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool r
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
                  : "memory");
 }
+// The same of 4 bytes.
+__device__ __forceinline__ void copy_float(uint32_t to, const void* from, bool real) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
+}
 __device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int OPEN> __device__ __forceinline__ void wait_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
 }
+
+// A block of keys and values in shared memory, stored as C; attention_fp8.cuh has that of codes.
+template <typename C, int D> struct Stage {
+    static constexpr int BYTES = 2 * BLOCK * D * 2;
+    uint32_t base;
+
+    __device__ Swizzled<D> keys() const { return {base}; }
+    __device__ Swizzled<D> values() const { return {base + BLOCK * D * 2}; }
+};
 
 // The keys and values of one head of one sequence.
 template <typename T, int D> struct Keys {
@@ -105,7 +119,7 @@ template <typename T, int D> struct Keys {
     __device__ int4 pages(int block) const { return *reinterpret_cast<const int4*>(table + block * BLOCK_PAGES); }
 
     // Starts the copy of a block: keys, then values. What is not written or has no page becomes zeros.
-    __device__ void load(Swizzled<D> keys, Swizzled<D> values, int block, int4 pages) const {
+    __device__ void load(Stage<T, D> to, int block, int4 pages) const {
         constexpr int PIECES = D / 8;
         const int ids[BLOCK_PAGES] = {pages.x, pages.y, pages.z, pages.w};
         const int piece = threadIdx.x % PIECES, first = threadIdx.x / PIECES;
@@ -122,20 +136,36 @@ template <typename T, int D> struct Keys {
             }
             const bool real = position < end && page >= 0;
             const T* from = pool + (real ? page * page_stride : 0) + place * D + piece * 8;
-            copy_async(keys.at(row, piece), from, real);
-            copy_async(values.at(row, piece), from + PAGE * D, real);
+            copy_async(to.keys().at(row, piece), from, real);
+            copy_async(to.values().at(row, piece), from + PAGE * D, real);
         }
     }
 };
 
 // Copies the query rows of a tile: `count` rows of D from `group` heads a row of q; zeros up to M.
-template <typename T, int D, int M>
-__device__ __forceinline__ void load_queries(Swizzled<D> to, const T* q, int64_t stride, int group, int count) {
+template <int D, int M, typename T>
+__device__ __forceinline__ void load_queries(Swizzled<D> to, const T* q, int64_t stride, int group, int count, T) {
     constexpr int PIECES = D / 8;
     for (int c = threadIdx.x; c < M * PIECES; c += THREADS) {
         const int row = c / PIECES, piece = c % PIECES;
         const bool real = row < count;
         const T* from = real ? q + row / group * stride + row % group * D + piece * 8 : q;
         copy_async(to.at(row, piece), from, real);
+    }
+}
+
+// Columns that a lane holds beside each other in two tiles of outputs (in one where they are not codes').
+template <typename C> constexpr int LANE_COLUMNS = IS_CODES<C> ? 4 : 2;
+
+// Gives `put` the outputs that a lane holds in a row (of the upper or lower half of its tiles) as pairs of neighbours: the
+// column of the first, less the lane's LANE_COLUMNS * (lane % 4), and both.
+template <typename C, int TILES, typename Put>
+__device__ __forceinline__ void each_pair(const float (&of)[TILES][4], int half, Put put) {
+#pragma unroll
+    for (int n = 0; n < TILES; ++n) {
+        if constexpr (!IS_CODES<C>)
+            put(8 * n, of[n][2 * half], of[n][2 * half + 1]);
+        else  // Even columns in the first of two tiles, odd ones in the second.
+            put(8 * (n & ~1) + 2 * (n & 1), of[n & ~1][2 * half + (n & 1)], of[n | 1][2 * half + (n & 1)]);
     }
 }

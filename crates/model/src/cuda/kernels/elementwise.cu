@@ -67,11 +67,11 @@ __device__ void rms_norm(const float* x, const int* picked, const float* weight,
 }
 
 // One warp a head; grid (rows, ceil((heads + 2 kv_heads) / warps)).
-template <typename T, int D> __device__ void rope_and_keep(T* qkv, const RopeHeads& of) {
+template <typename T, int D, typename C> __device__ void rope_and_keep(T* qkv, const RopeHeads& of) {
     launch_dependents();
     wait_for_inputs();
     const int head = blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32;
-    if (head < of.heads + 2 * of.kv_heads) rope_head<T, D>(qkv, blockIdx.x, head, of);
+    if (head < of.heads + 2 * of.kv_heads) rope_head<T, D, C>(qkv, blockIdx.x, head, of);
 }
 
 // out[row][i] = silu(both[row][i]) * both[row][width + i], of a width that eight divides.
@@ -132,16 +132,17 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
                                         long long width, long long stride, long long first) {                         \
         fill<T>(values, count, seed, mean, scale, width, stride, first);                                              \
     }                                                                                                                 \
-    EXPORT_HEAD(S, T, 64)                                                                                             \
-    EXPORT_HEAD(S, T, 128)
+    EXPORT_HEAD(S, T, 64, T)                                                                                          \
+    EXPORT_HEAD(S, T, 128, T)
 
-#define EXPORT_HEAD(S, T, D)                                                                                          \
+// C: elements of pages.
+#define EXPORT_HEAD(S, T, D, C)                                                                                       \
     extern "C" __global__ void rope_and_keep_##S##_##D(                                                               \
         T* qkv, const float* bias, const float* q_norm, const float* k_norm, const int* positions, const int* slots,  \
         const int* stored, const float2* angles, int dims, int style, void* full, long long full_page,                \
         const int* full_table, long long full_stride, void* window, long long window_page, const int* window_table,   \
         long long window_stride, const int2* places, int heads, int kv_heads, float epsilon) {                        \
-        rope_and_keep<T, D>(qkv, {bias, q_norm, k_norm, positions, slots, stored, {angles, dims, style},              \
+        rope_and_keep<T, D, C>(qkv, {bias, q_norm, k_norm, positions, slots, stored, {angles, dims, style},           \
                                   {full, full_page, full_table, full_stride},                                         \
                                   {window, window_page, window_table, window_stride}, places, heads, kv_heads,        \
                                   epsilon});                                                                          \
@@ -150,3 +151,5 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
 EXPORT(f32, float)
 EXPORT(bf16, bf16)
 EXPORT(f16, f16)
+EXPORT_HEAD(fp8, bf16, 64, fp8)
+EXPORT_HEAD(fp8, bf16, 128, fp8)

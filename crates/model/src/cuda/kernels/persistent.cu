@@ -179,7 +179,8 @@ struct Between {
     float epsilon;
 };
 
-template <int D>
+// C: of keys and values in pages.
+template <int D, typename C>
 __device__ __forceinline__ void between(const Front& front, const Back& back, const Between& b, const Peers& peers) {
 #if __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) unsigned char shared[];
@@ -261,7 +262,7 @@ __device__ __forceinline__ void between(const Front& front, const Back& back, co
         for (int head = first; head <= last; ++head)
             if (room.turned[head - first])
                 for (int row = threadIdx.x / 32; row < b.rows; row += WARPS)
-                    rope_head<bf16, D>(back.out, row, head, back.of);
+                    rope_head<bf16, D, C>(back.out, row, head, back.of);
         computing_sync();
     });
 #endif
@@ -297,8 +298,8 @@ extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1)
     head_rows(w, Product(inputs, outputs, false, false), x, out, rows, stages, row_bytes);
 }
 
-#define BETWEEN(D)                                                                                                    \
-    extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1) between_##D(                                      \
+#define BETWEEN(S, D, C)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1) between_##S(                                      \
         const bf16* o, const bf16* gate_up, const bf16* down, const float* norm, const bf16* attended, bf16* gated,   \
         const bf16* qkv, const float* next_norm, bf16* out, const float* bias, const float* q_norm,                   \
         const float* k_norm, const int* positions, const int* slots, const int* stored, const float2* angles,        \
@@ -317,8 +318,10 @@ extern "C" __global__ void __launch_bounds__(COMPUTING + 32, 1)
                             {window, window_page, window_table, window_stride}, places, heads, kv_heads, epsilon}};   \
         const Between b = {x,    normed, squares,   barrier,      done,   taken,  forget,                             \
                            rows, hidden, heads * D, feed_forward, stages, row_bytes, epsilon};                        \
-        between<D>(front, back, b, {mailboxes, epochs, failed, rank, ranks});                                         \
+        between<D, C>(front, back, b, {mailboxes, epochs, failed, rank, ranks});                                      \
     }
 
-BETWEEN(64)
-BETWEEN(128)
+BETWEEN(64, 64, bf16)
+BETWEEN(128, 128, bf16)
+BETWEEN(64_fp8, 64, fp8)
+BETWEEN(128_fp8, 128, fp8)

@@ -1,7 +1,7 @@
 // RoPE with the write of keys and values: one head of one row, by one warp.
 #pragma once
 
-#include "common.cuh"
+#include "fp8.cuh"
 
 // Where the keys and values of one head class lie in one layer.
 struct Pool {
@@ -35,9 +35,41 @@ struct RopeHeads {
     float epsilon;
 };
 
-// Bias, RMS norm and RoPE, in place for q; k and v go to their page. qkv: [rows][(heads + 2 kv_heads) * D], read past the
-// first cache: other multiprocessors may have written it in this launch.
-template <typename T, int D> __device__ __forceinline__ void rope_head(T* qkv, int row, int head, const RopeHeads& of) {
+// Puts a key or value into its page as codes: lane l holds the pairs l, l + 32, ... of which those before `apart` are so many
+// elements apart, and the others neighbours. `head`: its part of the page. The last pairs of keys have second codes.
+template <int D>
+__device__ __forceinline__ void keep_codes(fp8* head, bool is_k, int offset, const float (&first)[D / 64],
+                                           const float (&second)[D / 64], int apart) {
+    // Of numbers without a sign, bits are in the order of sizes, and NaN is above all.
+    unsigned largest = 0;
+#pragma unroll
+    for (int e = 0; e < D / 64; ++e) {
+        largest = max(largest, __float_as_uint(fabsf(first[e])));
+        largest = max(largest, __float_as_uint(fabsf(second[e])));
+    }
+    const float scale = fp8_scale(__uint_as_float(__reduce_max_sync(0xffffffffu, largest)));
+    const int lane = threadIdx.x % 32, nth = (is_k ? 0 : PAGE) + offset;
+    fp8* to = head + nth * D;
+#pragma unroll
+    for (int e = 0; e < D / 64; ++e) {
+        const int p = lane + 32 * e;
+        const float a = __fdiv_rn(first[e], scale), b = __fdiv_rn(second[e], scale);
+        to[p < apart ? p : 2 * p] = {fp8_code(a)};
+        to[p < apart ? p + apart : 2 * p + 1] = {fp8_code(b)};
+        const int nth_fine = p - (D - FINE) / 2;  // cuda/fine.rs has their columns
+        if (is_k && nth_fine >= 0) {
+            fp8* fine = head + FINE_AT<D> + offset * FINE + 2 * nth_fine;
+            fine[0] = {fp8_code(__fsub_rn(a, fp8_value(fp8_code(a))))};
+            fine[1] = {fp8_code(__fsub_rn(b, fp8_value(fp8_code(b))))};
+        }
+    }
+    if (lane == 0) reinterpret_cast<float*>(head + SCALES_AT<D>)[nth] = scale;
+}
+
+// Bias, RMS norm and RoPE, in place for q; k and v go to their page, as C. qkv: [rows][(heads + 2 kv_heads) * D], read past
+// the first cache: other multiprocessors may have written it in this launch.
+template <typename T, int D, typename C = T>
+__device__ __forceinline__ void rope_head(T* qkv, int row, int head, const RopeHeads& of) {
     constexpr int EACH = D / 32;
     const int lane = threadIdx.x % 32;
     const int slot = of.slots[row];
@@ -82,15 +114,20 @@ template <typename T, int D> __device__ __forceinline__ void rope_head(T* qkv, i
         }
     }
     T* to = at;
+    fp8* codes = nullptr;
+    int stored = 0;
     if (!is_q) {
         const int kv = (head - of.heads) % of.kv_heads;
         const int2 place = of.places[kv];
         const Pool pool = place.x == 0 ? of.full : of.window;
-        const int stored = of.stored[row];
+        stored = of.stored[row];
         const int page = pool.table[slot * pool.stride + stored / PAGE];
         if (page == NO_PAGE) return;
-        to = (T*)pool.base + page * pool.page + ((size_t)place.y * 2 + (is_k ? 0 : 1)) * PAGE * D +
-             (stored % PAGE) * D;
+        if constexpr (IS_CODES<C>)
+            codes = (fp8*)pool.base + page * pool.page + place.y * HEAD<C, D>;
+        else
+            to = (T*)pool.base + page * pool.page + ((size_t)place.y * 2 + (is_k ? 0 : 1)) * PAGE * D +
+                 (stored % PAGE) * D;
     }
     // In place, a lane writes what another has read.
     __syncwarp();
@@ -103,8 +140,18 @@ template <typename T, int D> __device__ __forceinline__ void rope_head(T* qkv, i
             x = __fmaf_rn(first[e], turn.x, -(second[e] * turn.y));
             y = __fmaf_rn(second[e], turn.x, first[e] * turn.y);
         }
+        if constexpr (IS_CODES<C>) {
+            if (codes) {
+                first[e] = x;
+                second[e] = y;
+                continue;
+            }
+        }
         const bool apart = p < pairs && of.rope.style == HALVES;
         to[apart ? p : 2 * p] = from_float<T>(x);
         to[apart ? p + pairs : 2 * p + 1] = from_float<T>(y);
+    }
+    if constexpr (IS_CODES<C>) {
+        if (codes) keep_codes<D>(codes, is_k, stored % PAGE, first, second, of.rope.style == HALVES ? pairs : 0);
     }
 }

@@ -1,5 +1,6 @@
 //! The whole model on a GPU against the model on the CPU, which is tested against candle, and against itself.
 
+mod codes;
 mod quantised;
 
 use std::collections::HashMap;

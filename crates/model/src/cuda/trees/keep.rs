@@ -5,7 +5,7 @@ use kvcache::{PAGE_POSITIONS, PageId};
 use super::TREE_ROWS;
 use crate::check::DEEPEST;
 use crate::cuda::kv::ClassLayer;
-use crate::cuda::{Arg, Buffer, CudaError, Device, Kernel, Launch, Module};
+use crate::cuda::{Arg, Buffer, Cells, CudaError, Device, Kernel, KvKept, Launch, Module};
 
 /// Rows of one tree that are kept, in one class. In positions of the pool: page * 16 + place in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,24 +52,23 @@ pub(crate) struct Keeper {
     moves: Buffer,
     /// Of the class with the most in a layer.
     heads: Vec<u32>,
-    /// Bytes of one position of a head's keys, a multiple of 16.
-    row: u32,
+    cells: Cells,
 }
 
 impl Keeper {
-    /// For classes given by their storage and layers; one position of a head's keys has `row` bytes.
+    /// For classes given by their storage and layers.
     pub(crate) fn new(
         device: &Device,
         classes: &[(u64, &[ClassLayer])],
-        element: usize,
-        row: usize,
+        cells: Cells,
     ) -> Result<Self, CudaError> {
-        assert!(row.is_multiple_of(16) && row / 8 <= 1024, "keys that a block cannot copy");
+        let row = cells.head_dim * cells.element();
+        assert!(row.is_multiple_of(16) && row / 8 < 1000, "keys that a block cannot copy");
         let module = device.module(include_bytes!(concat!(env!("OUT_DIR"), "/trees.fatbin")))?;
         let list = |(base, layers): &(u64, &[ClassLayer])| {
             let words: Vec<u64> = layers
                 .iter()
-                .flat_map(|of| [base + of.base as u64, of.page * element as u64, of.heads.into()])
+                .flat_map(|of| [base + of.base as u64, of.page as u64, of.heads.into()])
                 .collect();
             Buffer::of(device, "layers of a class", &words)
         };
@@ -82,7 +81,7 @@ impl Keeper {
                 .iter()
                 .map(|(_, layers)| layers.iter().map(|of| of.heads).max().unwrap_or(0))
                 .collect(),
-            row: row as u32,
+            cells,
         })
     }
 
@@ -98,8 +97,12 @@ impl Keeper {
         for some in words.chunks(TREE_ROWS as usize * WORDS) {
             self.moves.write(device, 0, some)?;
             let grid = [heads, layer_count, (some.len() / WORDS) as u32];
-            let launch = Launch { grid, threads: self.row / 8, shared: 0 };
-            let args: [Arg; 3] = [layers.at(0).into(), self.moves.at(0).into(), self.row.into()];
+            let row = (self.cells.head_dim * self.cells.element()) as u32;
+            // Second codes, and two scales.
+            let more = if self.cells.kept == KvKept::Fp8 { 3 } else { 0 };
+            let launch = Launch { grid, threads: row / 8 + more, shared: 0 };
+            let head = self.cells.head() as u32;
+            let args: [Arg; 4] = [layers.at(0).into(), self.moves.at(0).into(), head.into(), row.into()];
             device.launch(self.kernel, launch, &args)?;
         }
         Ok(())

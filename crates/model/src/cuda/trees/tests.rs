@@ -6,7 +6,7 @@ use super::*;
 use crate::check::Branch;
 use crate::cuda::kv::ClassLayer;
 use crate::cuda::testing::{self, Random};
-use crate::cuda::{Buffer, Device};
+use crate::cuda::{Buffer, Cells, Device, Dtype, KvKept};
 
 /// Rows of a step: for each slot its first position, rows before its tree, and the parents of the tree's rows.
 fn step(slots: &[(u32, u32, u32, &[Option<u32>])]) -> Vec<CheckedRow> {
@@ -190,20 +190,28 @@ type Place = (u32, u32);
 fn the_kernel_moves_what_it_is_told() {
     let Some(device) = testing::device() else { return };
     let mut random = Random::new(std::process::id().into());
-    for (head_dim, element) in [(64usize, 2usize), (128, 2), (64, 4), (128, 4), (64, 1)] {
-        let (pages, layers, row) = (9usize, [2usize, 0, 3], head_dim * element);
-        let head = 2 * 16 * row;
+    let whole = |dtype, head_dim| Cells::whole(dtype, head_dim);
+    let codes = |head_dim| Cells { kept: KvKept::Fp8, ..whole(Dtype::Bf16, head_dim) };
+    for cells in [
+        whole(Dtype::Bf16, 64),
+        whole(Dtype::Bf16, 128),
+        whole(Dtype::F32, 64),
+        whole(Dtype::F32, 128),
+        codes(64),
+        codes(128),
+    ] {
+        let (pages, layers, row) = (9usize, [2usize, 0, 3], cells.head_dim * cells.element());
+        let head = cells.head();
         let bytes: usize = layers.iter().map(|heads| heads * head * pages).sum();
         let memory: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
         let pool = Buffer::of(&device, "a pool", &memory).unwrap();
         let mut base = 0;
         let list = layers.map(|heads| {
-            let page = (heads * head / element) as u64;
-            let of = ClassLayer { base, heads: heads as u32, list: 0, page };
+            let of = ClassLayer { base, heads: heads as u32, list: 0, page: heads * head };
             base += heads * head * pages;
             of
         });
-        let mut keeper = Keeper::new(&device, &[(pool.at(0), &list)], element, row).unwrap();
+        let mut keeper = Keeper::new(&device, &[(pool.at(0), &list)], cells).unwrap();
         // Two trees in pages of their own; rows go where others come from.
         let paths: [&[(Place, Place)]; 2] = [
             &[((0, 3), (0, 2)), ((0, 5), (0, 3)), ((4, 0), (0, 4)), ((4, 15), (0, 5))],
@@ -216,9 +224,11 @@ fn the_kernel_moves_what_it_is_told() {
             for ((from_page, from), (to_page, to)) in path {
                 of.push((PageId(*from_page), *from), (PageId(*to_page), *to));
                 for ClassLayer { base, heads, page, .. } in list {
-                    for half in 0..2 * heads as usize {
+                    for (nth, (start, row)) in
+                        (0..heads as usize).flat_map(|h| cells.parts().into_iter().map(move |part| (h, part)))
+                    {
                         let at = |p: u32, place: u32| {
-                            base + p as usize * page as usize * element + (half * 16 + place as usize) * row
+                            base + p as usize * page + nth * head + start + place as usize * row
                         };
                         let (from, to) = (at(*from_page, *from), at(*to_page, *to));
                         expected[to..to + row].copy_from_slice(&memory[from..from + row]);
@@ -230,7 +240,7 @@ fn the_kernel_moves_what_it_is_told() {
         }
         moves.push(Moves::default());
         keeper.keep(&device, 0, &moves.iter().collect::<Vec<_>>()).unwrap();
-        assert!(read(&device, &pool) == expected, "{head_dim} elements of {element} bytes");
+        assert!(read(&device, &pool) == expected, "{cells:?}");
         keeper.keep(&device, 0, &[]).unwrap();
         assert!(read(&device, &pool) == expected);
     }

@@ -189,12 +189,16 @@ fn same_pages(model: &mut CudaModel, plain: &mut CudaModel, held: &Held, classes
                     bytes
                 };
                 let (found, expected) = (of(model, held.slot), of(plain, 0));
-                // Sixteen rows of keys, and of values, for each head.
-                let row = 64 * model.layout.dtype.bytes();
-                for (at, (found, expected)) in found.chunks(row).zip(expected.chunks(row)).enumerate() {
-                    let position = index as usize * 16 + at % 16;
-                    let same = position >= count || found == expected;
-                    assert!(same, "{what}: position {position} of layer {layer} is elsewhere");
+                let cells = model.layout.cells;
+                for (found, expected) in found.chunks(cells.head()).zip(expected.chunks(cells.head())) {
+                    for (start, row) in cells.parts() {
+                        for place in 0..16 {
+                            let position = index as usize * 16 + place;
+                            let range = start + place * row..start + (place + 1) * row;
+                            let same = position >= count || found[range.clone()] == expected[range];
+                            assert!(same, "{what}: position {position} of layer {layer} is elsewhere");
+                        }
+                    }
                 }
             }
         }
@@ -212,18 +216,20 @@ fn invariant_tree_rows_have_the_bits_of_chains() {
     let two = vec![0, 1 % device_count()];
     // Parts that share a GPU wait for each other: they must leave each other room.
     let most = if device_count() > 1 { CudaOptions::default().rows } else { 64 };
-    for (ordinals, dtype, graphs, windows) in [
-        (vec![0], Dtype::Bf16, true, false),
-        (vec![0], Dtype::Bf16, false, true),
-        (vec![0], Dtype::F16, true, true),
-        (vec![0], Dtype::F32, true, false),
-        (vec![0], Dtype::F32, true, true),
-        (two.clone(), Dtype::Bf16, true, false),
-        (two, Dtype::Bf16, true, true),
+    let whole = KvKept::Dtype;
+    for (ordinals, dtype, kv, graphs, windows) in [
+        (vec![0], Dtype::Bf16, whole, true, false),
+        (vec![0], Dtype::Bf16, whole, false, true),
+        (vec![0], Dtype::Bf16, KvKept::Fp8, true, true),
+        (vec![0], Dtype::F16, whole, true, true),
+        (vec![0], Dtype::F32, whole, true, false),
+        (vec![0], Dtype::F32, whole, true, true),
+        (two.clone(), Dtype::Bf16, whole, true, false),
+        (two, Dtype::Bf16, whole, true, true),
     ] {
         let rows = if ordinals.len() > 1 { most } else { CudaOptions::default().rows };
         let mode = Mode::Invariant;
-        let cuda = CudaOptions { ordinals, dtype, graphs, mode, rows, ..CudaOptions::default() };
+        let cuda = CudaOptions { ordinals, dtype, kv, graphs, mode, rows, ..CudaOptions::default() };
         let case = Case { cuda, windows, forests: vec![wide(3), wide(5)], within: None };
         // Trees begin at each side of a page's border, and reach over one of attention's splits.
         for length in [1, 15, 16, 249] {
