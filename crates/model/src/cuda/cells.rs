@@ -75,7 +75,10 @@ impl Cells {
             KvKept::Fp8 => vec![row, row, FINE, 4, 4],
         };
         let mut at = 0;
-        let part = |row: usize| (std::mem::replace(&mut at, at + positions * row), row);
+        let part = |row: usize| {
+            at += positions * row;
+            (at - positions * row, row)
+        };
         rows.into_iter().map(part).collect()
     }
 

@@ -200,7 +200,7 @@ fn the_kernel_moves_what_it_is_told() {
         codes(64),
         codes(128),
     ] {
-        let (pages, layers, row) = (9usize, [2usize, 0, 3], cells.head_dim * cells.element());
+        let (pages, layers) = (9usize, [2usize, 0, 3]);
         let head = cells.head();
         let bytes: usize = layers.iter().map(|heads| heads * head * pages).sum();
         let memory: Vec<u8> = (0..bytes).map(|_| random.bits() as u8).collect();
