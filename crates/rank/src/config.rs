@@ -187,7 +187,9 @@ mod tests {
     fn keys_and_values_are_kept_in_what_the_device_has() {
         let gpu = || Device::Cuda(vec![0]);
         let check = |device, dtype, kv_dtype| {
-            Config { device, dtype, kv_dtype, ..Config::default() }.check().map_err(|wrong| wrong.to_string())
+            let mut config = Config { device, dtype, kv_dtype, ..Config::default() };
+            config.join.coordinators = "127.0.0.1:9090".parse().unwrap();
+            config.check().map_err(|wrong| wrong.to_string())
         };
         for (device, dtype, kv_dtype) in [
             (Device::Cpu, Dtype::Bf16, KvDtype::Int8),
