@@ -143,7 +143,7 @@ impl Attention {
         if shape.kept == KvKept::Fp8 && dtype != Dtype::Bf16 {
             return Err(CudaError::NotBuilt { what: FP8_OF_OTHERS });
         }
-        let names = names(shape.cells())
+        let names = names(shape.cells(), shape.mode)
             .ok_or(CudaError::NotBuilt { what: "attention with a head_dim other than 64 and 128" })?;
         let load = |image| device.module(image);
         let (few_module, many_module) = if dtype == Dtype::F32 {
@@ -358,14 +358,21 @@ pub(crate) fn has_clusters(device: &Device, tile: TileRows) -> bool {
     device.hopper && tile != TileRows::SixtyFour
 }
 
-/// The kernels' names: for few rows, tiles of 16, 32 and 64 query rows; for many, of 64 and 128.
-fn names(cells: Cells) -> Option<[&'static str; 5]> {
+/// The kernels' names: for few rows, tiles of 16, 32 and 64 query rows; for many, of 64 and 128. Rows of trees are computed
+/// as chains ([`Tree::as_chain`]) in the batch-invariant mode alone: only its kernels look for paths.
+fn names(cells: Cells, mode: Mode) -> Option<[&'static str; 5]> {
     macro_rules! names {
         ($suffix:literal) => {
+            match mode {
+                Mode::Fast => names!($suffix, ""),
+                Mode::Invariant => names!($suffix, "_paths"),
+            }
+        };
+        ($suffix:literal, $paths:literal) => {
             [
-                concat!("attention_few16_", $suffix),
-                concat!("attention_few32_", $suffix),
-                concat!("attention_few64_", $suffix),
+                concat!("attention_few16_", $suffix, $paths),
+                concat!("attention_few32_", $suffix, $paths),
+                concat!("attention_few64_", $suffix, $paths),
                 concat!("attention_splits_", $suffix),
                 concat!("attention_many_", $suffix),
             ]

@@ -45,7 +45,7 @@ pub(crate) struct Tree {
     /// Position of the sequence's first tree row; at most 64 rows.
     pub(crate) base: u32,
     /// The run is one row, and its position is its own. Keys from `base` on are read from where the rows of its mask are,
-    /// in their order: it is computed as the last row of a chain, bit for bit.
+    /// in their order: it is computed as the last row of a chain, bit for bit. In the batch-invariant mode only.
     pub(crate) as_chain: bool,
 }
 

@@ -30,8 +30,8 @@ template <typename C, int D, int M16> struct Few {
     static_assert(sizeof(Query) == 16, "a row's place in shared memory");
 };
 
-// T: of queries and outputs; C: of keys and values in pages.
-template <typename T, typename C, int D, int M16>
+// T: of queries and outputs; C: of keys and values in pages. PATHS: tiles may have a path.
+template <typename T, typename C, int D, int M16, bool PATHS>
 __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride,
                                        const int* table, int table_stride, const int* heads, const Tile* tiles,
                                        const int* header, const uint64_t* masks, float* partials, unsigned* counters,
@@ -67,9 +67,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
-    const Keys<C, D> keys = {pool + static_cast<int64_t>(blockIdx.y) * HEAD<C, D>, page_stride,
-                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
-                             stored_of(tile, masks)};
+    const Keys<C, D, PATHS> keys = {pool + static_cast<int64_t>(blockIdx.y) * HEAD<C, D>, page_stride,
+                                    table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
+                                    PATHS ? stored_of(tile, masks) : in_order()};
 
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {
@@ -86,7 +86,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
         if (is_waiting) wait_for_inputs();
         is_waiting = false;
     };
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < STAGES - 1; ++stage) {
         if (!loading.done() && (loading.block + 1) * BLOCK > tile.tree_base - SEQUENCE_ROWS) wait_once();
         load(stage);
@@ -307,12 +307,16 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
 }
 
 #define EXPORT_FEW(NAME, T, C, D, M16)                                                                               \
+    EXPORT_ONE(NAME, T, C, D, M16, false)                                                                            \
+    EXPORT_ONE(NAME##_paths, T, C, D, M16, true)
+
+#define EXPORT_ONE(NAME, T, C, D, M16, PATHS)                                                                        \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
         NAME(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
              float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
-        attend<T, C, D, M16>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header, masks,  \
-                             partials, counters, q_heads, group, {sink, recent}, scale);                             \
+        attend<T, C, D, M16, PATHS>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles, header,  \
+                                    masks, partials, counters, q_heads, group, {sink, recent}, scale);               \
     }
 
 EXPORT_FEW(attention_few16_64_bf16, bf16, bf16, 64, 1)

@@ -91,7 +91,7 @@ template <int D> struct Stage<fp8, D> {
     }
 };
 
-template <int D> struct Keys<fp8, D> {
+template <int D, bool PATHS> struct Keys<fp8, D, PATHS> {
     const fp8* pool;  // the head's part of page 0
     int64_t page_stride;
     const int* table;
@@ -112,7 +112,7 @@ template <int D> struct Keys<fp8, D> {
         auto find = [&](int row, int page) {
             const int position = block * BLOCK + row;
             int place = row % PAGE;
-            if (position >= stored.base && position < end) {
+            if (PATHS && position >= stored.base && position < end) {
                 const int at = stored.at(position);
                 page = table[at / PAGE];
                 place = at % PAGE;

@@ -23,8 +23,8 @@ template <typename T, typename C, int D, int M16> struct Many {
     static constexpr int BYTES = ROWS;  // and 16 a query row for verification
 };
 
-// T: of queries and outputs; C: of keys and values in pages.
-template <typename T, typename C, int D, int M16, bool SPLITS, bool SHARED>
+// T: of queries and outputs; C: of keys and values in pages. PATHS: tiles may have a path.
+template <typename T, typename C, int D, int M16, bool SPLITS, bool SHARED, bool PATHS = false>
 __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride,
                                        const int* table, int table_stride, const int* heads, const Tile* tiles,
                                        const int* header, const uint64_t* masks, float* partials, unsigned* counters,
@@ -59,9 +59,9 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     q += tile.first_row * q_stride + static_cast<int64_t>(head) * group * D;
     const int64_t out_stride = static_cast<int64_t>(q_heads) * D;
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
-    const Keys<C, D> keys = {pool + static_cast<int64_t>(which) * HEAD<C, D>, page_stride,
-                             table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
-                             SHARED ? stored_of(tile, masks) : in_order()};
+    const Keys<C, D, PATHS> keys = {pool + static_cast<int64_t>(which) * HEAD<C, D>, page_stride,
+                                    table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
+                                    PATHS ? stored_of(tile, masks) : in_order()};
 
     load_queries<D, Plan::M>(queries, q, q_stride, group, count, C());
     if constexpr (IS_CODES<C>) {
@@ -318,12 +318,17 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     }
 
 #define EXPORT_FEW64(NAME, T, C, D)                                                                                  \
+    EXPORT_ONE64(NAME, T, C, D, false)                                                                               \
+    EXPORT_ONE64(NAME##_paths, T, C, D, true)
+
+#define EXPORT_ONE64(NAME, T, C, D, PATHS)                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 2)                                                         \
         NAME(const T* q, int64_t q_stride, T* out, const C* pool, int64_t page_stride, const int* table,             \
              int table_stride, const int* heads, const Tile* tiles, const int* header, const uint64_t* masks,        \
              float* partials, unsigned* counters, int q_heads, int group, int sink, int recent, float scale) {       \
-        attend<T, C, D, 1, true, true>(q, q_stride, out, pool, page_stride, table, table_stride, heads, tiles,       \
-                                       header, masks, partials, counters, q_heads, group, {sink, recent}, scale);    \
+        attend<T, C, D, 1, true, true, PATHS>(q, q_stride, out, pool, page_stride, table, table_stride, heads,       \
+                                              tiles, header, masks, partials, counters, q_heads, group,              \
+                                              {sink, recent}, scale);                                                \
     }
 
 EXPORT_FEW64(attention_few64_64_bf16, bf16, bf16, 64)

@@ -13,7 +13,7 @@ template <int D> __device__ __forceinline__ int64_t partial_at(const Tile& tile,
 
 // Merges rows first..end of a tile and head, `active` partial rows each, `between` apart, into the output.
 template <typename T, int D>
-__device__ void merge_rows(const float* partials, int64_t between, int active, int first, int end, T* out,
+__device__ __noinline__ void merge_rows(const float* partials, int64_t between, int active, int first, int end, T* out,
                            int64_t out_stride, int group) {
     constexpr int PIECES = D / 4, TOGETHER = 16;
     for (int c = first * PIECES + threadIdx.x; c < end * PIECES; c += THREADS) {

@@ -107,8 +107,9 @@ template <typename C, int D> struct Stage {
     __device__ Swizzled<D> values() const { return {base + BLOCK * D * 2}; }
 };
 
-// The keys and values of one head of one sequence.
-template <typename T, int D> struct Keys {
+// The keys and values of one head of one sequence. PATHS: some may be `stored` apart; the looks at each key's place are
+// instructions that other launches need not fetch.
+template <typename T, int D, bool PATHS> struct Keys {
     const T* pool;  // the head's part of page 0
     int64_t page_stride;
     const int* table;
@@ -129,7 +130,7 @@ template <typename T, int D> struct Keys {
         for (int i = 0; i < BLOCK / ROWS; ++i) {
             const int row = first + i * ROWS, position = block * BLOCK + row;
             int page = ids[i * ROWS / PAGE], place = row % PAGE;
-            if (position >= stored.base && position < end) {
+            if (PATHS && position >= stored.base && position < end) {
                 const int at = stored.at(position);
                 page = table[at / PAGE];
                 place = at % PAGE;
