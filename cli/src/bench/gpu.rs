@@ -70,6 +70,9 @@ pub struct GpuArgs {
     /// Launch kernel by kernel instead of by graphs
     #[arg(long)]
     pub no_graphs: bool,
+    /// Do not tell the model which step comes next
+    #[arg(long)]
+    pub no_early: bool,
     /// Launch a layer's products one by one also where one kernel could run from attention to attention
     #[arg(long)]
     pub no_persistent: bool,
@@ -136,6 +139,8 @@ struct Report {
     version: &'static str,
     /// GPUs that share the model.
     tensor_parallel: u32,
+    /// Whether the model was told which step comes next.
+    early: bool,
     /// Whether NCCL made the sums over them.
     nccl: bool,
     /// Whether few rows could go through kernels that fill the GPU from one attention to the next.
@@ -212,6 +217,7 @@ fn measure(args: &GpuArgs) -> Result<Report> {
         version: env!("CARGO_PKG_VERSION"),
         tensor_parallel: args.tensor_parallel,
         nccl: args.nccl,
+        early: !args.no_early,
         persistent: !args.no_persistent,
         steps: Vec::new(),
         kernels: kernels.into_iter().map(Kernel::of).collect(),
@@ -306,8 +312,14 @@ fn measure_steps(args: &GpuArgs, config: &Path, ceilings: &Ceilings, report: &mu
     let model = CudaModel::dummy(config, 1, &options, &cuda)?;
     report.weight_gb = Some(model.step_bytes() as f64 / 1e9);
     report.kv_bytes_a_position = Some(kv_bytes);
-    let mut bench =
-        Bench { model, kv_bytes, classes, random: fastrand::Rng::with_seed(0), repeat: args.repeat };
+    let mut bench = Bench {
+        model,
+        kv_bytes,
+        classes,
+        random: fastrand::Rng::with_seed(0),
+        repeat: args.repeat,
+        early: !args.no_early,
+    };
     for &batch in &args.decode {
         let times = bench.decode(batch, args.context)?;
         report.steps.push(times.step("decode", batch, 1, args.context, &shape, &bench, ceilings)?);

@@ -20,6 +20,7 @@ mod constraint;
 mod draft_lane;
 mod drafting;
 mod facts;
+mod foresight;
 mod lane;
 mod model;
 mod open;

@@ -73,6 +73,18 @@ pub trait Model {
     /// Starts the layers of a step. Refuses variants it does not execute before it changes anything.
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError>;
 
+    /// Whether [`Model::expect`] is of use.
+    fn begins_early(&self) -> bool {
+        false
+    }
+
+    /// Says, between `submit` and `collect`, which step will most likely come next. Its tokens are what picking rows of the
+    /// step under way give ([`RowToken::FromStep`](scheduler::RowToken)), each for the position behind its own, and it changes
+    /// no table. A device begins its layers behind those of the step under way, before anybody knows the tokens; the next
+    /// step, or some rows of it, find that done. If another one is submitted, time is lost and nothing else: what was
+    /// written lies where the next step of that slot writes too.
+    fn expect(&mut self, _next: &Step) {}
+
     /// Finishes a step: `draws` holds one entry for each row with `Output::Pick`, in row order.
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError>;
 
@@ -119,6 +131,14 @@ impl<M: Model + ?Sized> Model for Box<M> {
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
         (**self).submit(step)
+    }
+
+    fn begins_early(&self) -> bool {
+        (**self).begins_early()
+    }
+
+    fn expect(&mut self, next: &Step) {
+        (**self).expect(next);
     }
 
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {

@@ -11,6 +11,7 @@ use speculation::{Beside, Drops};
 
 use crate::draft_lane::DraftLane;
 use crate::drafting::Drafting;
+use crate::foresight::Foresight;
 use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
 use crate::target_lane::{Readiness, Server, TargetLane};
@@ -90,6 +91,8 @@ pub struct Engine<M> {
     /// What the prefix cache gained and lost since the observer was told.
     pub(crate) prefixes: Vec<PrefixChange>,
     pub(crate) spill: Option<Spill>,
+    /// Of a model that begins steps early.
+    foresight: Option<Foresight>,
     /// Why nothing more is computed.
     pub(crate) lost: Option<ModelError>,
 }
@@ -117,6 +120,10 @@ impl<M: Model> Engine<M> {
         if settings.prefix_cache && settings.tell_prefixes {
             scheduler.watch_pages();
         }
+        let foresight = model.begins_early().then(Foresight::new);
+        if foresight.is_some() {
+            scheduler.keep_pages_ahead();
+        }
         let mut drafting = Drafting::new(spec.vocab_size);
         drafting.layered = spec.layered;
         let pacing = Pacing::new(settings.tpot_target, settings.token_budget, model.tile());
@@ -131,6 +138,7 @@ impl<M: Model> Engine<M> {
             pacing,
             prefixes: Vec::new(),
             spill: None,
+            foresight,
             lost: None,
         }
     }
@@ -237,6 +245,9 @@ impl<M: Model> Engine<M> {
         let submitted = settled.and_then(|()| self.model.submit(&plan.step));
         // While a device computes the layers.
         let (draws, unsteered) = self.draws(&plan);
+        if submitted.is_ok() {
+            self.foretell(&plan);
+        }
         let executed = submitted.and_then(|ticket| self.model.collect(ticket, &draws));
         let mut facts = match executed {
             // What was drawn for the unsteered was held to nothing: they end before anything is committed.
@@ -251,6 +262,18 @@ impl<M: Model> Engine<M> {
         (facts.self_drafted, facts.window_drafts) = (self_drafted, window_drafts);
         facts.dropped = std::mem::take(&mut self.dropped);
         Outcome::Worked(facts)
+    }
+
+    /// Tells a model that begins steps early which one will most likely follow.
+    fn foretell(&mut self, plan: &Plan) {
+        let Some(foresight) = &mut self.foresight else { return };
+        foresight.comes(&plan.step);
+        let context = self.model.spec().context;
+        let goes_on =
+            |slice: &scheduler::Slice| slice.position + 1 < context && self.scheduler.goes_on(slice.sequence);
+        if let Some(next) = foresight.next(plan, goes_on) {
+            self.model.expect(&next);
+        }
     }
 
     /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost

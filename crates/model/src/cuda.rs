@@ -21,6 +21,7 @@ mod cells;
 mod device;
 mod draw;
 mod dtype;
+mod early;
 mod elementwise;
 mod error;
 mod exchange;

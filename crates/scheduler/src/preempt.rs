@@ -6,9 +6,11 @@
 
 use std::collections::BTreeSet;
 
+use kvcache::PagePool;
+
 use crate::budget::Share;
 use crate::schedule::{Scheduler, change};
-use crate::sequence::{Order, Running};
+use crate::sequence::{Order, Running, Sequence};
 use crate::{SequenceId, TableChange};
 
 impl Scheduler {
@@ -40,7 +42,22 @@ impl Scheduler {
             let positions = self.cover(share.id, share.known + share.drafts.reach()).unwrap_or(0);
             share.drafts = share.drafts.within(positions.saturating_sub(share.known));
         }
+        self.cover_ahead(&placed);
         placed
+    }
+
+    /// Of sequences that decode: the page of the position behind the step's, where each has one to take.
+    fn cover_ahead(&mut self, placed: &[Share<'_>]) {
+        let plenty = |pool: &PagePool| pool.available() as usize > placed.len();
+        if !self.ahead || !self.pools.iter().all(plenty) {
+            return;
+        }
+        for share in placed.iter().filter(|share| share.known == 1 && share.drafts.is_empty()) {
+            let goes_on = |sequence: &Sequence| sequence.computed + 2 < sequence.limit;
+            if self.sequences.get(&share.id).is_some_and(goes_on) {
+                let _ = self.cover(share.id, 2);
+            }
+        }
     }
 
     /// Takes pages for the next `rows` positions of a running sequence, as far as there are any;

@@ -35,6 +35,8 @@ pub struct Scheduler {
     arrivals: u64,
     /// At most the configured one.
     budget: u32,
+    /// Decoding sequences hold the page of the position behind the next one.
+    pub(crate) ahead: bool,
 }
 
 impl Scheduler {
@@ -51,6 +53,7 @@ impl Scheduler {
             handed: BTreeMap::new(),
             arrivals: 0,
             budget: config.token_budget,
+            ahead: false,
             config,
         }
     }
@@ -103,6 +106,17 @@ impl Scheduler {
     /// From now on [`Scheduler::page_changes`] is to be called after each plan.
     pub fn watch_pages(&mut self) {
         self.pools.iter_mut().for_each(PagePool::watch);
+    }
+
+    /// From now on a decoding sequence has, where there are plenty, the page that the step after the next one writes: a model
+    /// may begin that step early.
+    pub fn keep_pages_ahead(&mut self) {
+        self.ahead = true;
+    }
+
+    /// Whether a sequence to which one more token is committed goes on to compute that.
+    pub fn goes_on(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.len() + 1 < sequence.limit)
     }
 
     /// What happened to cached pages since the last call, by class in order.
@@ -384,7 +398,7 @@ impl Scheduler {
             false => &[],
         };
         for (class, (table, pool)) in running.tables.iter_mut().zip(&mut self.pools).enumerate() {
-            let cut = table.truncate(computed, pool).map(TableChange::Truncate);
+            let cut = table.truncate(computed + u32::from(self.ahead), pool).map(TableChange::Truncate);
             table.seal(chain, pool);
             let left = table.commit(line, pool).into_iter().map(TableChange::Drop);
             self.deltas.extend(cut.into_iter().chain(left).map(|table| change(running.slot, class, table)));

@@ -134,6 +134,12 @@ impl BatchArrays {
         Rows { count, tokens: array(0), positions: array(1), slots: array(2), stored: array(4) }
     }
 
+    /// Other rows pick, behind all queued work; at most as many as were written.
+    pub(crate) fn pick(&mut self, device: &Device, rows: &[i32]) -> Result<(), CudaError> {
+        assert!(rows.len() <= self.most as usize, "more picks than rows");
+        self.buffer.write(device, 3 * self.most as usize * INT, rows)
+    }
+
     /// Indices of the picking rows.
     pub(crate) fn picked(&self) -> u64 {
         self.buffer.at(3 * self.most as usize * INT)

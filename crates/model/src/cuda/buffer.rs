@@ -134,6 +134,17 @@ impl HostMemory {
         }
     }
 
+    /// Queues a copy of the first `bytes` bytes of a buffer.
+    pub(crate) fn copy(&self, device: &Device, from: &Buffer, bytes: usize) -> Result<(), CudaError> {
+        assert!(bytes <= self.bytes && bytes <= from.bytes(), "a copy beyond its buffers");
+        // SAFETY: both hold so many bytes. The host's memory is page-locked: the copy is a part of the queue.
+        unsafe {
+            sys::cuMemcpyDtoHAsync_v2(self.address as *mut _, from.at(0), bytes, device.stream.cu_stream())
+        }
+        .result()
+        .doing("copying from the GPU")
+    }
+
     /// `count` values from byte offset `at`, as they are now.
     pub(crate) fn read<T: Plain>(&self, at: usize, count: usize) -> Vec<T> {
         self.check::<T>(at, count);

@@ -5,8 +5,11 @@ mod encode;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use encode::{Bounds, Encoded, encode};
+pub(crate) use encode::{Bounds, Encoded, Place, encode};
 
+use cudarc::driver::CudaEvent;
+
+use super::error::Doing as _;
 use super::timing::{Timing, time};
 use super::{Arg, Buffer, CudaError, Device, HostMemory, Kernel, Launch, Module};
 
@@ -44,6 +47,8 @@ pub(crate) struct Drawer {
     near_results: HostMemory,
     /// Address of what was asked last.
     asked_at: u64,
+    /// Behind the results: what is queued after them is not waited for.
+    done: CudaEvent,
 }
 
 /// Logits on the device: f32, row after row.
@@ -119,6 +124,7 @@ impl Drawer {
             asked_at: near_asks.at(0),
             near_asks,
             near_results: near(bounds.rows * 8)?,
+            done: device.context.new_event(None).doing("making an event")?,
         })
     }
 
@@ -188,23 +194,20 @@ impl Drawer {
             device.launch(self.mass, spread, &shared)?;
             let whole = Launch { grid: [rows as u32, 1, 1], threads: FILTER_THREADS, shared: 0 };
             device.launch(self.filter, whole, &with(&[groups.into()]))?;
+            self.near_results.copy(device, &self.results, 8 * rows)?;
         }
-        Ok(())
+        self.done.record(&device.stream).doing("drawing")
     }
 
-    /// Waits for the last launch, which was with `filters` or without, and reads what its first `rows` rows gave.
-    pub(crate) fn read(
-        &self,
-        device: &Device,
-        rows: usize,
-        filters: bool,
-    ) -> Result<Vec<Outcome>, CudaError> {
-        let raw: Vec<i32> = if filters {
-            self.results.read(device, 0, 2 * rows)?
-        } else {
-            device.synchronize()?;
-            self.near_results.read(0, 2 * rows)
-        };
+    /// Where the rows of the last launch leave (token, status) pairs, for kernels queued behind it.
+    pub(crate) fn drawn(&self) -> u64 {
+        self.near_results.at(0)
+    }
+
+    /// Waits for the last launch and reads what its first `rows` rows gave.
+    pub(crate) fn read(&self, rows: usize) -> Result<Vec<Outcome>, CudaError> {
+        self.done.synchronize().doing("waiting for the GPU")?;
+        let raw: Vec<i32> = self.near_results.read(0, 2 * rows);
         Ok(raw.as_chunks().0.iter().map(|pair| Outcome::of(*pair)).collect())
     }
 

@@ -14,6 +14,7 @@ pub(crate) struct Elementwise {
     fill: Kernel,
     rope_and_keep: Kernel,
     write_table: Kernel,
+    take_tokens: Kernel,
     head_dim: u32,
     dtype: Dtype,
 }
@@ -115,6 +116,7 @@ impl Elementwise {
             fill: module.kernel(fill, 0)?,
             rope_and_keep: module.kernel(rope, 0)?,
             write_table: module.kernel("write_table", 0)?,
+            take_tokens: module.kernel("take_tokens", 0)?,
             _module: module,
             head_dim: head_dim as u32,
             dtype,
@@ -222,6 +224,21 @@ impl Elementwise {
         let launch = Launch { grid: [count.div_ceil(128), 1, 1], threads: 128, shared: 0 };
         let args: [Arg; 4] = [table.at(0).into(), u64::from(stride).into(), entries.into(), count.into()];
         device.launch(self.write_table, launch, &args)
+    }
+
+    /// The first `count` tokens of a step, which are indices of rows of a draw, become what those rows gave; `drawn`: pairs of
+    /// token and status, at least as many as the highest index.
+    pub(crate) fn take_tokens(
+        &self,
+        device: &Device,
+        tokens: u64,
+        drawn: u64,
+        count: u32,
+        vocab: u32,
+    ) -> Result<(), CudaError> {
+        let launch = Launch { grid: [count.div_ceil(128), 1, 1], threads: 128, shared: 0 };
+        let args: [Arg; 4] = [tokens.into(), drawn.into(), count.into(), vocab.into()];
+        device.launch(self.take_tokens, launch, &args)
     }
 
     /// Fills elements of a buffer with numbers between `-scale` and `scale` that follow from the seed and from

@@ -8,7 +8,8 @@ use kvcache::{ClassId, HeadMap, PageId};
 use sampling::{Draw, Drawn};
 use scheduler::Step;
 
-use super::draw::{Bounds, Drawer, Logits, Outcome, encode};
+use super::draw::{Bounds, Drawer, Logits, Outcome, Place, encode};
+use super::early::{Begun, Expected};
 use super::elementwise::Elementwise;
 use super::exchange::{self, Exchange};
 use super::fine;
@@ -24,7 +25,7 @@ use super::trees;
 use super::weights::{self, DeviceDecoder};
 use super::{Buffer, Cells, CudaError, Device, Dtype, KvKept, Mode};
 use crate::arch::{Architecture, Config, Parameters};
-use crate::check;
+use crate::check::{self, CheckedRow};
 use crate::files::Opened;
 use crate::{LoadError, Options, PageBudget};
 
@@ -81,8 +82,15 @@ pub struct CudaModel {
     device: Rc<Device>,
     tickets: u64,
     submitted: Option<u64>,
-    /// Picking rows of the submitted step: index in the step, position.
-    picking: Vec<(u32, u32)>,
+    /// Picking rows of the submitted step, and how many rows it has.
+    picking: Vec<CheckedRow>,
+    rows: usize,
+    /// What will most likely follow it.
+    expected: Option<Expected>,
+    /// What was begun behind the step that was collected last.
+    begun: Option<Begun>,
+    /// Steps that had begun when they came.
+    adopted: u64,
 }
 
 /// Rows whose logits exist at the same time.
@@ -225,6 +233,10 @@ impl CudaModel {
             tickets: 0,
             submitted: None,
             picking: Vec::new(),
+            rows: 0,
+            expected: None,
+            begun: None,
+            adopted: 0,
         })
     }
 
@@ -238,6 +250,7 @@ impl CudaModel {
             return Err(CudaError::NotBuilt { what: "warming up during a step" });
         }
         let start = std::time::Instant::now();
+        self.begun = None;
         self.ranks.warm()?;
         for rows in forward::BUCKETS.into_iter().filter(|rows| *rows <= HEAD_ROWS) {
             self.ranks.head(0, rows, &self.logits, self.width)?;
@@ -245,6 +258,11 @@ impl CudaModel {
         self.ranks.synchronize()?;
         tracing::info!(seconds = start.elapsed().as_secs_f64(), "steps of few rows are captured");
         Ok(())
+    }
+
+    /// How many steps had begun when they were submitted ([`Model::expect`]).
+    pub fn adopted(&self) -> u64 {
+        self.adopted
     }
 
     /// Bytes of weights that every step reads, on all GPUs together.
@@ -261,9 +279,9 @@ impl CudaModel {
         let picking = std::mem::take(&mut self.picking);
         for (piece, rows) in picking.chunks(HEAD_ROWS as usize).enumerate() {
             self.ranks.head(piece as u32 * HEAD_ROWS, rows.len() as u32, &self.logits, self.width)?;
-            for (i, (row, _)) in rows.iter().enumerate() {
+            for (i, row) in rows.iter().enumerate() {
                 let found = self.logits.read(&self.device, i * width * size_of::<f32>(), drawn)?;
-                all.push((*row, found));
+                all.push((row.row, found));
             }
         }
         self.ranks.check()?;
@@ -281,9 +299,7 @@ impl CudaModel {
         let placed = trees::place(&rows);
         self.host_pages.settle(self.ranks.all(), &self.layout)?;
         self.ranks.tables(&step.deltas, &placed)?;
-        self.picking.clear();
-        let picking = rows.iter().filter(|row| row.pick).map(|row| (row.row, row.position));
-        self.picking.extend(picking);
+        self.picks(&rows);
         let mut picked = 0;
         let most = self.ranks.first().forward.most_rows() as usize;
         for piece in trees::pieces(&placed, most) {
@@ -292,9 +308,37 @@ impl CudaModel {
         Ok(())
     }
 
-    /// Draws one piece of the head's rows, whose logits are on the device.
-    fn draw(&mut self, rows: &[(u32, u32)], draws: &[Draw], picks: &mut Vec<Pick>) -> Result<(), ModelError> {
-        let positions: Vec<u32> = rows.iter().map(|(_, position)| position + 1).collect();
+    /// Remembers the rows of the step that is submitted.
+    fn picks(&mut self, rows: &[CheckedRow]) {
+        self.picking.clear();
+        self.picking.extend(rows.iter().filter(|row| row.pick));
+        self.rows = rows.len();
+        (self.expected, self.begun) = (None, None);
+    }
+
+    /// Goes on with the step that was begun early, if `step` is that one or some of its rows; says whether it is.
+    fn adopt(&mut self, step: &Step) -> Result<bool, ModelError> {
+        let Some((plan, picks)) = self.begun.as_ref().and_then(|begun| begun.is(step)) else {
+            return Ok(false);
+        };
+        let rows = check::rows(step, &self.spec)?;
+        self.host_pages.settle(self.ranks.all(), &self.layout)?;
+        self.ranks.tables(&step.deltas, &trees::place(&rows))?;
+        self.picks(&rows);
+        self.ranks.adopt(plan, &picks)?;
+        self.adopted += 1;
+        Ok(true)
+    }
+
+    /// Draws one piece of the head's rows, whose logits are on the device. `last`: it is the last one.
+    fn draw(
+        &mut self,
+        rows: &[CheckedRow],
+        draws: &[Draw],
+        last: bool,
+        picks: &mut Vec<Pick>,
+    ) -> Result<(), ModelError> {
+        let positions: Vec<u32> = rows.iter().map(|row| row.position + 1).collect();
         let width = self.width as usize;
         let encoded = encode(draws, &positions, self.drawer.bounds());
         let outcomes = match &encoded {
@@ -306,13 +350,27 @@ impl CudaModel {
                     stride: width,
                 };
                 self.drawer.launch(&self.device, logits, rows.len(), encoded.filters())?;
-                self.drawer.read(&self.device, rows.len(), encoded.filters())?
+                // What the host draws from these logits does not wait for another step.
+                let own = encoded.places.iter().all(|place| *place == Place::Device);
+                if let Some(expected) = self.expected.take().filter(|_| last && own)
+                    && let Some(plan) =
+                        self.ranks.begin_early(&trees::place(&expected.0), self.drawer.drawn())?
+                {
+                    self.begun = Some(Begun::new(expected, plan));
+                }
+                self.drawer.read(rows.len())?
             }
             // More edits than the arrays hold: all of these rows are the host's.
             Err(_) => vec![Outcome::Host; rows.len()],
         };
         self.ranks.check()?;
-        for (i, (((row, _), draw), outcome)) in rows.iter().zip(draws).zip(outcomes).enumerate() {
+        let token = |outcome: &Outcome| match outcome {
+            Outcome::Token(token) => Some(request::TokenId(*token)),
+            _ => None,
+        };
+        let tokens: Vec<_> = outcomes.iter().map(token).collect();
+        self.begun = self.begun.take().and_then(|begun| begun.drew(&tokens));
+        for (i, ((row, draw), outcome)) in rows.iter().zip(draws).zip(outcomes).enumerate() {
             let drawn = match outcome {
                 Outcome::Token(token) => {
                     Some(Drawn { token: request::TokenId(token), logprobs: None, q: None })
@@ -324,8 +382,8 @@ impl CudaModel {
                 }
                 Outcome::NotFinite | Outcome::Nothing => None,
             };
-            let drawn = drawn.ok_or(ModelError::NotFinite { row: *row })?;
-            picks.push(Pick { row: *row, drawn });
+            let drawn = drawn.ok_or(ModelError::NotFinite { row: row.row })?;
+            picks.push(Pick { row: row.row, drawn });
         }
         Ok(())
     }
@@ -355,10 +413,24 @@ impl Model for CudaModel {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
-        self.queue_layers(step)?;
+        if self.submitted.is_some() || !self.adopt(step)? {
+            self.queue_layers(step)?;
+        }
         self.tickets += 1;
         self.submitted = Some(self.tickets);
         Ok(Ticket(self.tickets))
+    }
+
+    fn begins_early(&self) -> bool {
+        self.ranks.is_alone()
+    }
+
+    fn expect(&mut self, next: &Step) {
+        let expected = self.submitted.and_then(|_| Expected::new(next, &self.picking, self.rows, &self.spec));
+        // One head piece, so that the draw behind which it begins gives all its tokens.
+        let fits = self.picking.len() <= HEAD_ROWS as usize;
+        self.expected =
+            expected.filter(|expected| fits && expected.0.iter().all(|row| self.ranks.covers(row)));
     }
 
     fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
@@ -377,7 +449,7 @@ impl Model for CudaModel {
         let pieces = picking.chunks(HEAD_ROWS as usize).zip(draws.chunks(HEAD_ROWS as usize));
         for (piece, (rows, draws)) in pieces.enumerate() {
             self.ranks.head(piece as u32 * HEAD_ROWS, rows.len() as u32, &self.logits, self.width)?;
-            self.draw(rows, draws, &mut picks)?;
+            self.draw(rows, draws, picks.len() + rows.len() == picking.len(), &mut picks)?;
         }
         if rows == 0 {
             // Nothing was read back; what went wrong must not surface in a later step.

@@ -16,6 +16,7 @@ use super::forward::{Forward, Key, Plan, Sink};
 use super::kv::Kv;
 use super::trees::Placed;
 use super::{Buffer, CudaError, Device};
+use crate::check::CheckedRow;
 
 /// One GPU's part of a model.
 pub(crate) struct Rank {
@@ -94,6 +95,36 @@ impl Ranks {
             rank.forward.pick(*plan, picked)?;
         }
         Ok(plans[0].batch.picks)
+    }
+
+    /// Begins the layers of a step of rows that all pick, each in another slot, with tokens that are being drawn
+    /// ([`Forward::begin_early`]). Not built for models on several GPUs.
+    pub(crate) fn begin_early(&mut self, rows: &[Placed], drawn: u64) -> Result<Option<Plan>, CudaError> {
+        let [alone] = &mut self.all[..] else { return Ok(None) };
+        alone.device.bind()?;
+        alone.forward.begin_early(rows, drawn, &alone.kv)
+    }
+
+    /// Whether every page that a row sees and writes is in its table.
+    pub(crate) fn covers(&self, row: &CheckedRow) -> bool {
+        self.all.iter().all(|rank| {
+            let none = rank.kv.change(&[]);
+            none.is_ok_and(|none| rank.kv.tables().covers(&none, row.slot, row.position).is_ok())
+        })
+    }
+
+    /// A step that was begun early has come: `picks` of its rows do.
+    pub(crate) fn adopt(&mut self, plan: Plan, picks: &[i32]) -> Result<(), CudaError> {
+        for rank in &mut self.all {
+            rank.device.bind()?;
+            let plan = rank.forward.repick(plan, picks)?;
+            rank.forward.pick(plan, 0)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_alone(&self) -> bool {
+        self.all.len() == 1
     }
 
     /// Queues the head for `count` picked rows from place `first` on; rows of the whole width go to `logits` on the

@@ -33,6 +33,7 @@ use crate::Policy;
 
 use super::*;
 
+mod ahead;
 mod cost;
 mod laws;
 mod mirror;

@@ -170,11 +170,15 @@ fn compare(
         let encoded = encode(&draws, &positions, bounds).unwrap();
         assert!(encoded.places.iter().all(|p| *p == Place::Device));
         drawer.write(device, &encoded).unwrap();
-        drawer.results.write(device, 0, &vec![0x5a5a_5a5au32; 2 * bounds.rows]).unwrap();
+        let poison = vec![0x5a5a_5a5au32; 2 * bounds.rows];
+        drawer.results.write(device, 0, &poison).unwrap();
+        drawer.near_results.write(0, &poison);
         let at = Logits { address: buffer.at(0), elements: flat.len(), stride };
         drawer.launch(device, at, rows, true).unwrap();
-        let found = drawer.read(device, bounds.rows, true).unwrap();
-        assert_eq!(found[rows], Outcome::Unfinished, "a row that was not asked for is not written");
+        let found = drawer.read(bounds.rows).unwrap();
+        let beyond: Vec<u32> = drawer.results.read(device, 8 * rows, 2).unwrap();
+        assert_eq!(beyond, poison[..2], "a row that was not asked for is not written");
+        assert_eq!(found[rows], Outcome::Unfinished, "a row that was not asked for is not given");
         for ((row, draw, position), found) in table.iter().zip(&found) {
             all += 1;
             match (sampling::draw(row, draw, *position), found) {
@@ -250,7 +254,7 @@ fn draws_follow_the_law() {
             let positions: Vec<u32> = (0..rows as u32).map(|row| batch * rows as u32 + row).collect();
             drawer.write(&device, &encode(&draws, &positions, bounds).unwrap()).unwrap();
             drawer.launch(&device, at, rows, true).unwrap();
-            for outcome in drawer.read(&device, rows, true).unwrap() {
+            for outcome in drawer.read(rows).unwrap() {
                 let Outcome::Token(token) = outcome else { panic!("{outcome:?}") };
                 seen[token as usize] += 1;
             }
@@ -300,7 +304,7 @@ fn rows_stand_alone() {
     let draws = [plain.clone(), filtered, host, plain];
     drawer.write(&device, &encode(&draws, &[5; 4], bounds).unwrap()).unwrap();
     drawer.launch(&device, at, 4, false).unwrap();
-    let found = drawer.read(&device, 4, false).unwrap();
+    let found = drawer.read(4).unwrap();
     let expected = |row: usize| {
         let logits = &values[row * vocab..(row + 1) * vocab];
         Outcome::Token(sampling::draw(logits, &draws[row], 5).unwrap().token.0)
@@ -310,5 +314,5 @@ fn rows_stand_alone() {
     // Fewer rows than the geometry has.
     drawer.write(&device, &encode(&draws[..2], &[5; 2], bounds).unwrap()).unwrap();
     drawer.launch(&device, at, 4, true).unwrap();
-    assert_eq!(drawer.read(&device, 2, true).unwrap(), [expected(0), expected(1)]);
+    assert_eq!(drawer.read(2).unwrap(), [expected(0), expected(1)]);
 }

@@ -110,6 +110,16 @@ __device__ void fill(T* values, long long count, unsigned long long seed, float 
     }
 }
 
+// tokens[i] = what row tokens[i] of a draw gave, of (token, status) pairs; 0 for what is no token: whoever drew finds that out.
+extern "C" __global__ void take_tokens(int* tokens, const int2* drawn, int count, int vocab) {
+    launch_dependents();
+    wait_for_inputs();
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count) return;
+    const int token = drawn[tokens[i]].x;
+    tokens[i] = token >= 0 && token < vocab ? token : 0;
+}
+
 // table[slot][index] = page for each of `count` entries (slot, index, page, unused).
 extern "C" __global__ void write_table(int* table, long long stride, const int4* entries, int count) {
     launch_dependents();

@@ -1,6 +1,7 @@
 //! The whole model on a GPU against the model on the CPU, which is tested against candle, and against itself.
 
 mod codes;
+mod early;
 mod quantised;
 
 use std::collections::HashMap;

@@ -296,9 +296,13 @@ proptest! {
     fn whatever_happens_texts_and_pages_are_kept(
         ops in prop::collection::vec(op(), 1..120),
         budget in 1u32..48, tile in 1u32..9, slots in 1u32..6, pages in 11u32..24, windowed: bool, cached: bool,
+        ahead: bool,
     ) {
         let run = || {
             let mut world = World::new(config(budget, tile, slots, pages, windowed, cached));
+            if ahead {
+                world.scheduler.keep_pages_ahead();
+            }
             ops.iter().for_each(|op| world.apply(op));
             world.finish();
             let pools = world.scheduler.pools.iter();

@@ -247,20 +247,23 @@ fn fast_tree_rows_are_near_chains() {
     let _alone = FILLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let made = Made::new("llama", 64, 8, 4, false);
     let gpus = device_count();
-    let two = vec![0, 1 % gpus];
-    let most = if gpus > 1 { CudaOptions::default().rows } else { 64 };
-    for (ordinals, dtype, persistent, windows) in [
+    // Parts that share all of one GPU may wait for each other in vain.
+    let cases = [
         (vec![0], Dtype::F32, Persist::Never, false),
         (vec![0], Dtype::F32, Persist::Never, true),
         (vec![0], Dtype::Bf16, Persist::Never, true),
         (vec![0], Dtype::Bf16, Persist::Always, false),
         (vec![0], Dtype::Bf16, Persist::Always, true),
-        (two.clone(), Dtype::F32, Persist::Never, true),
-        (two, Dtype::Bf16, Persist::Always, false),
-    ] {
+        (vec![0, 1], Dtype::F32, Persist::Never, true),
+        (vec![0, 1], Dtype::Bf16, Persist::Always, false),
+    ];
+    for (ordinals, dtype, persistent, windows) in cases {
+        if ordinals.len() > gpus {
+            println!("not run: {dtype:?} over two parts takes two GPUs");
+            continue;
+        }
         let within = Some(if dtype == Dtype::F32 { 1e-4 } else { 0.15 });
-        let rows = if ordinals.len() > 1 { most } else { CudaOptions::default().rows };
-        let cuda = CudaOptions { ordinals, dtype, persistent, rows, ..CudaOptions::default() };
+        let cuda = CudaOptions { ordinals, dtype, persistent, ..CudaOptions::default() };
         for forests in [vec![narrow()], vec![wide(3), wide(5)]] {
             let case = Case { cuda: cuda.clone(), windows, forests, within };
             for length in [1, 40, 249] {
