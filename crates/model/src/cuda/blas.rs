@@ -45,7 +45,7 @@ const WORKSPACE: usize = 64 << 20;
 const CANDIDATES: usize = 24;
 const TIMED: usize = 8;
 /// The fastest so many are timed again, for longer: the best of many short looks is often the luckiest.
-const FINALISTS: usize = 6;
+const FINALISTS: usize = 4;
 
 impl Blas {
     pub(crate) fn new(device: &Device) -> Result<Self, CudaError> {
@@ -87,7 +87,7 @@ impl Blas {
         timed.sort_by(|a, b| a.0.total_cmp(&b.0));
         timed.truncate(FINALISTS);
         for (taken, algorithm) in &mut timed {
-            *taken = super::timing::time(device, 15, 2 * TIMED, || run(*algorithm))?;
+            *taken = super::timing::time(device, 7, 2 * TIMED, || run(*algorithm))?;
         }
         if let Some((_, algorithm)) = timed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) {
             plan.algorithm = algorithm;
