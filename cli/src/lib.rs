@@ -19,6 +19,7 @@ pub mod group;
 pub mod heads;
 pub mod models;
 pub mod rank;
+mod site;
 pub mod status;
 pub mod up;
 pub mod worker;

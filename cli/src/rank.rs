@@ -25,6 +25,7 @@ use crate::args::{RankArgs, StoreArgs};
 use crate::backend::Backend;
 use crate::bench::compare::trace;
 use crate::group::{NoGroup, Place};
+use crate::site::site;
 
 /// `paceline worker ...`, `paceline drafter ...`; what is left out comes from the environment, then
 /// from the file.
@@ -53,9 +54,9 @@ pub struct NodeArgs {
     pub insecure: bool,
     #[command(flatten)]
     pub rank: RankArgs,
-    /// A worker: its drafters compute on the same cores
-    #[arg(long)]
-    pub drafters_share_cores: bool,
+    /// A worker: whether its drafters compute on the same cores [default: as each says itself]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub drafters_share_cores: Option<bool>,
     /// Announce the addresses on standard output as JSON, and end when standard input does
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -88,8 +89,8 @@ impl NodeArgs {
             set("insecure", json!(true));
         }
         let mut all = json!({ "rank": settings });
-        if self.drafters_share_cores {
-            all["engine"] = json!({ "drafters_share_cores": true });
+        if let Some(share) = self.drafters_share_cores {
+            all["engine"] = json!({ "drafters_share_cores": share });
         }
         Ok(all)
     }
@@ -202,6 +203,8 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
     }
     let heads = heads(config.head_map.as_deref(), config.sparsity)?;
     let numerics = heads.as_ref().map_or_else(String::new, |map| format!("+heads-{}", map.digest()));
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = config.threads.or(config.cores.as_ref().map(Vec::len)).unwrap_or(cores);
     let identity = rank::Identity {
         role,
         quality: if heads.is_some() || config.kv_dtype != rank::KvDtype::F16 {
@@ -214,14 +217,14 @@ pub async fn prepare(config: &rank::Config, role: Role, store: &StoreArgs) -> Re
         model: served_as,
         fingerprint: format!("{fingerprint}{}{numerics}", backend.arithmetic()),
         vocab_hash,
+        site: site(config, threads),
     };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let options = Options {
         context: config.context,
         vocab: Some(vocab),
         slots: config.slots,
         pages: config.kv_memory.map_or(backend.pages(), |bytes| PageBudget::Bytes(bytes.as_u64())),
-        threads: config.threads.or(config.cores.as_ref().map(Vec::len)).unwrap_or(cores),
+        threads,
         heads,
     };
     let backend = match &config.group {

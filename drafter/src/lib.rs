@@ -67,7 +67,7 @@ where
     M: Model + 'static,
     E: Send + 'static,
 {
-    let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
+    let hello = Hello { site: identity.site.clone(), ..Hello::new(identity.id.clone(), identity.vocab_hash) };
     let incarnation = identity.incarnation;
     let settings = config.sessions.settings(&config.rank);
     let (rank, server) = Rank::start(&config.rank, identity, cluster::Duty::Mixed, settings, make).await?;

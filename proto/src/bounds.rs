@@ -40,6 +40,15 @@ pub const MAX_DISTRIBUTION: usize = 64;
 /// Drafters named to a worker.
 pub const MAX_DRAFTERS: usize = 16;
 
+/// Cores that a node says it computes on.
+pub const MAX_SITE_CORES: usize = 4096;
+
+/// GPUs that a node says it computes on.
+pub const MAX_SITE_GPUS: usize = 64;
+
+/// Bytes of a machine's or a GPU's name.
+pub const MAX_SITE_NAME_BYTES: usize = 64;
+
 /// Units described in one message of a hand-off.
 pub const MAX_UNITS: usize = 1024;
 

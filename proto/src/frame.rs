@@ -6,13 +6,14 @@
 
 mod drafter;
 mod opening;
+mod site;
 mod worker;
 
 pub use drafter::{ClosedReason, FromDrafter, RefusedReason};
 pub use opening::{Open, Opening};
 pub use worker::FromWorker;
 
-use ::cluster::{Incarnation, NodeId, VocabHash};
+use ::cluster::{Incarnation, NodeId, Site, VocabHash};
 use request::TokenId;
 
 use crate::bounds::{MAX_CHUNK_TOKENS, MAX_FRAME_BYTES};
@@ -90,12 +91,14 @@ pub struct Hello {
     pub vocab_hash: VocabHash,
     /// Names of optional features; unknown ones are ignored.
     pub features: Vec<String>,
+    /// Where the speaker computes; `None`: it does not say.
+    pub site: Option<Site>,
 }
 
 impl Hello {
     /// A hello of this build.
     pub fn new(node: NodeId, vocab_hash: VocabHash) -> Self {
-        Self { node, protocol: PROTOCOL, vocab_hash, features: Vec::new() }
+        Self { node, protocol: PROTOCOL, vocab_hash, features: Vec::new(), site: None }
     }
 
     /// The largest protocol version in common, or why the two cannot pair, naming both.
@@ -138,6 +141,7 @@ impl From<Hello> for draft::Hello {
             protocol_max: hello.protocol.1,
             vocab_hash: hello.vocab_hash.0.to_vec(),
             features: hello.features,
+            site: hello.site.map(Into::into),
         }
     }
 }
@@ -159,6 +163,7 @@ impl TryFrom<draft::Hello> for Hello {
             protocol: (from.protocol_min, from.protocol_max),
             vocab_hash: vocab_hash(&from.vocab_hash)?,
             features: from.features,
+            site: from.site.map(Site::try_from).transpose()?,
         })
     }
 }

@@ -16,6 +16,7 @@ mod leaving;
 mod lying_drafter;
 mod lying_worker;
 mod pairing;
+mod placement;
 mod prefixes;
 mod refusals;
 mod sharing;

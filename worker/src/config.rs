@@ -34,9 +34,10 @@ pub struct EngineConfig {
     pub max_wait: Duration,
     /// Most draft tokens verified in one step for one sequence.
     pub max_draft: u32,
-    /// Drafters compute on this worker's own cores. Then they draft while a sequence that runs alone waits for them, as
-    /// far as that pays, and not beside the target's steps, which would both be slower.
-    pub drafters_share_cores: bool,
+    /// Whether drafters compute on this worker's own cores. Then they draft while a sequence that runs alone waits for
+    /// them, as far as that pays, and not beside the target's steps, which would both be slower. When it is left out, as
+    /// each drafter says itself.
+    pub drafters_share_cores: Option<bool>,
     /// A client that reads nothing for this long loses its answer.
     #[serde(with = "duration")]
     pub slow_client_timeout: Duration,
@@ -48,22 +49,15 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        let Settings {
-            max_waiting,
-            max_wait,
-            max_draft,
-            drafters_share_cores,
-            slow_client_timeout,
-            prefix_cache,
-            ..
-        } = Settings::default();
+        let Settings { max_waiting, max_wait, max_draft, slow_client_timeout, prefix_cache, .. } =
+            Settings::default();
         Self {
             token_budget: None,
             tpot_target: None,
             max_waiting,
             max_wait,
             max_draft,
-            drafters_share_cores,
+            drafters_share_cores: None,
             slow_client_timeout,
             outbox: 64,
             prefix_cache,
@@ -79,7 +73,6 @@ impl EngineConfig {
             max_waiting: self.max_waiting,
             max_wait: self.max_wait,
             max_draft: self.max_draft,
-            drafters_share_cores: self.drafters_share_cores,
             slow_client_timeout: self.slow_client_timeout,
             prefix_cache: self.prefix_cache,
             tell_prefixes: true,

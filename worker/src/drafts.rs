@@ -6,9 +6,11 @@
 mod attend;
 mod link;
 mod link_error;
+mod order;
 mod outgoing;
 mod pool;
 mod port;
+mod round_trip;
 
 pub(crate) use attend::{Attendance, attend};
 pub(crate) use link::Me;

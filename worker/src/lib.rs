@@ -100,7 +100,7 @@ where
     E: Send + 'static,
 {
     let hello = Hello::new(identity.id.clone(), identity.vocab_hash);
-    let (incarnation, quality) = (identity.incarnation, identity.quality);
+    let (incarnation, quality, site) = (identity.incarnation, identity.quality, identity.site.clone());
     let (rank, server) = Rank::start(
         &config.rank,
         identity,
@@ -117,6 +117,7 @@ where
         model: [telemetry::Label::model(&rank.record.model)],
         inbox: rank.inbox.clone(),
         step_time: rank.step_time.clone(),
+        site,
         share_cores: config.engine.drafters_share_cores,
         tasks: sessions.clone(),
         stop: stop.clone(),

@@ -3,6 +3,7 @@
 //! Every node tells every coordinator what it is ([`NodeRecord`]) and how busy it is ([`Load`]). A
 //! [`Table`] turns those updates, and silence, into an immutable [`View`]; [`place`] picks a worker
 //! and ranks drafters from a view. The view is advice: the node that owns the slots admits.
+//! [`Nearness`] is how near a drafter is to a worker, by what each says of its [`Site`].
 //! A [`PrefixIndex`] knows which worker has which prefix in its cache; `place` weighs that against load.
 //!
 //! Not here: the Join stream and its task (`daemon::{join, registry}`), the wire (`proto`), clocks
@@ -15,6 +16,7 @@ mod endpoint;
 mod member;
 mod placement;
 mod prefix;
+mod site;
 mod split;
 mod table;
 
@@ -24,5 +26,6 @@ pub use member::{
 };
 pub use placement::{MAX_DRAFTERS, NoPlace, Placement, Problem, place, turn};
 pub use prefix::{PageChange, PrefixCursor, PrefixGap, PrefixIndex, PrefixLog, PrefixName, PrefixUpdate};
+pub use site::{Nearness, Site, SiteDevice};
 pub use split::Split;
 pub use table::{Change, Patience, Refused, StreamId, Table, View};

@@ -219,6 +219,19 @@ pub fn dial(
         .tcp_nodelay(true))
 }
 
+/// How long the way to a server and back is, by one question after its health. `None`: nothing came back within `within`.
+pub async fn round_trip(channel: tonic::transport::Channel, within: Duration) -> Option<Duration> {
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let asked = tokio::time::Instant::now();
+    let answer = tokio::time::timeout(within, health.check(tonic_health::pb::HealthCheckRequest::default()));
+    match answer.await.ok()? {
+        Ok(_) => Some(asked.elapsed()),
+        // That it has no such service is an answer as well.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Some(asked.elapsed()),
+        Err(_) => None,
+    }
+}
+
 /// Tells health what readiness says, for "" and every service. Never ends.
 async fn report(
     reporter: HealthReporter,

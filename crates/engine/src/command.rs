@@ -21,7 +21,7 @@ pub enum Command {
     /// To a target lane: drafts arrived.
     Drafts(SequenceId, Drafts),
     /// To a target lane: its drafter came or went; without one, lockstep does not wait.
-    Drafter { sequence: SequenceId, attached: bool },
+    Drafter(SequenceId, Drafter),
     /// To a target lane: draft for it in another way from now on. The text does not change.
     Strategy { sequence: SequenceId, strategy: Strategy },
     /// To a target lane: tell the drafter again everything from `have` on.
@@ -30,6 +30,19 @@ pub enum Command {
     Commit(SequenceId, CommitFrame),
     /// To a draft lane: how far past the last commit it may run.
     Window { sequence: SequenceId, window: u32 },
+}
+
+/// How a target lane is drafted for by somebody else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drafter {
+    /// By nobody.
+    #[default]
+    Gone,
+    /// By one that runs ahead while the target computes.
+    Ahead,
+    /// By one that computes on the target's own cores: under `auto` it drafts while the lane waits for it, as far as
+    /// that pays, and not beside the target's steps, which would both be slower.
+    InTurn,
 }
 
 /// A request and where its answer goes.
@@ -85,7 +98,7 @@ impl Command {
         match self {
             Self::Target(_) | Self::Draft(_) | Self::Prefill(_) | Self::Page(_) | Self::Cancel(_) => false,
             Self::Drafts(..)
-            | Self::Drafter { .. }
+            | Self::Drafter(..)
             | Self::Strategy { .. }
             | Self::Resync { .. }
             | Self::Commit(..)
@@ -103,7 +116,7 @@ impl std::fmt::Debug for Command {
             Self::Page(page) => write!(f, "Page({:?}, {})", page.sequence, page.index),
             Self::Cancel(sequence) => write!(f, "Cancel({sequence:?})"),
             Self::Drafts(sequence, drafts) => write!(f, "Drafts({sequence:?}, {drafts:?})"),
-            Self::Drafter { sequence, attached } => write!(f, "Drafter({sequence:?}, {attached})"),
+            Self::Drafter(sequence, drafter) => write!(f, "Drafter({sequence:?}, {drafter:?})"),
             Self::Strategy { sequence, strategy } => write!(f, "Strategy({sequence:?}, {strategy:?})"),
             Self::Resync { sequence, have } => write!(f, "Resync({sequence:?}, {have})"),
             Self::Commit(sequence, frame) => write!(f, "Commit({sequence:?}, {frame:?})"),

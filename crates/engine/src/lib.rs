@@ -40,7 +40,7 @@ mod toy;
 mod turnover;
 
 pub use arrival::{PageIn, PageRefused};
-pub use command::{Command, CommitFrame, DraftOpen, TargetOpen};
+pub use command::{Command, CommitFrame, DraftOpen, Drafter, TargetOpen};
 pub use constraint::Constraint;
 pub use draft_lane::{DraftClosed, DraftEvent, DraftOutlet};
 pub use facts::{Facts, Undrafted};

@@ -9,7 +9,9 @@ use speculation::Reaction;
 
 use crate::open::in_vocabulary;
 use crate::step::Lane;
-use crate::{CommitFrame, DraftClosed, DraftEvent, Engine, Facts, Model, ModelError, Pick, PrefillEvent};
+use crate::{
+    CommitFrame, DraftClosed, DraftEvent, Drafter, Engine, Facts, Model, ModelError, Pick, PrefillEvent,
+};
 
 impl<M: Model> Engine<M> {
     pub(crate) fn commit(&mut self, now: Duration, plan: &Plan, picks: Vec<Pick>) -> Facts {
@@ -40,7 +42,7 @@ impl<M: Model> Engine<M> {
                 Some(Lane::Target(lane)) => {
                     let undrafted = &mut facts.undrafted;
                     if slice.drafts == 0 && lane.drafter_wanted() {
-                        *match (lane.drafter, lane.tail.pending().is_empty()) {
+                        *match (lane.drafter != Drafter::Gone, lane.tail.pending().is_empty()) {
                             (false, _) => &mut undrafted.absent,
                             (true, true) => &mut undrafted.late,
                             (true, false) => &mut undrafted.spent,

@@ -36,8 +36,6 @@ pub struct Settings {
     pub max_draft: u32,
     /// A reader that takes nothing for this long is dropped.
     pub slow_client_timeout: Duration,
-    /// Drafters compute on this rank's own cores: `auto` has them draft while it waits, not beside its steps.
-    pub drafters_share_cores: bool,
     /// Keep pages of finished work for sequences that start with the same tokens.
     pub prefix_cache: bool,
     /// Tell the observer what the prefix cache can serve.
@@ -54,7 +52,6 @@ impl Default for Settings {
             max_wait: Duration::from_secs(30),
             max_draft: 8,
             slow_client_timeout: Duration::from_secs(30),
-            drafters_share_cores: false,
             prefix_cache: true,
             tell_prefixes: false,
         }
@@ -177,12 +174,9 @@ impl<M: Model> Engine<M> {
                     self.dropped.count(reason, drafts.ids.len());
                 }
             }
-            Command::Drafter { sequence, attached } => {
+            Command::Drafter(sequence, drafter) => {
                 if let Some(Lane::Target(lane)) = self.lanes.get_mut(&sequence) {
-                    lane.drafter = attached;
-                    if !attached {
-                        lane.stats.dropped_tokens += lane.tail.clear() as u64;
-                    }
+                    lane.drafted_by(drafter);
                 }
             }
             Command::Strategy { sequence, strategy } => {
@@ -350,9 +344,6 @@ impl<M: Model> Engine<M> {
     /// Decides for how many drafts of a drafter on the same cores the one sequence that runs waits. With several the
     /// cores have enough to do.
     fn ask(&mut self) {
-        if !self.settings.drafters_share_cores {
-            return;
-        }
         let alone = self.scheduler.running() == 1;
         let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
         for (id, lane) in &mut self.lanes {

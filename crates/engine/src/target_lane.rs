@@ -19,7 +19,7 @@ use speculation::{Beliefs, Drafts, Dropped, History, Prediction, Shadows, Tail, 
 
 use crate::drafting::Drafting;
 use crate::steering::Steering;
-use crate::{CommitFrame, Constraint, Ended, Outlet, Room};
+use crate::{CommitFrame, Constraint, Drafter, Ended, Outlet, Room};
 
 /// What a target sequence tells its shell.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,8 +60,8 @@ pub(crate) struct TargetLane {
     pub(crate) outlet: Box<dyn TargetOutlet>,
     pub(crate) tail: Tail,
     pub(crate) stats: SpeculationStats,
-    /// A drafter is attached: lockstep may wait for it.
-    pub(crate) drafter: bool,
+    /// While one is attached, lockstep may wait for it.
+    pub(crate) drafter: Drafter,
     pub(crate) deadline: Option<Duration>,
     /// How right each source is here.
     beliefs: Beliefs,
@@ -160,7 +160,7 @@ impl TargetLane {
             request,
             outlet,
             stats: SpeculationStats::default(),
-            drafter: false,
+            drafter: Drafter::Gone,
             deadline,
             parked: None,
             awaited: 0,
@@ -243,6 +243,17 @@ impl TargetLane {
         Ok(draws)
     }
 
+    /// A drafter came or went.
+    pub(crate) fn drafted_by(&mut self, drafter: Drafter) {
+        self.drafter = drafter;
+        if drafter == Drafter::Gone {
+            self.stats.dropped_tokens += self.tail.clear() as u64;
+        } else {
+            // Nothing was asked of this one yet.
+            (self.awaited, self.window, self.parked) = (0, Self::FIRST_WINDOW, None);
+        }
+    }
+
     pub(crate) fn offer(&mut self, committed: &[TokenId], drafts: &Drafts) -> Result<usize, Dropped> {
         let taken = self.tail.offer(committed, drafts);
         let fresh = drafts.ids.len() as u64;
@@ -251,7 +262,9 @@ impl TargetLane {
                 // Only a draft that is of use counts as a sign of life.
                 self.late &= taken == 0;
                 // The word that it is attached may have been lost on its way in.
-                self.drafter = true;
+                if self.drafter == Drafter::Gone {
+                    self.drafted_by(Drafter::Ahead);
+                }
                 Ok(taken)
             }
             // A frame repeats the whole unconfirmed tail, so an old one costs nothing new.

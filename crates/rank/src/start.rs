@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
 
-use cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, VocabHash};
+use cluster::{Duty, Endpoint, Incarnation, Load, NodeId, NodeRecord, NodeState, Role, Site, VocabHash};
 use daemon::join::Prefixes;
 use daemon::listen::ListenError;
 use daemon::{Readiness, Shutdown, Tasks, admin, grpc, join};
@@ -33,6 +33,8 @@ pub struct Identity {
     pub vocab_hash: VocabHash,
     /// Whether its texts are the model's own, or those of a model whose heads see less.
     pub quality: Quality,
+    /// Where it computes; `None`: nobody could say.
+    pub site: Option<Site>,
 }
 
 /// Why a rank did not start.
@@ -132,7 +134,8 @@ impl Rank {
         if let Some(Err(why)) = opened.as_ref().and_then(|opened| opened.get()) {
             return Err(InvalidField::new("rank.kv_spill", why.to_string()).into());
         }
-        let Identity { role, id, incarnation, model, fingerprint, vocab_hash, quality: _ } = identity;
+        let Identity { role, id, incarnation, model, fingerprint, vocab_hash, quality: _, site: _ } =
+            identity;
         let record = NodeRecord {
             id,
             incarnation,

@@ -108,6 +108,8 @@ const GENAI_ENDED: &[&str] =
     &["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"];
 const MODEL: &[&str] = &["model"];
 const MODEL_REASON: &[&str] = &["model", "reason"];
+const MODEL_PLACEMENT: &[&str] = &["model", "placement"];
+const MODEL_REASON_PLACEMENT: &[&str] = &["model", "reason", "placement"];
 const RANK: &[&str] = &["model", "role"];
 
 const COORDINATOR: &[&str] = &["coordinator"];
@@ -225,10 +227,10 @@ catalogue! {
         "Decode steps of sequences that want drafts and had none: `absent` (no drafter attached), `late` (nothing had arrived), `spent` (what was there was not worth its rows, or found no room)";
     spec_decode_num_dropped_tokens: Counter("paceline.spec_decode_num_dropped_tokens", "{token}", NONE) MODEL_REASON, WORKER,
         "Draft tokens that never reached a step: `gap`, `prefix`, `stale`, `late`, `vocabulary`";
-    draft_round_trip: Histogram("paceline.draft_round_trip", "s", STEP) MODEL, WORKER,
-        "From sending a commit to the first drafts that follow it";
-    draft_sessions: Counter("paceline.draft_sessions", "{session}", NONE) MODEL_REASON, WORKER,
-        "Sessions asked of drafters: `granted`, `refused`, `late`, `unreachable`, `unpaired`";
+    draft_round_trip: Histogram("paceline.draft_round_trip", "s", STEP) MODEL_PLACEMENT, WORKER,
+        "From sending a commit to the first drafts that follow it; `placement`: `colocated`, `same-node`, `remote`";
+    draft_sessions: Counter("paceline.draft_sessions", "{session}", NONE) MODEL_REASON_PLACEMENT, WORKER,
+        "Sessions asked of drafters: `granted`, `refused`, `late`, `unreachable`, `unpaired`; `placement`: `colocated`, `same-node`, `remote`, `unknown` without a link";
 
     // Pages that the prefix cache had no room for.
     kv_spilled_pages: Counter("paceline.kv_spilled_pages", "{page}", NONE) MODEL, WORKER,

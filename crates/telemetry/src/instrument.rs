@@ -33,6 +33,11 @@ impl Label {
         Self(KeyValue::new("reason", reason))
     }
 
+    /// How near a drafter is: `colocated`, `same-node` or `remote`; `unknown` while it is not linked.
+    pub fn placement(placement: &'static str) -> Self {
+        Self(KeyValue::new("placement", placement))
+    }
+
     /// State of a member.
     pub fn state(state: &'static str) -> Self {
         Self(KeyValue::new("state", state))

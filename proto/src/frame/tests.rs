@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use ::cluster::SiteDevice;
 use proptest::prelude::*;
 use request::{Adjustments, Retrieval, Rule, Sampling, TokenId};
 
@@ -10,14 +11,26 @@ use crate::draft::{drafter_frame, worker_frame};
 use crate::reason::Reason;
 
 fn hello() -> impl Strategy<Value = Hello> {
-    (node_id(), (1u32..9, 0u32..9), any::<[u8; 32]>(), prop::collection::vec("[a-z]{1,64}", 0..4)).prop_map(
-        |(node, (min, more), hash, features)| Hello {
+    let features = prop::collection::vec("[a-z]{1,64}", 0..4);
+    (node_id(), (1u32..9, 0u32..9), any::<[u8; 32]>(), features, prop::option::of(site())).prop_map(
+        |(node, (min, more), hash, features, site)| Hello {
             node,
             protocol: (min, min + more),
             vocab_hash: VocabHash(hash),
             features,
+            site,
         },
     )
+}
+
+fn site() -> impl Strategy<Value = Site> {
+    let cores = (prop::collection::btree_set(any::<u32>(), 0..9), any::<u32>());
+    let device = prop_oneof![
+        cores.prop_map(|(cores, threads)| SiteDevice::Cores { cores, threads }),
+        prop::collection::btree_set("[a-zA-Z0-9-]{1,64}", 0..4).prop_map(SiteDevice::Gpus),
+        Just(SiteDevice::Other),
+    ];
+    ("[0-9a-f-]{1,64}", device).prop_map(|(machine, device)| Site { machine, device })
 }
 
 fn open(longest: usize) -> impl Strategy<Value = Open> {
@@ -340,6 +353,7 @@ fn a_reason_from_a_newer_peer_still_ends_the_session() {
 #[test]
 fn pairing_needs_a_common_version_and_one_vocabulary() {
     let hello = |id, protocol, hash| Hello {
+        site: None,
         node: NodeId::new(id).unwrap(),
         protocol,
         vocab_hash: VocabHash([hash; 32]),
@@ -373,5 +387,32 @@ fn frames_of_another_life_are_refused() {
         let error = frame.check(Incarnation(me), peer.map(Incarnation)).err();
         assert_eq!(error.as_ref().map(|e| e.field), field);
         assert!(error.is_none_or(|e| e.reason == Reason::StaleIncarnation));
+    }
+}
+
+#[test]
+fn a_site_is_bounded_and_an_old_hello_has_none() {
+    use draft::site::Device;
+    let cores = |many: u32| Some(Device::Cores(draft::Cores { cores: (0..many).collect(), threads: 1 }));
+    let gpus = |names: Vec<String>| Some(Device::Gpus(draft::Gpus { names }));
+    let site = |machine: &str, device| Some(draft::Site { machine: machine.into(), device });
+    let hello = |site| {
+        let mine = Hello::new(NodeId::new("drafter-1").unwrap(), VocabHash([1; 32]));
+        Hello::try_from(draft::Hello { site, ..mine.into() })
+    };
+    assert_eq!(hello(None).map(|hello| hello.site), Ok(None));
+    for (wrong, field) in [
+        (site("", None), "hello.site.machine"),
+        (site(&"m".repeat(65), None), "hello.site.machine"),
+        (site("m", cores(4097)), "hello.site.cores"),
+        (site("m", gpus(vec!["0".into(); 65])), "hello.site.gpus"),
+        (site("m", gpus(vec!["g".repeat(65)])), "hello.site.gpus"),
+    ] {
+        assert_eq!(hello(wrong).unwrap_err().field, field);
+    }
+    for right in
+        [site(&"m".repeat(64), cores(4096)), site("m", gpus(vec!["g".repeat(64); 64])), site("m", None)]
+    {
+        assert!(hello(right).unwrap().site.is_some());
     }
 }

@@ -79,6 +79,7 @@ impl Draft for Service {
             session: 0,
             known: Vec::new(),
             longest: 0,
+            window: 0,
         };
         // Not bound to the response: a script outlives its stream, to tell how that ended.
         self.playing.lock().unwrap().spawn((self.script)(talk));
@@ -97,6 +98,8 @@ pub(crate) struct Talk {
     pub(crate) known: Vec<TokenId>,
     /// What the worker said the sequence may grow to.
     pub(crate) longest: u32,
+    /// What it was opened with.
+    pub(crate) window: u32,
 }
 
 /// What the worker did.
@@ -128,7 +131,7 @@ impl Talk {
             match self.hear().await {
                 Some(FromWorker::Open(opening)) => {
                     let open = opening.complete().expect("prompts here fit one frame");
-                    (self.session, self.longest) = (open.session, open.longest);
+                    (self.session, self.longest, self.window) = (open.session, open.longest, open.window);
                     self.known = [open.prompt, open.committed].concat();
                     return;
                 }

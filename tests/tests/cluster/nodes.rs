@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cluster::{Endpoint, Load, NodeState, Role};
+use cluster::{Endpoint, Load, NodeState, Role, Site};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket, ToyModel};
 use kvcache::{ClassId, PageId};
 use proto::Candidate;
@@ -128,6 +128,13 @@ impl Target {
     pub(crate) async fn of_quality(id: &str, quality: Quality) -> Self {
         let identity = Identity { quality, ..identity(Role::Worker, id, MODEL, Toy::TARGET.vocab) };
         let config = worker::Config::default();
+        let fabric = TcpFabric::listen(config.pages.listen, false).unwrap();
+        Self::named(Arc::new(fabric), identity, Toy::TARGET, config).await
+    }
+
+    /// One that says where it computes.
+    pub(crate) async fn computing_on(site: Option<Site>, config: worker::Config) -> Self {
+        let identity = Identity { site, ..identity(Role::Worker, "worker", MODEL, Toy::TARGET.vocab) };
         let fabric = TcpFabric::listen(config.pages.listen, false).unwrap();
         Self::named(Arc::new(fabric), identity, Toy::TARGET, config).await
     }

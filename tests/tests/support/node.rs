@@ -56,6 +56,7 @@ pub(crate) fn identity(role: Role, id: &str, model: &str, vocab: u8) -> Identity
         model: model.into(),
         fingerprint: "fp_test".into(),
         vocab_hash: VocabHash([vocab; 32]),
+        site: None,
     }
 }
 

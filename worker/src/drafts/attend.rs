@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::Command;
+use engine::{Command, Drafter};
 use proto::Candidate;
 use proto::frame::{ClosedReason, Open};
 use request::{Request, Strategy};
@@ -32,7 +32,7 @@ pub(crate) struct Attendance {
     pub(crate) traceparent: String,
 }
 
-/// Keeps a drafter attached to a sequence until it is over: asks the candidates in order, and again
+/// Keeps a drafter attached to a sequence until it is over: asks the candidates, who costs least first, and again
 /// when the one that granted is gone.
 pub(crate) async fn attend(links: Arc<Links>, attendance: Attendance) {
     let done = attendance.done.clone();
@@ -42,7 +42,7 @@ pub(crate) async fn attend(links: Arc<Links>, attendance: Attendance) {
     }
 }
 
-async fn keep(links: &Links, attendance: &Attendance) {
+async fn keep(links: &Arc<Links>, attendance: &Attendance) {
     let Attendance { sequence, request, candidates, port, started, traceparent, .. } = attendance;
     let inbox = &links.me().inbox;
     // A drafter's slot is for sequences that run, not for those that wait.
@@ -51,19 +51,17 @@ async fn keep(links: &Links, attendance: &Attendance) {
     let mut pause = PAUSE;
     while !candidates.is_empty() {
         let mut useless = Vec::new();
-        for peer in &candidates {
-            let asking = async {
-                let link = links.get(peer).await?;
-                link.open(
-                    *sequence,
-                    fixed_window(request, links.me().share_cores),
-                    open(request, traceparent),
-                )
-                .await
+        for peer in links.order(&candidates).await {
+            let (known, asked) = match links.get(peer).await {
+                Ok(link) => {
+                    let window = fixed_window(request, link.turns());
+                    (Some(link.known()), link.open(*sequence, window, open(request, traceparent)).await)
+                }
+                Err(error) => (None, Err(error)),
             };
-            let asked = asking.await;
             let answered = asked.as_ref().map_or_else(LinkError::answered, |_| "granted");
-            let labels = [links.me().model[0].clone(), Label::reason(answered)];
+            let placement = known.map_or("unknown", |known| known.nearness.as_str());
+            let labels = [links.me().model[0].clone(), Label::reason(answered), Label::placement(placement)];
             telemetry::meters().draft_sessions.add(1, &labels);
             let lease = match asked {
                 Ok(lease) => lease,
@@ -75,16 +73,18 @@ async fn keep(links: &Links, attendance: &Attendance) {
                     continue;
                 }
             };
+            let cost = known.map(|known| known.cost);
+            tracing::debug!(drafter = %peer.id, placement, ?cost, of = candidates.len(), "drafts for a sequence");
             port.attach(lease.link.clone(), lease.session);
             // A full inbox costs lockstep its waiting, nothing else.
-            let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: true });
+            let _ = inbox.send(Command::Drafter(*sequence, lease.link.turns()));
             // It was opened with what the request brought; what was committed since is told at once,
             // or lockstep would wait for drafts of somebody who waits for commits.
             let have = (request.prompt.len() + request.committed.len()) as u32;
             let _ = inbox.send(Command::Resync { sequence: *sequence, have });
             lease.detached.cancelled().await;
             port.detach();
-            let _ = inbox.send(Command::Drafter { sequence: *sequence, attached: false });
+            let _ = inbox.send(Command::Drafter(*sequence, Drafter::Gone));
             // After these it would end the same way again, having prefilled the same prompt.
             if let Some(ClosedReason::ContextFull | ClosedReason::Failed | ClosedReason::Invalid) =
                 lease.closed()
@@ -99,9 +99,9 @@ async fn keep(links: &Links, attendance: &Attendance) {
 }
 
 /// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
-fn fixed_window(request: &Request, share_cores: bool) -> Option<u32> {
+fn fixed_window(request: &Request, turns: Drafter) -> Option<u32> {
     let strategy = request.speculation.strategy;
-    let asked = (strategy == Strategy::Auto && share_cores).then_some(1);
+    let asked = (strategy == Strategy::Auto && turns == Drafter::InTurn).then_some(1);
     strategy.waits().map(|(k, _)| k).or(asked)
 }
 

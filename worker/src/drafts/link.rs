@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use cluster::Incarnation;
+use cluster::{Incarnation, Nearness, Site, SiteDevice};
 use daemon::MergeQueue;
-use engine::{Command, CommitFrame, Inbox};
+use engine::{Command, CommitFrame, Drafter, Inbox};
 use proto::Candidate;
 use proto::draft::{DrafterFrame, WorkerFrame, draft_client::DraftClient};
 use proto::frame::{Addressed, ClosedReason, FromDrafter, FromWorker, Hello, Open, RefusedReason};
@@ -15,16 +15,20 @@ use request::Speculation;
 use sampling::Distribution;
 use scheduler::SequenceId;
 use speculation::{Acceptance, Drafts, Timing, window};
+use telemetry::Label;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::Pace;
 use super::link_error::LinkError;
+use super::order::Known;
 use super::outgoing::{Outgoing, frames, merge};
+use super::round_trip::RoundTrip;
 
 /// To connect, and for each answer of the drafter at the start of a stream.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -45,15 +49,27 @@ pub(crate) struct Me {
     pub(crate) hello: Hello,
     pub(crate) incarnation: Incarnation,
     /// Label of what the worker serves.
-    pub(crate) model: [telemetry::Label; 1],
+    pub(crate) model: [Label; 1],
     pub(crate) inbox: Inbox,
     /// Of one decode step of the target.
     pub(crate) step_time: Arc<Pace>,
-    /// Drafters compute on this worker's own cores.
-    pub(crate) share_cores: bool,
+    /// Where this worker computes; `None`: nobody could say.
+    pub(crate) site: Option<Site>,
+    /// Whether drafters compute on this worker's own cores; `None`: as they say.
+    pub(crate) share_cores: Option<bool>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process stops.
     pub(crate) stop: CancellationToken,
+}
+
+impl Me {
+    /// How a drafter of that nearness works for this worker. Nobody measured yet what turns are worth on one GPU: two
+    /// processes there run ahead of each other as everywhere.
+    fn turns(&self, nearness: Nearness) -> Drafter {
+        let on_cores = matches!(self.site, Some(Site { device: SiteDevice::Cores { .. }, .. }));
+        let shares = self.share_cores.unwrap_or(on_cores && nearness == Nearness::Colocated);
+        if shares { Drafter::InTurn } else { Drafter::Ahead }
+    }
 }
 
 #[derive(Debug)]
@@ -77,7 +93,9 @@ pub(crate) struct Link {
     queue: MergeQueue<u64, Outgoing>,
     sessions: Mutex<HashMap<u64, Session>>,
     next_session: AtomicU64,
-    round_trip: Duration,
+    nearness: Nearness,
+    turns: Drafter,
+    round_trip: RoundTrip,
     draft_time: Pace,
     /// Of one decode step of the target.
     step_time: Arc<Pace>,
@@ -131,7 +149,8 @@ impl Link {
         };
         // The channel is empty: this cannot wait.
         outgoing.send(hello.into()).await.map_err(|_| LinkError::Ended(name()))?;
-        let mut client = DraftClient::new(channel).max_decoding_message_size(proto::bounds::MAX_FRAME_BYTES);
+        let mut client =
+            DraftClient::new(channel.clone()).max_decoding_message_size(proto::bounds::MAX_FRAME_BYTES);
         let paired = async {
             let mut incoming =
                 client.session(ReceiverStream::new(frames)).await.map_err(status)?.into_inner();
@@ -142,24 +161,41 @@ impl Link {
                 return Err(pairing("it did not say hello first".into()));
             };
             me.hello.agree(&theirs).map_err(|e| pairing(e.to_string()))?;
-            Ok(incoming)
+            Ok((incoming, theirs.site, said.elapsed()))
         };
-        let incoming = timeout(CONNECT, paired).await.map_err(|_| late())??;
+        let (incoming, site, first) = timeout(CONNECT, paired).await.map_err(|_| late())??;
+        let nearness = Nearness::between(me.site.as_ref(), site.as_ref());
+        let round_trip = RoundTrip::measure(first, &channel).await;
         let link = Arc::new(Self {
             peer: peer.clone(),
             queue: MergeQueue::new(WAITING),
             sessions: Mutex::default(),
             next_session: AtomicU64::new(1),
-            round_trip: said.elapsed(),
+            nearness,
+            turns: me.turns(nearness),
+            round_trip,
             draft_time: Pace::default(),
             step_time: Arc::clone(&me.step_time),
             acceptance: Mutex::default(),
             ended: me.stop.child_token(),
         });
-        tracing::info!(drafter = %peer.id, round_trip = ?link.round_trip, "paired");
+        tracing::info!(
+            drafter = %peer.id, placement = nearness.as_str(), round_trip = ?link.round_trip.median(),
+            turns = ?link.turns, "paired"
+        );
+        me.tasks.spawn(link.clone().measure(channel));
         me.tasks.spawn(link.clone().write(outgoing, me.incarnation));
         me.tasks.spawn(link.clone().read(incoming, me.clone()));
         Ok(link)
+    }
+
+    pub(super) fn known(&self) -> Known {
+        Known { cost: self.round_trip.median() + self.draft_time.mean(), nearness: self.nearness }
+    }
+
+    /// How the drafter works for this worker.
+    pub(super) fn turns(&self) -> Drafter {
+        self.turns
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -253,6 +289,14 @@ impl Link {
         self.end();
     }
 
+    /// Keeps the round trip fresh until the stream is over.
+    async fn measure(self: Arc<Self>, channel: Channel) {
+        tokio::select! {
+            () = self.round_trip.keep_fresh(&channel) => (),
+            () = self.ended.cancelled() => (),
+        }
+    }
+
     async fn read(self: Arc<Self>, mut incoming: Streaming<DrafterFrame>, me: Me) {
         let reading = async {
             loop {
@@ -306,7 +350,8 @@ impl Link {
                     return Ok(());
                 };
                 if let Some(time) = self.round_trip_of(session, at) {
-                    telemetry::meters().draft_round_trip.record(time.as_secs_f64(), &me.model);
+                    let labels = [me.model[0].clone(), Label::placement(self.nearness.as_str())];
+                    telemetry::meters().draft_round_trip.record(time.as_secs_f64(), &labels);
                 }
                 // A full inbox drops the frame; the next one repeats it.
                 let _ = me.inbox.send(Command::Drafts(sequence, Drafts { at, prefix_hash, ids, q }));
@@ -362,7 +407,7 @@ impl Link {
     /// What the window rule gives; `None` before both sides were timed.
     fn window(&self, acceptance: &Acceptance) -> Option<u32> {
         let (target_step, draft_step) = (self.step_time.mean(), self.draft_time.mean());
-        let timing = Timing { target_step, draft_step, round_trip: self.round_trip };
+        let timing = Timing { target_step, draft_step, round_trip: self.round_trip.median() };
         let timed = !target_step.is_zero() && !draft_step.is_zero();
         timed.then(|| window(timing, acceptance, MAX_WINDOW))
     }

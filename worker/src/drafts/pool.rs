@@ -1,18 +1,21 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cluster::{Incarnation, NodeId};
 use proto::Candidate;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::link::{Link, Me};
 use super::link_error::LinkError;
+use super::order::{Known, order};
 
 /// A drafter that failed is not dialled again for this long.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long a sequence waits for links to drafters to be there, so that it can compare them.
+const COMPARE: Duration = Duration::from_millis(100);
 
 /// The links of this worker, at most one a drafter.
 #[derive(Debug)]
@@ -45,10 +48,36 @@ impl Links {
         &self.me
     }
 
+    /// Those first from whom drafts are there soonest. Links that do not exist are made, and waited for a moment; who is
+    /// not linked by then comes last.
+    pub(crate) async fn order<'a>(self: &Arc<Self>, candidates: &[&'a Candidate]) -> Vec<&'a Candidate> {
+        let [_, _, ..] = candidates else { return candidates.to_vec() };
+        let dial = |peer: &Candidate| {
+            let (links, peer) = (self.clone(), peer.clone());
+            let stop = self.me.stop.clone();
+            // Its own task: a link that comes late is of use to the next sequence. It ends by the deadlines of `connect`.
+            self.me.tasks.spawn(async move { stop.run_until_cancelled(links.get(&peer)).await.is_some() })
+        };
+        let missing: Vec<_> =
+            candidates.iter().filter(|peer| self.known(peer).is_none()).map(|peer| dial(peer)).collect();
+        let _ = timeout(COMPARE, futures::future::join_all(missing)).await;
+        let mut known: Vec<_> = candidates.iter().map(|&peer| (peer, self.known(peer))).collect();
+        order(self.me.step_time.mean(), &mut known);
+        known.into_iter().map(|(peer, _)| peer).collect()
+    }
+
+    /// What is known of a drafter; `None` when there is no link to this life of it.
+    fn known(&self, peer: &Candidate) -> Option<Known> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = links.get(&peer.id)?.try_lock().ok()?;
+        let link = place.link.as_ref()?;
+        (!link.is_over() && link.incarnation() == peer.incarnation).then(|| link.known())
+    }
+
     /// The link to a drafter, connecting if there is none.
     pub(crate) async fn get(&self, peer: &Candidate) -> Result<Arc<Link>, LinkError> {
         let place = {
-            let mut links = self.links.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
             // Drafters come and go under new names: those that are gone leave no trace for long.
             links.retain(|id, place| {
                 *id == peer.id || place.try_lock().map_or(true, |place| place.is_of_use())

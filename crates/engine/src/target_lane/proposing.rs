@@ -4,8 +4,8 @@ use request::{Rule, Source, Strategy, TokenId};
 use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, expect, propose};
 
 use super::{TargetEvent, TargetLane};
-use crate::Room;
 use crate::drafting::Drafting;
+use crate::{Drafter, Room};
 
 /// What the rank allows.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +74,8 @@ impl TargetLane {
     /// With a drafter on the same cores: decides for how many of its drafts the next step waits, and tells it. Once
     /// for each state of the text. `alone`: nothing else runs.
     pub(crate) fn ask(&mut self, known: &[TokenId], server: Server, alone: bool, drafting: &mut Drafting) {
-        if self.request.speculation.strategy != Strategy::Auto || !self.drafter || self.decided == known.len()
-        {
+        let turns = self.request.speculation.strategy == Strategy::Auto && self.drafter == Drafter::InTurn;
+        if !turns || self.decided == known.len() {
             return;
         }
         self.decided = known.len();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use request::{Finish, Strategy};
 
 use super::TargetLane;
-use crate::Room;
 use crate::drafting::Drafting;
+use crate::{Drafter, Room};
 
 /// What to do with a target lane in the step being planned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ impl TargetLane {
         let output = self.usage.completion_tokens;
         let room = self.request.limits.max_tokens.saturating_sub(output + 1);
         let wanted = self.max_draft(k).min(room as usize);
-        let waits = self.drafter && !self.late && decoding && output > 0;
+        let waits = self.drafter != Drafter::Gone && !self.late && decoding && output > 0;
         let pending = self.tail.pending();
         // The drafter goes no further than a token after which the answer would end.
         let complete = pending.len() >= wanted

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::{
-    Command, Constraint, DraftEvent, DraftOpen, Ended, Engine, Model, ModelError, ModelSpec, Outcome, Outlet,
-    Picks, Room, SaidBy, SelfDraft, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
+    Command, Constraint, DraftEvent, DraftOpen, Drafter, Ended, Engine, Model, ModelError, ModelSpec,
+    Outcome, Outlet, Picks, Room, SaidBy, SelfDraft, Settings, TargetEvent, TargetOpen, Ticket, ToyModel,
 };
 use kvcache::{ClassId, PageId};
 use request::{
@@ -315,7 +315,7 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
                     admitted: Box::new(|admitted| admitted.unwrap()),
                 })),
             );
-            target.command(Duration::ZERO, Command::Drafter { sequence: id, attached: true });
+            target.command(Duration::ZERO, Command::Drafter(id, Drafter::Ahead));
         }
     }
     let mut up: Vec<(SequenceId, Up)> = Vec::new();
@@ -411,7 +411,7 @@ pub fn drive<T: Model, D: Model>(requests: &[Request], setup: Setup<T, D>, dice:
         if kill_after.is_some_and(|n| accepted >= n) {
             drafter = None;
             for i in 0..requests.len() {
-                let gone = Command::Drafter { sequence: SequenceId(i as u64), attached: false };
+                let gone = Command::Drafter(SequenceId(i as u64), Drafter::Gone);
                 target.command(Duration::ZERO, gone);
             }
             continue;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::lanes::{open, text};
 use crate::link::{Kept, MODEL_SEED, VOCAB, drafter, request, target};
 use engine::{
-    Command, CommitFrame, DraftEvent, DraftOpen, Engine, Facts, Outcome, Settings, TargetEvent, ToyModel,
+    Command, CommitFrame, DraftEvent, DraftOpen, Drafter, Engine, Facts, Outcome, Settings, TargetEvent,
+    ToyModel,
 };
 use request::{Request, Sampling, Speculation, Strategy, TokenId};
 use scheduler::SequenceId;
@@ -23,7 +24,7 @@ fn long(prompt: &[u32]) -> Request {
 /// An engine that knows what steps cost: 50 ms, and 2 ms a row.
 fn sharing() -> Engine<ToyModel> {
     let toy = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED);
-    let mut engine = Engine::new(toy, Settings { drafters_share_cores: true, ..Settings::default() });
+    let mut engine = Engine::new(toy, Settings::default());
     for rows in [1, 2, 5, 9] {
         let facts = Facts { decodes: 1, known_rows: 1, draft_rows: rows - 1, ..Facts::default() };
         engine.took(&facts, Duration::from_millis(50 + 2 * u64::from(rows)));
@@ -67,7 +68,7 @@ fn a_sequence_alone_waits_for_as_many_drafts_as_pay_and_its_text_is_the_same() {
     let all: Vec<TokenId> = prompt.map(TokenId).iter().chain(&answer).copied().collect();
     let mut engine = sharing();
     let (outlet, _) = open(&mut engine, 1, long(&prompt));
-    engine.command(Duration::ZERO, Command::Drafter { sequence: ID, attached: true });
+    engine.command(Duration::ZERO, Command::Drafter(ID, Drafter::InTurn));
     let (mut now, mut text, mut waits, mut longest) = (Duration::ZERO, Vec::new(), 0, 0);
     let mut window = 1;
     while !engine.is_empty() {
@@ -92,7 +93,7 @@ fn a_sequence_alone_waits_for_as_many_drafts_as_pay_and_its_text_is_the_same() {
     // Dear drafts are not worth waiting for; nor is one that never comes waited for twice.
     let mut engine = sharing();
     let (outlet, _) = open(&mut engine, 1, long(&prompt));
-    engine.command(Duration::ZERO, Command::Drafter { sequence: ID, attached: true });
+    engine.command(Duration::ZERO, Command::Drafter(ID, Drafter::InTurn));
     let (mut now, mut waits, mut text) = (Duration::ZERO, 0, Vec::new());
     while !engine.is_empty() {
         match engine.step(now) {
@@ -110,7 +111,7 @@ fn with_others_beside_it_nobody_waits_and_the_drafter_is_told_to_rest() {
     let (first, _) = open(&mut engine, 1, long(&[1, 2]));
     let (second, _) = open(&mut engine, 2, long(&[1, 3]));
     for id in [1, 2] {
-        engine.command(Duration::ZERO, Command::Drafter { sequence: SequenceId(id), attached: true });
+        engine.command(Duration::ZERO, Command::Drafter(SequenceId(id), Drafter::InTurn));
     }
     let mut windows = [Vec::new(), Vec::new()];
     for step in 0..20 {
@@ -124,6 +125,30 @@ fn with_others_beside_it_nobody_waits_and_the_drafter_is_told_to_rest() {
     engine.command(Duration::from_secs(1), Command::Cancel(SequenceId(2)));
     engine.step(Duration::from_secs(1));
     assert!(heard(&first).0.iter().any(|window| *window > 0));
+}
+
+/// How a drafter works is a matter of each: one that runs ahead is asked for nothing, and one that comes after another is
+/// asked anew.
+#[test]
+fn only_a_drafter_that_shares_the_cores_is_asked_and_each_from_the_start() {
+    let mut engine = sharing();
+    let (outlet, _) = open(&mut engine, 1, long(&[1, 2]));
+    let mut now = Duration::ZERO;
+    let mut drafted_by = |drafter, steps| {
+        engine.command(now, Command::Drafter(ID, drafter));
+        let mut held = 0;
+        for _ in 0..steps {
+            match engine.step(now) {
+                Outcome::Idle { until } => (now, held) = (until.unwrap(), held + 1),
+                Outcome::Worked(_) => now += Duration::from_millis(50),
+            }
+        }
+        (heard(&outlet).0, held)
+    };
+    assert_eq!(drafted_by(Drafter::Ahead, 5), (vec![], 0));
+    let (asked, held) = drafted_by(Drafter::InTurn, 2);
+    assert!(asked.first().is_some_and(|window| *window > 0) && held > 0, "{asked:?}, {held} waits");
+    assert_eq!(drafted_by(Drafter::Ahead, 5), (vec![], 0));
 }
 
 /// Told to rest, a drafter computes nothing of what is committed meanwhile; asked again, it computes all of it in one

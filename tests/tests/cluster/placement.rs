@@ -1,0 +1,157 @@
+//! Which of several drafters a worker takes, and how it works with one by where that says it computes.
+
+use std::time::Duration;
+
+use cluster::{Site, SiteDevice, VocabHash};
+use proto::Candidate;
+use proto::frame::{FromDrafter, FromWorker, Hello};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::fake_drafter::{FakeDrafter, Reaction, Talk, silent};
+use super::nodes::{Target, Toy, at, drafter, through_proxy};
+use super::question::Question;
+use crate::support::{HANG, Link, Proxy};
+
+/// A way that takes longer than a step of the target.
+const FAR: Link = Link::Delayed { one_way: Duration::from_millis(40), jitter: Duration::ZERO };
+
+/// A drafter that tells when it is paired, and when a session is opened.
+async fn telling(id: &str, tell: mpsc::Sender<&'static str>) -> FakeDrafter {
+    FakeDrafter::start(id, move |mut talk| {
+        let tell = tell.clone();
+        async move {
+            talk.hello(1).await;
+            let _ = tell.send("paired").await;
+            talk.opened().await;
+            let _ = tell.send("opened").await;
+            silent(talk).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_near_drafter_is_taken_though_the_far_one_is_named_first() {
+    let worker = Target::start("worker", Toy { step: Duration::from_millis(20), ..Toy::TARGET }).await;
+    let near = drafter("near", Toy::DRAFTER).await;
+    let (tell, mut told) = mpsc::channel(16);
+    let fake = telling("far", tell).await;
+    let (proxy, connect) = Proxy::bind().await.unwrap();
+    connect(fake.candidate.endpoint.authority().parse().unwrap());
+    proxy.set(FAR);
+    let endpoint = cluster::Endpoint::try_from(proxy.address).unwrap();
+    let far = Candidate { endpoint, ..fake.candidate.clone() };
+    let ask = async |n| {
+        let question = Question::numbered(n, 48).drafted_by(&[far.clone(), at(&near)]);
+        let accepted = question.ask(&worker).await.right().await.accepted_tokens;
+        assert!(accepted > 0, "the near one drafted for question {n}");
+    };
+    // The far one is not even linked when these are asked.
+    ask(1).await;
+    assert_eq!(timeout(HANG, told.recv()).await.unwrap(), Some("paired"));
+    // Now it is, and measured.
+    sleep(Duration::from_millis(500)).await;
+    ask(2).await;
+    ask(3).await;
+    assert!(told.try_recv().is_err(), "the far one was asked");
+}
+
+/// The other way round, or the one above would hold of a worker that takes whoever is named last.
+#[tokio::test]
+async fn the_near_drafter_is_taken_when_it_is_named_first() {
+    let worker = Target::start("worker", Toy { step: Duration::from_millis(20), ..Toy::TARGET }).await;
+    let (tell, mut told) = mpsc::channel(16);
+    let near = telling("near", tell).await;
+    let behind = drafter("far", Toy::DRAFTER).await;
+    let (proxy, far) = through_proxy(&behind).await;
+    proxy.set(FAR);
+    let question = Question::numbered(1, 48).drafted_by(&[near.candidate.clone(), far]);
+    question.ask(&worker).await.right().await;
+    for word in ["paired", "opened"] {
+        assert_eq!(timeout(HANG, told.recv()).await.unwrap(), Some(word));
+    }
+}
+
+#[tokio::test]
+async fn a_far_drafter_is_taken_when_the_near_one_is_full() {
+    let worker = Target::start("worker", Toy::TARGET).await;
+    let near = drafter("near", Toy { slots: 1, ..Toy::DRAFTER }).await;
+    let behind = drafter("far", Toy::DRAFTER).await;
+    let (proxy, far) = through_proxy(&behind).await;
+    proxy.set(Link::Delayed { one_way: Duration::from_millis(10), jitter: Duration::ZERO });
+    let candidates = [far, at(&near)];
+    let mut first = Question::numbered(1, 1500).drafted_by(&candidates).ask(&worker).await;
+    first.until_drafted().await;
+    let mut second = Question::numbered(2, 1500).drafted_by(&candidates).ask(&worker).await;
+    second.until_drafted().await;
+    worker.hurry();
+    tokio::join!(first.right(), second.right());
+}
+
+/// On the target's own cores a drafter is asked for drafts one by one; elsewhere it runs ahead from the start.
+#[tokio::test]
+async fn a_drafter_takes_turns_where_it_says_that_it_shares_the_cores() {
+    let cores = |machine: &str, cores: std::ops::Range<u32>| {
+        let threads = cores.len() as u32;
+        let device = SiteDevice::Cores { cores: cores.collect(), threads };
+        Some(Site { machine: machine.into(), device })
+    };
+    let gpu = || {
+        let device = SiteDevice::Gpus(["0".to_owned()].into());
+        Some(Site { machine: "here".into(), device })
+    };
+    let here = || cores("here", 0..2);
+    for (case, mine, theirs, setting, turns) in [
+        ("an old drafter", here(), None, None, false),
+        ("the same cores", here(), here(), None, true),
+        ("an old worker's site", None, here(), None, false),
+        ("cores of its own", here(), cores("here", 2..4), None, false),
+        ("another machine", here(), cores("there", 0..2), None, false),
+        ("one GPU", gpu(), gpu(), None, false),
+        ("told that it shares none", here(), here(), Some(false), false),
+        ("told that it shares them", here(), None, Some(true), true),
+    ] {
+        let mut config = worker::Config::default();
+        config.engine.drafters_share_cores = setting;
+        let worker = Target::computing_on(mine, config).await;
+        let (tell, mut told) = mpsc::channel(16);
+        let fake = FakeDrafter::start("drafter", move |mut talk: Talk| {
+            let (tell, site) = (tell.clone(), theirs.clone());
+            async move {
+                let Some(FromWorker::Hello(worker)) = talk.hear().await else { panic!("no hello") };
+                talk.say(FromDrafter::Hello(Hello { site, ..worker })).await;
+                talk.opened().await;
+                let _ = tell.send(talk.window).await;
+                silent(talk).await;
+            }
+        })
+        .await;
+        let mut question = Question::numbered(3, 24);
+        question.0.drafters = vec![fake.candidate.clone()];
+        question.ask(&worker).await.right().await;
+        let window = timeout(HANG, told.recv()).await.unwrap().unwrap();
+        assert_eq!(window == 1, turns, "{case}: opened with {window}");
+    }
+}
+
+#[tokio::test]
+async fn a_drafter_with_an_absurd_site_is_left() {
+    let worker = Target::start("worker", Toy::TARGET).await;
+    let (tell, mut told) = mpsc::channel(16);
+    let fake = FakeDrafter::start("drafter", move |mut talk: Talk| {
+        let tell = tell.clone();
+        async move {
+            let Some(FromWorker::Hello(worker)) = talk.hear().await else { panic!("no hello") };
+            let device = SiteDevice::Cores { cores: (0..5000).collect(), threads: 1 };
+            let site = Some(Site { machine: "m".into(), device });
+            talk.say(FromDrafter::Hello(Hello { site, vocab_hash: VocabHash([1; 32]), ..worker })).await;
+            let _ = tell.send(talk.reaction().await).await;
+        }
+    })
+    .await;
+    let question = Question::numbered(3, 48).drafted_by(std::slice::from_ref(&fake.candidate));
+    let stats = question.ask(&worker).await.right().await;
+    assert_eq!(timeout(HANG, told.recv()).await.unwrap(), Some(Reaction::LeftStream));
+    assert_eq!(stats.accepted_tokens, 0);
+}
