@@ -2,7 +2,7 @@
 //!
 //! While sequences decode without drafts, a step is followed by one of the same sequences, each a position further, with the
 //! tokens that the first one picks. A model that is told so ([`Model::expect`](crate::Model::expect)) is at work while this
-//! side commits, plans and hands over. A wrong word costs a step's time, a right one wins a few hundredths of one: so it is
+//! side commits, plans and hands over. A wrong word costs a step's time, a right one wins a hundredth of one or a few: so it is
 //! given only after several steps came as they would have been foretold, and more seldom where that proved wrong.
 
 use std::collections::BTreeMap;
@@ -15,8 +15,11 @@ pub(crate) struct Foresight {
     expected: BTreeMap<u32, u32>,
     /// The model was told.
     told: bool,
-    /// Steps in a row that came as expected.
+    /// Steps in a row that came as expected, and how many of them the model was told of.
     came: u32,
+    right: u32,
+    /// The step that came is another one than the model was told of: it waited for that one.
+    wrong: bool,
     /// So many must have come before the model is told.
     needed: u32,
 }
@@ -24,11 +27,11 @@ pub(crate) struct Foresight {
 impl Foresight {
     const FEWEST: u32 = 4;
     const MOST: u32 = 1024;
-    /// After so many that came, what was wrong before is forgotten.
-    const FORGOTTEN: u32 = 64;
+    /// After so many right words what was wrong before is forgotten: they won more than it cost.
+    const FORGOTTEN: u32 = 256;
 
     pub(crate) fn new() -> Self {
-        Self { expected: BTreeMap::new(), told: false, came: 0, needed: Self::FEWEST }
+        Self { expected: BTreeMap::new(), told: false, came: 0, right: 0, wrong: false, needed: Self::FEWEST }
     }
 
     /// Looks at the step that comes: whether it is the expected one, or a part of it.
@@ -40,15 +43,22 @@ impl Foresight {
         };
         if !step.rows.is_empty() && step.rows.iter().all(expected) {
             self.came = self.came.saturating_add(1);
-            if self.came >= Self::FORGOTTEN {
+            self.right = self.right.saturating_add(u32::from(self.told));
+            self.wrong = false;
+            if self.right >= Self::FORGOTTEN {
                 self.needed = Self::FEWEST;
             }
         } else {
-            self.came = 0;
-            if self.told {
+            (self.came, self.right, self.wrong) = (0, 0, self.told);
+            if self.wrong {
                 self.needed = (2 * self.needed).min(Self::MOST);
             }
         }
+    }
+
+    /// Whether the step that came last had to wait for another one.
+    pub(crate) fn was_wrong(&self) -> bool {
+        self.wrong
     }
 
     /// What the model is to be told while a plan is executed; `goes_on` says of whom a token more leaves one to compute.
@@ -133,11 +143,13 @@ mod tests {
             waits.push(told.take_while(|rows| *rows == 0).count());
         }
         assert_eq!(waits, [4, 8, 16, 20], "the last one is never told");
-        // A long one is: what was wrong is forgotten.
-        for i in 0..70 {
+        // Only right words make that forgotten: 32 steps come before the first.
+        for (i, needed) in (0..300).map(|i| (i, if i < 32 + 256 { 32 } else { 4 })) {
             run(&mut foresight, &plan(&[(0, 1000 + i)], 0));
+            assert_eq!((foresight.needed, foresight.was_wrong()), (needed, false), "step {i}");
         }
-        assert_eq!(foresight.needed, 4);
+        run(&mut foresight, &plan(&[(0, 5)], 0));
+        assert!(foresight.was_wrong());
     }
 
     #[test]

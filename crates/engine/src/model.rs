@@ -82,7 +82,7 @@ pub trait Model {
     /// step under way give ([`RowToken::FromStep`](scheduler::RowToken)), each for the position behind its own, and it changes
     /// no table. A device begins its layers behind those of the step under way, before anybody knows the tokens; the next
     /// step, or some rows of it, find that done. If another one is submitted, time is lost and nothing else: what was
-    /// written lies where the next step of that slot writes too.
+    /// written lies at positions that nobody reads before writing them.
     fn expect(&mut self, _next: &Step) {}
 
     /// Finishes a step: `draws` holds one entry for each row with `Output::Pick`, in row order.

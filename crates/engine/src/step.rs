@@ -273,6 +273,10 @@ impl<M: Model> Engine<M> {
     /// What the last step took; from it the engine learns how many drafts pay. Rows of a prompt cost
     /// otherwise than a few more beside a decode: one line through both would be right for neither.
     pub fn took(&mut self, facts: &Facts, time: Duration) {
+        // Another step's time is in it.
+        if self.foresight.as_ref().is_some_and(Foresight::was_wrong) {
+            return;
+        }
         let rows = facts.known_rows + facts.draft_rows;
         if facts.self_drafted > 0 {
             // Its time has other passes in it. Those over a window are like steps.

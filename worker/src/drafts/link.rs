@@ -165,7 +165,7 @@ impl Link {
         };
         let (incoming, site, first) = timeout(CONNECT, paired).await.map_err(|_| late())??;
         let nearness = Nearness::between(me.site.as_ref(), site.as_ref());
-        let round_trip = RoundTrip::measure(first, &channel).await;
+        let round_trip = RoundTrip::new(first);
         let link = Arc::new(Self {
             peer: peer.clone(),
             queue: MergeQueue::new(WAITING),

@@ -20,29 +20,24 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub(super) struct RoundTrip(Mutex<VecDeque<Duration>>);
 
 impl RoundTrip {
-    /// `first`: what the hellos took.
-    pub(super) async fn measure(first: Duration, channel: &Channel) -> Self {
-        let measured = Self::new(first);
+    /// Never ends. The link is in use meanwhile: were it waited for, short answers over a long way would end before.
+    pub(super) async fn keep_fresh(&self, channel: &Channel) {
         let probing = async {
             for _ in 1..KEPT {
                 if let Some(time) = daemon::grpc::round_trip(channel.clone(), AT_FIRST).await {
-                    measured.record(time);
+                    self.record(time);
                 }
             }
         };
         let _ = timeout(AT_FIRST, probing).await;
-        measured
-    }
-
-    /// Never ends.
-    pub(super) async fn keep_fresh(&self, channel: &Channel) {
         loop {
             sleep(FRESH).await;
             self.record(daemon::grpc::round_trip(channel.clone(), LONGEST).await.unwrap_or(LONGEST));
         }
     }
 
-    fn new(first: Duration) -> Self {
+    /// `first`: what the hellos took.
+    pub(super) fn new(first: Duration) -> Self {
         Self(Mutex::new([first].into()))
     }
 

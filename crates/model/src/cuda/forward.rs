@@ -211,6 +211,11 @@ impl Forward {
         Ok(Plan { batch, graph })
     }
 
+    /// Whether steps of few rows are graphs.
+    pub(crate) fn captures(&self) -> bool {
+        self.use_graphs
+    }
+
     /// Begins the layers of rows behind all queued work, if there is a graph of so many: their tokens, indices of rows of a
     /// draw, become what those gave (`drawn`: see [`Elementwise::take_tokens`]).
     pub(crate) fn begin_early(

@@ -341,6 +341,7 @@ impl CudaModel {
         let positions: Vec<u32> = rows.iter().map(|row| row.position + 1).collect();
         let width = self.width as usize;
         let encoded = encode(draws, &positions, self.drawer.bounds());
+        let mut begun = Ok(None);
         let outcomes = match &encoded {
             Ok(encoded) => {
                 self.drawer.write(&self.device, encoded)?;
@@ -352,11 +353,9 @@ impl CudaModel {
                 self.drawer.launch(&self.device, logits, rows.len(), encoded.filters())?;
                 // What the host draws from these logits does not wait for another step.
                 let own = encoded.places.iter().all(|place| *place == Place::Device);
-                if let Some(expected) = self.expected.take().filter(|_| last && own)
-                    && let Some(plan) =
-                        self.ranks.begin_early(&trees::place(&expected.0), self.drawer.drawn())?
-                {
-                    self.begun = Some(Begun::new(expected, plan));
+                if let Some(expected) = self.expected.take().filter(|_| last && own) {
+                    let plan = self.ranks.begin_early(&trees::place(&expected.0), self.drawer.drawn());
+                    begun = plan.map(|plan| plan.map(|plan| Begun::new(expected, plan)));
                 }
                 self.drawer.read(rows.len())?
             }
@@ -369,7 +368,7 @@ impl CudaModel {
             _ => None,
         };
         let tokens: Vec<_> = outcomes.iter().map(token).collect();
-        self.begun = self.begun.take().and_then(|begun| begun.drew(&tokens));
+        self.begun = begun?.and_then(|begun| begun.drew(&tokens));
         for (i, ((row, draw), outcome)) in rows.iter().zip(draws).zip(outcomes).enumerate() {
             let drawn = match outcome {
                 Outcome::Token(token) => {
@@ -422,7 +421,7 @@ impl Model for CudaModel {
     }
 
     fn begins_early(&self) -> bool {
-        self.ranks.is_alone()
+        self.ranks.is_alone() && self.ranks.first().forward.captures()
     }
 
     fn expect(&mut self, next: &Step) {
