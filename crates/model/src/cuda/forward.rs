@@ -4,6 +4,7 @@
 //! the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
 //! kernel.
 
+mod early;
 mod few;
 
 use std::collections::HashMap;
@@ -209,41 +210,6 @@ impl Forward {
             if graph { (&mut self.small, bucket(count)) } else { (&mut self.large, count) };
         let batch = arrays.write(&self.device, rows, padded, &self.attention, cut)?;
         Ok(Plan { batch, graph })
-    }
-
-    /// Whether steps of few rows are graphs.
-    pub(crate) fn captures(&self) -> bool {
-        self.use_graphs
-    }
-
-    /// Begins the layers of rows behind all queued work, if there is a graph of so many: their tokens, indices of rows of a
-    /// draw, become what those gave (`drawn`: see [`Elementwise::take_tokens`]).
-    pub(crate) fn begin_early(
-        &mut self,
-        rows: &[Placed],
-        drawn: u64,
-        kv: &Kv,
-    ) -> Result<Option<Plan>, CudaError> {
-        if !self.use_graphs || rows.len() > MOST_GRAPH as usize {
-            return Ok(None);
-        }
-        let plan = self.plan(rows, kv)?;
-        let key = Key::of(plan.batch);
-        if !plan.graph || !self.has(key) {
-            return Ok(None);
-        }
-        let (tokens, count) = (self.small.rows(plan.batch.rows).tokens, rows.len() as u32);
-        self.elementwise.take_tokens(&self.device, tokens, drawn, count, self.p.vocab as u32)?;
-        self.launch(key)?;
-        Ok(Some(plan))
-    }
-
-    /// Of a step that was begun early, these rows pick.
-    pub(crate) fn repick(&mut self, plan: Plan, rows: &[i32]) -> Result<Plan, CudaError> {
-        if rows.len() != plan.batch.picks as usize {
-            self.small.pick(&self.device, rows)?;
-        }
-        Ok(Plan { batch: Batch { picks: rows.len() as u32, ..plan.batch }, ..plan })
     }
 
     /// Queues the norm of the picking rows' last states, which are kept from place `picked` on.

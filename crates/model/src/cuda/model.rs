@@ -330,14 +330,8 @@ impl CudaModel {
         Ok(true)
     }
 
-    /// Draws one piece of the head's rows, whose logits are on the device. `last`: it is the last one.
-    fn draw(
-        &mut self,
-        rows: &[CheckedRow],
-        draws: &[Draw],
-        last: bool,
-        picks: &mut Vec<Pick>,
-    ) -> Result<(), ModelError> {
+    /// Draws one piece of the head's rows, whose logits are on the device.
+    fn draw(&mut self, rows: &[CheckedRow], draws: &[Draw], picks: &mut Vec<Pick>) -> Result<(), ModelError> {
         let positions: Vec<u32> = rows.iter().map(|row| row.position + 1).collect();
         let width = self.width as usize;
         let encoded = encode(draws, &positions, self.drawer.bounds());
@@ -353,7 +347,7 @@ impl CudaModel {
                 self.drawer.launch(&self.device, logits, rows.len(), encoded.filters())?;
                 // What the host draws from these logits does not wait for another step.
                 let own = encoded.places.iter().all(|place| *place == Place::Device);
-                if let Some(expected) = self.expected.take().filter(|_| last && own) {
+                if let Some(expected) = self.expected.take().filter(|_| own) {
                     let plan = self.ranks.begin_early(&trees::place(&expected.0), self.drawer.drawn());
                     begun = plan.map(|plan| plan.map(|plan| Begun::new(expected, plan)));
                 }
@@ -448,7 +442,7 @@ impl Model for CudaModel {
         let pieces = picking.chunks(HEAD_ROWS as usize).zip(draws.chunks(HEAD_ROWS as usize));
         for (piece, (rows, draws)) in pieces.enumerate() {
             self.ranks.head(piece as u32 * HEAD_ROWS, rows.len() as u32, &self.logits, self.width)?;
-            self.draw(rows, draws, picks.len() + rows.len() == picking.len(), &mut picks)?;
+            self.draw(rows, draws, &mut picks)?;
         }
         if rows == 0 {
             // Nothing was read back; what went wrong must not surface in a later step.
