@@ -17,7 +17,8 @@ pub(crate) mod timings;
 
 pub(crate) use geometry::{ManyRows, TileRows};
 pub(crate) use tiles::{
-    Limits, MOST_TREE_ROWS, Run, Tile, Tree, place_partials, split_blocks, split_for, tiles,
+    Limits, MOST_TREE_ROWS, Run, Split, Tile, Tree, cluster, place_partials, span_split, split_blocks,
+    split_for, tiles,
 };
 
 use super::fine::FINE;
@@ -210,7 +211,7 @@ impl Attention {
     }
 
     /// Queues attention of tiles of up to [`few_rows`](Self::few_rows) rows. `blocks` share the splits of a tile
-    /// ([`split_blocks`]). The tiles' partials must have been placed by [`place_partials`] in this workspace, for the
+    /// ([`split_blocks`]), in clusters or not ([`Split::clusters`]). The tiles' partials must have been placed by [`place_partials`] in this workspace, for the
     /// split in the header, for at least as many heads as the class has.
     pub(crate) fn few(
         &self,
@@ -219,6 +220,7 @@ impl Attention {
         tiles: &Tiles<'_>,
         tile: TileRows,
         blocks: u32,
+        clusters: bool,
     ) -> Result<(), CudaError> {
         self.check(layer, tiles)?;
         if blocks == 0 || tiles.most > 65_535 {
@@ -232,13 +234,13 @@ impl Attention {
             return self.plain(device, layer, tiles, kernel);
         }
         let shared = geometry::few_shared(self.shape.cells(), tile);
-        let cluster = if has_clusters(device, tile) { tiles::cluster(blocks) } else { 1 };
+        let size = if clusters && has_clusters(device, tile) { cluster(blocks) } else { 1 };
         // Blocks beyond the splits return.
-        let launch = geometry::few_launch(blocks.next_multiple_of(cluster), heads, tiles.most, shared);
+        let launch = geometry::few_launch(blocks.next_multiple_of(size), heads, tiles.most, shared);
         let mut args = self.args(layer, tiles);
         args.extend([address(tiles.masks), self.partials.at(0).into(), self.counters.at(0).into()]);
         args.extend(self.last_args(layer));
-        device.launch_clusters(kernel, launch, cluster, &args)
+        device.launch_clusters(kernel, launch, size, &args)
     }
 
     /// Queues attention of tiles of up to [`many_rows`](Self::many_rows) rows; no trees. The split in the header is

@@ -22,6 +22,8 @@ pub(crate) struct Batch {
     pub(crate) many: u32,
     /// The largest that a sequence with few rows needs.
     pub(crate) tile: TileRows,
+    /// Blocks that share one are launched in clusters.
+    pub(crate) clusters: bool,
     pub(crate) many_tile: ManyRows,
 }
 
@@ -95,17 +97,16 @@ impl BatchArrays {
             attention.many_tile(many.iter().map(|run| run.rows).sum(), cut.heads, cut.multiprocessors);
         let many = attention::tiles(&many, attention.many_rows(many_tile), limits)?;
         let longest = few.iter().map(|t| (t.position + t.rows) as u32).max().unwrap_or(1);
-        let split = match cut.mode {
-            Mode::Invariant => attention::SPAN,
-            Mode::Fast => {
-                let (count, clusters) =
-                    (cut.tiles.unwrap_or(few.len() as u32), attention::has_clusters(device, tile));
-                attention::split_for(count, cut.heads, longest, clusters, cut.multiprocessors)
-            }
+        let split_for = match cut.mode {
+            Mode::Invariant => attention::span_split,
+            Mode::Fast => attention::split_for,
         };
-        attention::place_partials(&mut few, split, cut.heads, attention.group(), cut.partial_rows);
+        let (count, clusters) =
+            (cut.tiles.unwrap_or(few.len() as u32), attention::has_clusters(device, tile));
+        let split = split_for(count, cut.heads, longest, clusters, cut.multiprocessors);
+        attention::place_partials(&mut few, split.positions, cut.heads, attention.group(), cut.partial_rows);
         let whole = if cut.mode == Mode::Invariant { attention::SPAN } else { attention::WHOLE };
-        for (which, tiles, split) in [(0, &few, split), (1, &many, whole)] {
+        for (which, tiles, split) in [(0, &few, split.positions), (1, &many, whole)] {
             assert!(tiles.len() <= most, "more tiles than rows");
             let at = self.header(which) / INT;
             (ints[at], ints[at + 1]) = (tiles.len() as i32, split as i32);
@@ -125,6 +126,7 @@ impl BatchArrays {
             few: few.len() as u32,
             many: many.len() as u32,
             tile,
+            clusters: split.clusters,
             many_tile,
         })
     }

@@ -12,6 +12,7 @@ use super::error::Doing;
 use super::linear::{Dense, Linear, Norm};
 use super::pages::Pages;
 use super::quantised::Products;
+use super::streamed::{Activations, End, Next, Streamed, Unscaled};
 use super::timing::{Timing, time};
 use super::{Buffer, Cells, CudaError, Device, Dtype, KvKept, Mode};
 use crate::LoadError;
@@ -76,6 +77,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
     // Layers in turn, so that no weights are in the cache.
     const COPIES: usize = 4;
     let linear = Linear::new(device, Dtype::Bf16, Mode::Fast)?;
+    let streamed = Streamed::new(device, Dtype::Bf16, Mode::Fast, 16384)?;
     let elementwise = Elementwise::new(device, Cells::whole(Dtype::Bf16, 128))?;
     let mut all = Vec::new();
     let ones = Buffer::of(device, "a measurement", &vec![1.0f32; 16384])?;
@@ -97,6 +99,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
         let x = Buffer::zeros(device, "a measurement", 256 * inputs as usize * 4)?;
         elementwise.fill(device, &x, Filled::whole(256 * inputs as usize), 9, 1.0)?;
         let y = Buffer::zeros(device, "a measurement", 256 * outputs as usize * 4)?;
+        let z = Buffer::zeros(device, "a measurement", 256 * outputs as usize * 2)?;
         let norm = Norm { weight: ones.at(0), epsilon: 1e-5 };
         for rows in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
             let float = matches!(name, "o" | "down" | "head");
@@ -116,14 +119,35 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
                     _ => linear.store(device, w, x.at(0), y.at(0), rows),
                 })
             })? / COPIES as f64;
-            let weights = u64::from(outputs) * u64::from(inputs);
-            all.push(Timing {
-                kernel: name,
+            let weight_count = u64::from(outputs) * u64::from(inputs);
+            let timing = |kernel, microseconds| Timing {
+                kernel,
                 shape: format!("{rows} x {outputs} x {inputs}"),
                 microseconds,
-                bytes: weights * 2,
-                operations: 2 * u64::from(rows) * weights,
-            });
+                bytes: weight_count * 2,
+                operations: 2 * u64::from(rows) * weight_count,
+            };
+            all.push(timing(name, microseconds));
+            let (Some(streamed), 9..=Streamed::MOST_ROWS) = (&streamed, rows) else { continue };
+            let squares = streamed.squares();
+            let unscaled = Some(Unscaled { squares, epsilon: 1e-5 });
+            let (kernel, end) = match name {
+                "qkv" => ("streamed qkv", End::Store { out: y.at(0), norm: unscaled }),
+                "o" | "down" => {
+                    let next = Next { weight: ones.at(0), normed: z.at(0), squares };
+                    (
+                        if name == "o" { "streamed o" } else { "streamed down" },
+                        End::Add { x: y.at(0), next: Some(next) },
+                    )
+                }
+                "gate and up" => ("streamed gate and up", End::Gate { out: y.at(0), norm: unscaled }),
+                _ => continue,
+            };
+            let x = Activations { address: x.at(0), room: 256, width: inputs };
+            let microseconds = time(device, 5, 8, || {
+                weights.iter().try_for_each(|w| streamed.product(device, w, x, rows, end))
+            })? / COPIES as f64;
+            all.push(timing(kernel, microseconds));
         }
     }
     Ok(all)

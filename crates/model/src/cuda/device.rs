@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, CudaStream, result, sys};
 
 use super::CudaError;
 use super::error::Doing;
+use super::tensor_map::TensorMap;
 
 /// A GPU as one rank uses it. Not shared between threads: the engine's thread owns it.
 pub(crate) struct Device {
@@ -44,31 +45,41 @@ pub(crate) struct Launch {
     pub(crate) shared: u32,
 }
 
-/// A kernel argument of at most eight bytes; the kernel reads as many as its parameter has.
+/// A kernel argument.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Arg(u64);
+pub(crate) enum Arg {
+    /// At most eight bytes; the kernel reads as many as its parameter has.
+    Word(u64),
+    Map(TensorMap),
+}
 
 impl From<u64> for Arg {
     fn from(x: u64) -> Self {
-        Self(x)
+        Self::Word(x)
     }
 }
 
 impl From<u32> for Arg {
     fn from(x: u32) -> Self {
-        Self(u64::from(x))
+        Self::Word(u64::from(x))
     }
 }
 
 impl From<i32> for Arg {
     fn from(x: i32) -> Self {
-        Self(u64::from(x as u32))
+        Self::Word(u64::from(x as u32))
     }
 }
 
 impl From<f32> for Arg {
     fn from(x: f32) -> Self {
-        Self(u64::from(x.to_bits()))
+        Self::Word(u64::from(x.to_bits()))
+    }
+}
+
+impl From<TensorMap> for Arg {
+    fn from(map: TensorMap) -> Self {
+        Self::Map(map)
     }
 }
 
@@ -153,9 +164,12 @@ impl Device {
         args: &[Arg],
     ) -> Result<(), CudaError> {
         debug_assert!(cluster == 1 || self.hopper, "clusters on a chip without them");
-        let mut values: Vec<u64> = args.iter().map(|a| a.0).collect();
-        let mut pointers: Vec<*mut c_void> =
-            values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+        let pointer = |arg: &Arg| match arg {
+            Arg::Word(word) => std::ptr::from_ref(word).cast_mut().cast(),
+            Arg::Map(map) => map.raw().cast_mut(),
+        };
+        // Only read, whatever the type says.
+        let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let mut attributes = [
             attribute(

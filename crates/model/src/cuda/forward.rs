@@ -6,13 +6,14 @@
 
 mod early;
 mod few;
+mod streamed;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use cudarc::driver::{CudaGraph, sys};
 
-use super::attention::{self, Attention, TileRows, View, Window};
+use super::attention::{self, Attention, ManyRows, TileRows, View, Window};
 use super::batch::{Batch, BatchArrays, Cut};
 use super::elementwise::{Angles, Elementwise, Heads};
 use super::error::Doing;
@@ -21,7 +22,8 @@ use super::kv::Kv;
 use super::linear::{Linear, Norm};
 use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
-use super::persistent::{Persistent, Widths};
+use super::persistent::{Persist, Persistent, Widths};
+use super::streamed::Streamed;
 use super::trees::{self, Placed};
 use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
@@ -48,6 +50,10 @@ pub(crate) struct Forward {
     attention: Attention,
     /// Where a model's few rows go through all layers by it.
     persistent: Option<Persistent>,
+    /// Where products of up to 128 rows do what lies between them too.
+    streamed: Option<Streamed>,
+    /// Rows that the activations have room for.
+    room: u32,
     /// Rows of a step that is launched as a graph, and of one that is not.
     small: BatchArrays,
     large: BatchArrays,
@@ -84,6 +90,7 @@ pub(crate) enum Sink {
 pub(crate) struct Key {
     rows: u32,
     tile: TileRows,
+    clusters: bool,
 }
 
 /// Rows of activations; of the dtype but for the residual stream.
@@ -147,6 +154,8 @@ impl Forward {
         } else {
             None
         };
+        let suits = options.persistent != Persist::Never && weights.layers.iter().all(streamed::suits);
+        let streamed = if suits { Streamed::new(&device, dtype, mode, p.hidden as u32)? } else { None };
         let rows = Linear::padded(mode, sizes.rows.max(MOST_GRAPH)) as usize;
         let zeros = |what, elements: usize, bytes: usize| Buffer::zeros(&device, what, elements * bytes);
         let each = dtype.bytes();
@@ -167,6 +176,8 @@ impl Forward {
             elementwise,
             attention,
             persistent,
+            streamed,
+            room: rows as u32,
             small: BatchArrays::new(&device, MOST_GRAPH)?,
             large: BatchArrays::new(&device, sizes.rows.max(MOST_GRAPH))?,
             a,
@@ -241,18 +252,31 @@ impl Forward {
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
 
-    /// Rows and tiles of all steps that are launched as graphs.
-    pub(crate) fn graph_sizes(&self) -> Vec<(u32, TileRows)> {
+    /// One step of each kind that is launched as a graph.
+    pub(crate) fn graph_plans(&self) -> Vec<Plan> {
         if !self.use_graphs {
             return Vec::new();
         }
         let group = self.attention.group();
+        let plan = |rows, tile, clusters| {
+            let many_tile = ManyRows::SixtyFour;
+            Plan {
+                batch: Batch { rows, picks: 0, few: rows, many: 0, tile, clusters, many_tile },
+                graph: true,
+            }
+        };
         let of_tile = |tile: TileRows| {
             // Rows of which one sequence alone needs the tile.
             let fewest = (1..=MOST_GRAPH).find(|rows| TileRows::holding(*rows, group) == tile);
             BUCKETS.into_iter().filter(move |rows| fewest.is_some_and(|fewest| *rows >= fewest))
         };
-        TileRows::ALL.into_iter().flat_map(|tile| of_tile(tile).map(move |rows| (rows, tile))).collect()
+        let sizes = TileRows::ALL.into_iter().flat_map(|tile| of_tile(tile).map(move |rows| (rows, tile)));
+        let kinds = sizes.flat_map(|(rows, tile)| {
+            let blocks = attention::split_blocks(rows, self.sizes.heads, self.device.multiprocessors);
+            let clusters = attention::has_clusters(&self.device, tile) && attention::cluster(blocks) > 1;
+            [Some(plan(rows, tile, false)), clusters.then(|| plan(rows, tile, true))]
+        });
+        kinds.flatten().collect()
     }
 
     /// Whether the graph of a batch has been captured.
@@ -295,7 +319,7 @@ impl Forward {
 
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
-        if self.persists(rows) {
+        if self.persists(rows) || self.streams(rows) {
             return Ok(());
         }
         let (a, dtype) = (&self.a, self.dtype);
@@ -416,7 +440,8 @@ impl Forward {
             };
             if batch.few > 0 {
                 let blocks = attention::split_blocks(batch.few, part.heads, device.multiprocessors);
-                self.attention.few(device, &layer, &arrays.attention(0, batch.few), batch.tile, blocks)?;
+                let tiles = arrays.attention(0, batch.few);
+                self.attention.few(device, &layer, &tiles, batch.tile, blocks, batch.clusters)?;
             }
             if batch.many > 0 {
                 let tiles = arrays.attention(1, batch.many);
@@ -465,7 +490,7 @@ impl Forward {
 
 impl Key {
     pub(crate) fn of(batch: Batch) -> Self {
-        Self { rows: batch.rows, tile: batch.tile }
+        Self { rows: batch.rows, tile: batch.tile, clusters: batch.clusters }
     }
 }
 

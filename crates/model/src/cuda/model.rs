@@ -171,6 +171,9 @@ impl CudaModel {
         if !all || !alike || !apart || exchange.as_ref().is_some_and(|exchange| exchange.peers(0).is_none()) {
             halves.iter_mut().for_each(|(forward, _)| forward.forget_persistent());
         }
+        if exchange.is_some() {
+            halves.iter_mut().for_each(|(forward, _)| forward.forget_streamed());
+        }
         let device = Rc::clone(&devices[0]);
         device.bind()?;
         let bounds = Bounds {

@@ -8,7 +8,6 @@ use cudarc::driver::sys;
 use engine::ModelError;
 use scheduler::TableDelta;
 
-use super::attention::ManyRows;
 use super::batch::Batch;
 use super::error::Doing;
 use super::exchange::{Exchange, Target};
@@ -182,10 +181,9 @@ impl Ranks {
 
     /// Captures steps of few rows of every size that there can be. Activations are lost.
     pub(crate) fn warm(&mut self) -> Result<(), CudaError> {
-        for (rows, tile) in self.all[0].forward.graph_sizes() {
-            let batch = Batch { rows, picks: 0, few: rows, many: 0, tile, many_tile: ManyRows::SixtyFour };
-            let plans = vec![Plan { batch, graph: true }; self.all.len()];
-            let keys = vec![Key::of(batch); self.all.len()];
+        for plan in self.all[0].forward.graph_plans() {
+            let plans = vec![plan; self.all.len()];
+            let keys = vec![Key::of(plan.batch); self.all.len()];
             if !self.all.iter().zip(&keys).all(|(rank, key)| rank.forward.has(*key)) {
                 self.capture(&plans, &keys)?;
             }
@@ -241,6 +239,12 @@ impl Ranks {
                 rank.device.bind()?;
                 rank.forward.layers(*plan, &rank.kv, peers.unwrap_or_default())
             });
+        }
+        if let [alone] = &self.all[..]
+            && alone.forward.streams(rows)
+        {
+            alone.device.bind()?;
+            return alone.forward.streamed_layers(plans[0], &alone.kv);
         }
         for (rank, plan) in self.all.iter().zip(plans) {
             rank.device.bind()?;

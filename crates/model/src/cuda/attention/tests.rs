@@ -57,7 +57,8 @@ impl<'a> Rig<'a> {
             apart.extend([f32::NAN; 64]);
         }
         let q = dtype.upload(device, "q", &apart).unwrap();
-        let out = dtype.upload(device, "out", &vec![f32::NAN; case.q.len()]).unwrap();
+        let poisoned = || dtype.upload(device, "out", &vec![f32::NAN; case.q.len()]).unwrap();
+        let (out, apart) = (poisoned(), poisoned());
         let pool = match case.shape.kept {
             KvKept::Dtype => dtype.upload(device, "pool", &case.pool).unwrap(),
             KvKept::Fp8 => Buffer::of(device, "pool", &case.codes).unwrap(),
@@ -84,12 +85,17 @@ impl<'a> Rig<'a> {
             scale: SCALE,
         };
         let tiles = Tiles { tiles: view(&tiles), header: view(&header), masks: view(&masks), most };
+        let read = |buffer| dtype.download(device, buffer, 0, case.q.len()).unwrap();
         match how {
-            How::Few { tile, blocks, .. } => attention.few(device, &layer, &tiles, tile, blocks),
-            How::Many { tile, .. } => attention.many(device, &layer, &tiles, tile),
+            How::Many { tile, .. } => attention.many(device, &layer, &tiles, tile).unwrap(),
+            How::Few { tile, blocks, .. } => {
+                attention.few(device, &layer, &tiles, tile, blocks, true).unwrap();
+                let layer = Layer { out: view(&apart), ..layer };
+                attention.few(device, &layer, &tiles, tile, blocks, false).unwrap();
+                assert_eq!(bits(&read(&out)), bits(&read(&apart)), "merged in clusters, and through memory");
+            }
         }
-        .unwrap();
-        dtype.download(device, &out, 0, case.q.len()).unwrap()
+        read(&out)
     }
 
     fn agrees(&self, case: &Case, how: How) {
@@ -476,7 +482,8 @@ fn what_is_not_built_or_does_not_fit_is_refused() {
         let error = attention.check(&bad, &four).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
-    let error = attention.few(&device, &layer, &Tiles { most: 5, ..four }, TileRows::Sixteen, 1).unwrap_err();
+    let error =
+        attention.few(&device, &layer, &Tiles { most: 5, ..four }, TileRows::Sixteen, 1, true).unwrap_err();
     assert!(error.to_string().contains("workspace"), "{error}");
     let attention = Attention::new(&device, shape(BF16, 64, 4, 2, Mode::Invariant), 4, 16).unwrap();
     let error = attention.many(&device, &layer, &four, ManyRows::OneTwentyEight).unwrap_err();

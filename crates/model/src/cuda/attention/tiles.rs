@@ -1,7 +1,7 @@
 //! How the rows of a step are cut into tiles, and the positions into splits. Pure.
 
 use super::super::buffer::Plain;
-use super::{BLOCK, Window, bad};
+use super::{BLOCK, SPAN, Window, bad};
 use crate::cuda::CudaError;
 
 /// Consecutive rows of one sequence, as the kernels read it (`Tile` in kernels/attention.cuh).
@@ -148,19 +148,41 @@ pub(crate) fn active_splits(tile: &Tile, window: Window, split: u32) -> u32 {
     (before + (end + per - 1) / per - after) as u32
 }
 
-/// Positions of a split for the fast mode, where `tiles` tiles of up to `longest` keys are computed at once: about two
-/// blocks a multiprocessor. Where there are `clusters`, contexts that are not long get no more splits than one merges; others
-/// no shorter ones than pay for merging through memory (measured: at 2048 keys 128 are 12 % faster than 64). A multiple of 64.
-pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, clusters: bool, multiprocessors: u32) -> u32 {
+/// How the keys of a launch's tiles are divided among blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// A multiple of [`BLOCK`].
+    pub(crate) positions: u32,
+    /// The blocks of a tile are launched in clusters, which merge their partial results: worth it where one has them all.
+    /// Clusters fill the multiprocessors less evenly.
+    pub(crate) clusters: bool,
+}
+
+/// The split of the fast mode, where `tiles` tiles of up to `longest` keys are computed at once: about two blocks a
+/// multiprocessor. Where there are `clusters`, contexts that are not long get no more splits than one merges; others no
+/// shorter ones than pay for merging through memory (measured: at 2048 keys 128 are 12 % faster than 64).
+pub(crate) fn split_for(tiles: u32, heads: u32, longest: u32, clusters: bool, multiprocessors: u32) -> Split {
     const LEAST: u32 = 2 * BLOCK;
     // What a block of a cluster takes in about the time of a merge through memory.
     const MOST: u32 = 4 * BLOCK;
     let splits = (2 * multiprocessors / (tiles * heads).max(1)).max(1);
     let together = longest.div_ceil(cluster(splits)).max(1).next_multiple_of(BLOCK);
     if clusters && together <= MOST {
-        return together;
+        return Split { positions: together, clusters: cluster(splits) > 1 };
     }
-    longest.div_ceil(splits).max(LEAST).next_multiple_of(BLOCK)
+    Split { positions: longest.div_ceil(splits).max(LEAST).next_multiple_of(BLOCK), clusters: false }
+}
+
+/// The split of the batch-invariant mode, for launches as those of [`split_for`].
+pub(crate) fn span_split(
+    tiles: u32,
+    heads: u32,
+    longest: u32,
+    clusters: bool,
+    multiprocessors: u32,
+) -> Split {
+    let merged = cluster(split_blocks(tiles, heads, multiprocessors));
+    Split { positions: SPAN, clusters: clusters && merged > 1 && longest.div_ceil(SPAN) <= merged }
 }
 
 /// Blocks that share a tile's splits, for launches of up to `tiles` tiles: fixed in a graph, while the contexts grow.
@@ -275,14 +297,21 @@ mod tests {
 
     #[test]
     fn splits_fill_the_multiprocessors() {
-        assert_eq!(split_for(1, 8, 512, true, 132), 64);
-        assert_eq!(split_for(1, 8, 512, false, 132), 128);
-        assert_eq!(split_for(1, 8, 1500, true, 132), 192);
-        assert_eq!(split_for(8, 8, 512, true, 132), 128);
-        assert_eq!(split_for(1, 8, 2500, true, 132), 128);
-        assert_eq!(split_for(1, 8, 32_768, true, 132), 1024);
-        assert_eq!(split_for(128, 8, 500, true, 132), 512);
-        assert_eq!(split_for(0, 8, 0, true, 132), 64);
+        let split = |tiles, longest, clusters| {
+            let split = split_for(tiles, 8, longest, clusters, 132);
+            (split.positions, split.clusters)
+        };
+        assert_eq!(split(1, 512, true), (64, true));
+        assert_eq!(split(1, 512, false), (128, false));
+        assert_eq!(split(1, 1500, true), (192, true));
+        assert_eq!(split(8, 512, true), (128, true));
+        assert_eq!(split(1, 2500, true), (128, false));
+        assert_eq!(split(1, 32_768, true), (1024, false));
+        assert_eq!(split(128, 500, true), (512, false));
+        assert_eq!(split(0, 0, true), (64, true));
+        let span = |tiles, longest, clusters| span_split(tiles, 8, longest, clusters, 132).clusters;
+        assert!(span(1, 2048, true) && !span(1, 2049, true) && !span(1, 2048, false));
+        assert!(span(8, 1024, true) && !span(8, 1025, true) && !span(128, 100, true));
         assert_eq!(split_blocks(1, 8, 132), 33);
         assert_eq!(split_blocks(128, 8, 132), 1);
     }

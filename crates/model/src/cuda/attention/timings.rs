@@ -112,16 +112,16 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
     let mut cut = tiles(&runs, rows_per_tile, limits)?;
     let count = cut.len() as u32;
     let longest = cut.iter().map(|tile| active_keys(tile, window)).max().unwrap_or(0);
-    let split = if mode == Mode::Invariant {
-        SPAN
-    } else if !few {
-        WHOLE
+    let clusters = few && has_clusters(device, tile);
+    let split_for = if mode == Mode::Invariant { span_split } else { split_for };
+    let split = if few || mode == Mode::Invariant {
+        split_for(count, KV_HEADS, longest, clusters, device.multiprocessors)
     } else {
-        split_for(count, KV_HEADS, longest, has_clusters(device, tile), device.multiprocessors)
+        Split { positions: WHOLE, clusters: false }
     };
-    place_partials(&mut cut, split, KV_HEADS, attention.group(), 1 << 16);
+    place_partials(&mut cut, split.positions, KV_HEADS, attention.group(), 1 << 16);
     let tile_buffer = Buffer::of(device, "tiles", &cut)?;
-    let header = Buffer::of(device, "header", &[count as i32, split as i32])?;
+    let header = Buffer::of(device, "header", &[count as i32, split.positions as i32])?;
     let view = |buffer, at| View { buffer, at };
     let tiles = Tiles {
         tiles: view(&tile_buffer, 0),
@@ -149,7 +149,7 @@ fn one(device: &Device, batch: Batch) -> Result<Timing, CudaError> {
             scale: 0.1275,
         };
         if few {
-            attention.few(device, &layer, &tiles, tile, blocks)
+            attention.few(device, &layer, &tiles, tile, blocks, split.clusters)
         } else {
             attention.many(device, &layer, &tiles, many)
         }

@@ -52,7 +52,7 @@ fn begun() -> Begun {
     let next = step(next.map(|(i, (slot, position))| row(slot, RowToken::FromStep(i), position)).collect());
     let expected = Expected::new(&next, &picking(&[(1, 10), (4, 20), (5, 30)]), 3, &spec()).unwrap();
     let (tile, many_tile) = (TileRows::Sixteen, ManyRows::SixtyFour);
-    let batch = Batch { rows: 4, picks: 3, few: 3, many: 0, tile, many_tile };
+    let batch = Batch { rows: 4, picks: 3, few: 3, many: 0, tile, clusters: false, many_tile };
     let begun = Begun::new(expected, Plan { batch, graph: true });
     begun.drew(&[7, 8, 9].map(|id| Some(TokenId(id)))).unwrap()
 }
@@ -124,6 +124,6 @@ fn only_rows_that_go_on_where_one_alone_ended_are_expected() {
     // What is no token begins nothing.
     let expected = Expected::new(&step(vec![from(1, 0, 11)]), &picking(&[(1, 10)]), 1, &spec()).unwrap();
     let (tile, many_tile) = (TileRows::Sixteen, ManyRows::SixtyFour);
-    let batch = Batch { rows: 1, picks: 1, few: 1, many: 0, tile, many_tile };
+    let batch = Batch { rows: 1, picks: 1, few: 1, many: 0, tile, clusters: false, many_tile };
     assert!(Begun::new(expected, Plan { batch, graph: true }).drew(&[None]).is_none());
 }

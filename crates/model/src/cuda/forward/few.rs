@@ -68,12 +68,12 @@ impl Forward {
     }
 }
 
-/// Only dense models have persistent kernels.
-fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
+/// Only dense models have kernels that do more than a product.
+pub(super) fn dense(matrix: &DeviceMatrix) -> Result<&Dense, CudaError> {
     match matrix {
         DeviceMatrix::Dense(dense) => Ok(dense),
         DeviceMatrix::Quantised(_) => {
-            Err(CudaError::NotBuilt { what: "persistent kernels of a quantised model" })
+            Err(CudaError::NotBuilt { what: "persistent and streaming kernels of a quantised model" })
         }
     }
 }

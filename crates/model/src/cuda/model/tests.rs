@@ -293,7 +293,7 @@ fn a_model_that_is_warm_says_what_a_cold_one_does() {
     let cuda = CudaOptions { mode: Mode::Invariant, ..CudaOptions::default() };
     let (mut cold, mut warm) = (made.gpu(&cuda), made.gpu(&cuda));
     warm.warm().unwrap();
-    let sizes = warm.ranks.first().forward.graph_sizes();
+    let sizes = warm.ranks.first().forward.graph_plans();
     assert!(sizes.len() > forward::BUCKETS.len(), "{sizes:?}");
     assert_eq!(answers(&mut warm, &prompts, 12, 8, 64), answers(&mut cold, &prompts, 12, 8, 64));
 }
