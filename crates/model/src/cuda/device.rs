@@ -170,6 +170,39 @@ impl Device {
         };
         // Only read, whatever the type says.
         let mut pointers: Vec<*mut c_void> = args.iter().map(pointer).collect();
+        self.with_config(launch, cluster, |config| {
+            // SAFETY: the kernel is loaded; `pointers` has a value for each parameter (the launcher's duty, checked on a
+            // GPU by its test); everything lives until the call returns, which copies the arguments.
+            unsafe { sys::cuLaunchKernelEx(config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) }
+        })
+        .result()
+        .doing(kernel.name)
+    }
+
+    /// How many clusters of such a launch run at the same time: fewer than the multiprocessors would hold where those of a
+    /// part of the chip do not divide evenly.
+    pub(crate) fn clusters_at_once(
+        &self,
+        kernel: Kernel,
+        launch: Launch,
+        cluster: u32,
+    ) -> Result<u32, CudaError> {
+        let mut count = 0;
+        self.with_config(launch, cluster, |config| {
+            // SAFETY: the kernel is loaded; the call reads the configuration and writes the count.
+            unsafe { sys::cuOccupancyMaxActiveClusters(&raw mut count, kernel.raw, config) }
+        })
+        .result()
+        .doing(kernel.name)?;
+        Ok(count.max(0) as u32)
+    }
+
+    fn with_config<T>(
+        &self,
+        launch: Launch,
+        cluster: u32,
+        call: impl FnOnce(*const sys::CUlaunchConfig) -> T,
+    ) -> T {
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let mut attributes = [
             attribute(
@@ -195,13 +228,7 @@ impl Device {
             attrs: attributes.as_mut_ptr(),
             numAttrs: u32::from(self.hopper) + u32::from(cluster > 1),
         };
-        // SAFETY: the kernel is loaded; `pointers` has a value for each parameter (the launcher's duty, checked on a
-        // GPU by its test); everything lives until the call returns, which copies the arguments.
-        unsafe {
-            sys::cuLaunchKernelEx(&raw const config, kernel.raw, pointers.as_mut_ptr(), std::ptr::null_mut())
-        }
-        .result()
-        .doing(kernel.name)
+        call(&raw const config)
     }
 
     /// Bytes of memory that are free, and all.

@@ -70,6 +70,8 @@ const TILE: u32 = 128;
 const CHUNK: u32 = TensorMap::COLUMNS;
 const THREADS: u32 = 288;
 const SHARED: u32 = 226 << 10;
+/// Clusters that may share a tile, two less than the kernel's state has bits for: shares need not begin with tiles.
+const MOST_SHARERS: u32 = 22;
 /// Tiles of a cluster that there are counters for: an output layer of 262,144.
 const MOST_TILES: u32 = 1024;
 
@@ -106,7 +108,7 @@ impl Streamed {
             kernels,
             _module: module,
             partials: zeros("partial sums", clusters * CLUSTER * 2 * Self::MOST_ROWS * TILE * 4)?,
-            counters: zeros("counters of partial sums", MOST_TILES * CLUSTER * 16)?,
+            counters: zeros("counters of partial sums", MOST_TILES * CLUSTER * 8)?,
             squares: Buffer::zeros(device, "sums of squares", Self::squares_bytes(hidden))?,
             clusters,
         }))
@@ -183,7 +185,7 @@ impl Streamed {
 /// Chunks that each of at most `clusters` clusters takes of `tiles` tiles. As even as can be; where a cluster has less than a
 /// tile, a few more if shares then end where tiles do: fewer sums go through memory.
 fn share(tiles: u32, chunks: u32, clusters: u32) -> u32 {
-    let even = (tiles * chunks).div_ceil(clusters).max(1);
+    let even = (tiles * chunks).div_ceil(clusters).max(chunks.div_ceil(MOST_SHARERS)).max(1);
     (even..=even + even / 16).find(|share| chunks.is_multiple_of(*share)).unwrap_or(even)
 }
 
