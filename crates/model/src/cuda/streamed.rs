@@ -119,9 +119,14 @@ impl Streamed {
         self.squares.at(0)
     }
 
+    /// How many sums of squares a row of `width` values has.
+    pub(crate) fn parts(width: u32) -> u32 {
+        width / TILE
+    }
+
     /// What the sums of squares of rows of `width` take.
     fn squares_bytes(width: u32) -> usize {
-        (width / TILE * Self::MOST_ROWS) as usize * size_of::<f32>()
+        (Self::parts(width) * Self::MOST_ROWS) as usize * size_of::<f32>()
     }
 
     /// Whether the kernels take a matrix, of a gate two in one.

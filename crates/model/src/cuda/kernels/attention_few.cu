@@ -69,7 +69,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
     const Keys<C, D, PATHS> keys = {pool + static_cast<int64_t>(blockIdx.y) * HEAD<C, D>, page_stride,
                                     table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
-                                    PATHS ? stored_of(tile, masks) : in_order()};
+                                    PATHS ? stored_of(tile, masks) : in_order(), read_once()};
 
     int4 pages = keys.pages(loading.block);
     auto load = [&](int stage) {

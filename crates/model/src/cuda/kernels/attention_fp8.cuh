@@ -97,6 +97,7 @@ template <int D, bool PATHS> struct Keys<fp8, D, PATHS> {
     const int* table;
     int end;  // positions from here on are not written
     Stored stored;
+    uint64_t policy;  // of their copies
 
     __device__ int4 pages(int block) const { return *reinterpret_cast<const int4*>(table + block * BLOCK_PAGES); }
 
@@ -128,8 +129,8 @@ template <int D, bool PATHS> struct Keys<fp8, D, PATHS> {
             const int row = first + i * ROWS, nth = i * ROWS / PAGE;
             const Row of = find(row, first < PAGE ? ids[nth] : ids[nth + ROWS / PAGE - 1]);
             const fp8* from = of.head + of.place * D + piece * 16;
-            copy_async(to.keys().at(row, piece), from, of.real);
-            copy_async(to.values().at(row, piece), from + PAGE * D, of.real);
+            copy_async(to.keys().at(row, piece), from, of.real, policy);
+            copy_async(to.values().at(row, piece), from + PAGE * D, of.real, policy);
         }
         // A scale a thread, of keys and then of values; and half of them the second codes of a key.
         static_assert(2 * BLOCK == THREADS && FINE == 16, "a copy a thread");

@@ -61,7 +61,7 @@ __device__ __forceinline__ void attend(const T* q, int64_t q_stride, T* out, con
     out += tile.first_row * out_stride + static_cast<int64_t>(head) * group * D;
     const Keys<C, D, PATHS> keys = {pool + static_cast<int64_t>(which) * HEAD<C, D>, page_stride,
                                     table + static_cast<int64_t>(tile.slot) * table_stride, seen.keys,
-                                    PATHS ? stored_of(tile, masks) : in_order()};
+                                    PATHS ? stored_of(tile, masks) : in_order(), read_often()};
 
     load_queries<D, Plan::M>(queries, q, q_stride, group, count, C());
     if constexpr (IS_CODES<C>) {

@@ -89,6 +89,24 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool r
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(real ? 16 : 0)
                  : "memory");
 }
+// The same with a cache policy.
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool real, uint64_t policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+                 "r"(real ? 16 : 0), "l"(policy)
+                 : "memory");
+}
+// Of what one block reads once: the first to leave the second cache.
+__device__ __forceinline__ uint64_t read_once() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+// Of what other blocks read too.
+__device__ __forceinline__ uint64_t read_often() {
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
 // The same of 4 bytes.
 __device__ __forceinline__ void copy_float(uint32_t to, const void* from, bool real) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(real ? 4 : 0) : "memory");
@@ -115,6 +133,7 @@ template <typename T, int D, bool PATHS> struct Keys {
     const int* table;
     int end;  // positions from here on are not written
     Stored stored;
+    uint64_t policy;  // of their copies
 
     // The pages of a block, for `load`: read a step earlier, so that nothing waits for them.
     __device__ int4 pages(int block) const { return *reinterpret_cast<const int4*>(table + block * BLOCK_PAGES); }
@@ -137,8 +156,8 @@ template <typename T, int D, bool PATHS> struct Keys {
             }
             const bool real = position < end && page >= 0;
             const T* from = pool + (real ? page * page_stride : 0) + place * D + piece * 8;
-            copy_async(to.keys().at(row, piece), from, real);
-            copy_async(to.values().at(row, piece), from + PAGE * D, real);
+            copy_async(to.keys().at(row, piece), from, real, policy);
+            copy_async(to.values().at(row, piece), from + PAGE * D, real, policy);
         }
     }
 };

@@ -65,7 +65,7 @@ template <int N> struct Plan {
     static constexpr int WEIGHTS = TILE * CHUNK * 2, ROWS = N * CHUNK * 2;
     static constexpr int STAGE = WEIGHTS + ROWS;
     static constexpr int STAGES = RING / STAGE;
-    // What warps tell each other of a tile: up sums to those that have the gates, sums of squares.
+    // What warps tell each other of a tile: gates and up sums, sums of squares.
     static constexpr int BETWEEN = STAGES * STAGE;
     static constexpr int SCALES = BETWEEN + HALF * N * 4;
     static constexpr int FULL = SCALES + N * 4;
@@ -122,115 +122,123 @@ __device__ __forceinline__ void copy(const TensorMap& weights, const TensorMap& 
     });
 }
 
+// The compiler must not load for the next pass here: registers are what sums need.
+__device__ __forceinline__ void a_pass_at_a_time() { asm volatile("" ::: "memory"); }
+
 // What a thread knows of a tile whose sums are being finished. Sums are kept as the products leave them: group g of a tile
 // has rows 8 g .. 8 g + 7; a thread's four are of `output` and the eighth behind it, for the row at `column` and the next.
 struct Place {
     int tile, block;
-    int warp, lane, group;   // group: of warps
-    int output, column;      // of the warpgroup's
-    bool odd;                // every second output
+    int half;            // warpgroup
+    int output, column;  // of the warpgroup's
+    bool odd;            // every second output
 
     __device__ Place(int tile, int block)
-        : tile(tile), block(block), warp(threadIdx.x / 32), lane(threadIdx.x % 32), group(warp / 4),
-          output(16 * (warp % 4) + lane / 4), column(2 * (lane % 4)), odd(lane / 4 % 2) {}
+        : tile(tile), block(block), half(threadIdx.x / 128), output(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
+          column(2 * (threadIdx.x % 4)), odd(threadIdx.x / 4 % 2) {}
 
-    // Of two outputs beside each other and two rows each thread gets one row.
+    __device__ int row(int group) const { return 8 * group + column; }
+    // The first output of `each` a block.
+    __device__ int first(int each) const { return (CLUSTER * tile + block) * each; }
+    // Of two outputs beside each other and two rows a thread has one output each; it gets both of one row.
     __device__ __nv_bfloat162 pair(float first_row, float second_row) const {
         const float other = __shfl_xor_sync(0xffffffffu, odd ? first_row : second_row, 4);
         return odd ? __floats2bfloat162_rn(other, second_row) : __floats2bfloat162_rn(first_row, other);
     }
+    // Four values of a group as BF16, to `to` + row * width + output.
+    __device__ void store(bf16* to, int group, int rows, int width, const float (&v)[4]) const {
+        const __nv_bfloat162 low = pair(v[0], v[1]), high = pair(v[2], v[3]);
+        const int own = row(group) + odd;
+        if (own >= rows) return;
+        to += static_cast<int64_t>(own) * width + (output & ~1);
+        *reinterpret_cast<__nv_bfloat162*>(to) = low;
+        *reinterpret_cast<__nv_bfloat162*>(to + 8) = high;
+    }
 };
 
-// Groups that are finished together.
-template <int N> constexpr int TOGETHER = 2;
-
-// Does what the product is for with the sums of groups g .. min(g + TOGETHER, end). All threads that multiply call it.
-template <int N, End END>
-__device__ __forceinline__ void finish(const Args& of, const Place& place, float (&v)[TOGETHER<N>][4], int g, int end,
+// Does what the product is for with the sums `v` of groups g .. min(g + T, end); `x` is what they are added to (Add). All
+// threads that multiply call it.
+template <int N, End END, int T>
+__device__ __forceinline__ void finish(const Args& of, const Place& place, const float* v, const float* x, int g, int end,
                                        unsigned char* shared) {
-    constexpr int T = TOGETHER<N>;
     const float* const scales = reinterpret_cast<const float*>(shared + Plan<N>::SCALES);
-    auto row_of = [&](int i) { return 8 * (g + i) + place.column; };
     if constexpr (END == End::Add) {
         // [WARPS][N]
-        float* const squares = reinterpret_cast<float*>(shared + Plan<N>::BETWEEN);
-        const int output = (CLUSTER * place.tile + place.block) * TILE + place.group * HALF + place.output;
-        auto at = [&](int i, int e) { return static_cast<int64_t>(row_of(i) + e % 2) * of.outputs + output + e / 2 * 8; };
-        auto there = [&](int i, int e) { return g + i < end && row_of(i) + e % 2 < of.rows; };
-        float x[T][4];
-#pragma unroll
-        for (int i = 0; i < T; ++i)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) x[i][e] = there(i, e) ? __ldcg(of.x + at(i, e)) : 0.0f;
+        float* const squares = reinterpret_cast<float*>(shared + Plan<N>::BETWEEN) + threadIdx.x / 32 * N;
+        const int output = place.first(TILE) + place.half * HALF + place.output;
         const float by[2] = {of.norm ? __ldg(of.norm + output) : 0.0f, of.norm ? __ldg(of.norm + output + 8) : 0.0f};
 #pragma unroll
         for (int i = 0; i < T; ++i) {
             if (g + i >= end) continue;
-            float normed[4];
+            const int row = place.row(g + i);
+            float* const to = of.x + static_cast<int64_t>(row) * of.outputs + output;
+            float sum[4], normed[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                x[i][e] += v[i][e];
-                if (there(i, e)) of.x[at(i, e)] = x[i][e];
-                normed[e] = x[i][e] * by[e / 2];
+                sum[e] = x[4 * i + e] + v[4 * i + e];
+                if (row + e % 2 < of.rows) to[e % 2 * of.outputs + e / 2 * 8] = sum[e];
+                normed[e] = sum[e] * by[e / 2];
             }
             if (!of.norm) continue;
-            const int row = row_of(i) + place.odd;
-            bf16* const to = of.normed + static_cast<int64_t>(row) * of.outputs + (output & ~1);
-            const __nv_bfloat162 low = place.pair(normed[0], normed[1]), high = place.pair(normed[2], normed[3]);
-            if (row < of.rows) {
-                *reinterpret_cast<__nv_bfloat162*>(to) = low;
-                *reinterpret_cast<__nv_bfloat162*>(to + 8) = high;
-            }
-            float first = x[i][0] * x[i][0] + x[i][2] * x[i][2], second = x[i][1] * x[i][1] + x[i][3] * x[i][3];
+            place.store(of.normed + output - place.output, g + i, of.rows, of.outputs, normed);
+            float first = sum[0] * sum[0] + sum[2] * sum[2], second = sum[1] * sum[1] + sum[3] * sum[3];
 #pragma unroll
             for (int offset = 4; offset < 32; offset <<= 1) {
                 first += __shfl_xor_sync(0xffffffffu, first, offset);
                 second += __shfl_xor_sync(0xffffffffu, second, offset);
             }
-            if (place.lane < 4)
-                *reinterpret_cast<float2*>(squares + place.warp * N + row_of(i)) = make_float2(first, second);
+            if (threadIdx.x % 32 < 4) *reinterpret_cast<float2*>(squares + row) = make_float2(first, second);
         }
     } else if constexpr (END == End::Gate) {
-        float4* const up = reinterpret_cast<float4*>(shared + Plan<N>::BETWEEN) + threadIdx.x % 128;
-        if (place.group == 1)
+        // The first warpgroup has gates and finishes the first half of the groups, the second up sums and the other half.
+        constexpr int H = T / 2;
+        float4* const between = reinterpret_cast<float4*>(shared + Plan<N>::BETWEEN) + threadIdx.x % 128;
+        auto mine = [&](int i, int e) { return place.half ? v[4 * (i + H) + e] : v[4 * i + e]; };
+        auto others = [&](int i, int e) { return place.half ? v[4 * i + e] : v[4 * (i + H) + e]; };
 #pragma unroll
-            for (int i = 0; i < T; ++i)
-                if (g + i < end) up[(g + i) * 128] = make_float4(v[i][0], v[i][1], v[i][2], v[i][3]);
+        for (int i = 0; i < H; ++i)
+            between[(place.half * H + i) * 128] = make_float4(others(i, 0), others(i, 1), others(i, 2), others(i, 3));
         multiplying_sync();
-        if (place.group == 1) return;
 #pragma unroll
-        for (int i = 0; i < T; ++i) {
-            if (g + i >= end) continue;
-            const float4 u = up[(g + i) * 128];
-            const float2 scale = *reinterpret_cast<const float2*>(scales + row_of(i));
+        for (int i = 0; i < H; ++i) {
+            const int group = g + place.half * H + i;
+            if (group >= end) continue;
+            const float4 got = between[((1 - place.half) * H + i) * 128];
+            const float4 own = make_float4(mine(i, 0), mine(i, 1), mine(i, 2), mine(i, 3));
+            const float4 gate = place.half ? got : own, up = place.half ? own : got;
+            const float2 scale = *reinterpret_cast<const float2*>(scales + place.row(group));
             auto gated = [](float gate, float up, float scale) {
                 const float x = gate * scale;
-                return x / (1.0f + __expf(-x)) * (up * scale);
+                return __fdividef(x, 1.0f + __expf(-x)) * (up * scale);
             };
-            const float y[4] = {gated(v[i][0], u.x, scale.x), gated(v[i][1], u.y, scale.y), gated(v[i][2], u.z, scale.x),
-                                gated(v[i][3], u.w, scale.y)};
-            const __nv_bfloat162 low = place.pair(y[0], y[1]), high = place.pair(y[2], y[3]);
-            const int row = row_of(i) + place.odd;
-            if (row >= of.rows) continue;
-            bf16* const to = of.out + static_cast<int64_t>(row) * of.outputs + (CLUSTER * place.tile + place.block) * HALF +
-                             (place.output & ~1);
-            *reinterpret_cast<__nv_bfloat162*>(to) = low;
-            *reinterpret_cast<__nv_bfloat162*>(to + 8) = high;
+            const float y[4] = {gated(gate.x, up.x, scale.x), gated(gate.y, up.y, scale.y), gated(gate.z, up.z, scale.x),
+                                gated(gate.w, up.w, scale.y)};
+            place.store(of.out + place.first(HALF), group, of.rows, of.outputs, y);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < T; ++i) {
             if (g + i >= end) continue;
-            const float2 scale = *reinterpret_cast<const float2*>(scales + row_of(i));
-            const __nv_bfloat162 low = place.pair(v[i][0] * scale.x, v[i][1] * scale.y);
-            const __nv_bfloat162 high = place.pair(v[i][2] * scale.x, v[i][3] * scale.y);
-            const int row = row_of(i) + place.odd;
-            if (row >= of.rows) continue;
-            bf16* const to = of.out + static_cast<int64_t>(row) * of.outputs + (CLUSTER * place.tile + place.block) * TILE +
-                             place.group * HALF + (place.output & ~1);
-            *reinterpret_cast<__nv_bfloat162*>(to) = low;
-            *reinterpret_cast<__nv_bfloat162*>(to + 8) = high;
+            const float2 scale = *reinterpret_cast<const float2*>(scales + place.row(g + i));
+            const float y[4] = {v[4 * i] * scale.x, v[4 * i + 1] * scale.y, v[4 * i + 2] * scale.x, v[4 * i + 3] * scale.y};
+            place.store(of.out + place.first(TILE) + place.half * HALF, g + i, of.rows, of.outputs, y);
         }
+    }
+}
+
+// What the sums of groups g .. min(g + T, end) are added to.
+template <End END, int T>
+__device__ __forceinline__ void load_residual(const Args& of, const Place& place, float* x, int g, int end) {
+    if constexpr (END == End::Add) {
+        const float* const from = of.x + place.first(TILE) + place.half * HALF + place.output;
+#pragma unroll
+        for (int i = 0; i < T; ++i)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int row = place.row(g + i) + e % 2;
+                const bool there = g + i < end && row < of.rows;
+                x[4 * i + e] = there ? __ldcg(from + static_cast<int64_t>(row) * of.outputs + e / 2 * 8) : 0.0f;
+            }
     }
 }
 
@@ -244,26 +252,41 @@ __device__ __forceinline__ void finish_squares(const Args& of, const Place& plac
         float sum = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) sum += squares[w * N + row];
-        of.squares[(CLUSTER * place.tile + place.block) * MOST_ROWS + row] = sum;
+        of.squares[place.first(1) * MOST_ROWS + row] = sum;
     }
 }
 
 template <int N, End END>
-__device__ __forceinline__ void finish_all(const Args& of, const Place& place, const float (&sums)[N / 2],
-                                           unsigned char* shared) {
-    constexpr int T = TOGETHER<N>;
-    // The tile before may still be read.
+__device__ __forceinline__ void finish_all(const Args& of, const Place& place, const float* sums, unsigned char* shared) {
+    constexpr int T = END == End::Add ? 2 : N / 8;
+    // What is between warps may still be read.
     multiplying_sync();
 #pragma unroll
     for (int g = 0; g < N / 8; g += T) {
-        float v[T][4];
-#pragma unroll
-        for (int i = 0; i < T; ++i)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) v[i][e] = sums[4 * (g + i) + e];
-        finish<N, END>(of, place, v, g, N / 8, shared);
+        float x[4 * T];
+        load_residual<END, T>(of, place, x, g, N / 8);
+        finish<N, END, T>(of, place, sums + 4 * g, x, g, N / 8, shared);
+        a_pass_at_a_time();
     }
     finish_squares<N, END>(of, place, 0, N / 8, shared);
+}
+
+__device__ __forceinline__ unsigned arrive(unsigned* state, unsigned by) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(before) : "l"(state), "r"(by) : "memory");
+    return before + by;
+}
+
+__device__ __forceinline__ unsigned look(const unsigned* state) {
+    unsigned now;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(state) : "memory");
+    return now;
+}
+
+// Sums that a warp has read and nobody needs again: they need not go to memory when others take their place in the cache.
+__device__ __forceinline__ void forget(const float4* read) {
+    __syncwarp();
+    if (threadIdx.x % 8 == 0) asm volatile("discard.global.L2 [%0], 128;" ::"l"(read) : "memory");
 }
 
 // A tile whose k several clusters share: each block of one has sums of its part. Their blocks arrive at a state in memory:
@@ -271,39 +294,46 @@ __device__ __forceinline__ void finish_all(const Args& of, const Place& place, c
 // a while; when all have arrived, those that still wait finish a part of the rows each, or the last one all. Sums are added in
 // the order of k whoever does it, and nobody waits for a block that may not run.
 template <int N, End END>
-__device__ __forceinline__ void finish_shared(const Args& of, const Place& place, float (&sums)[N / 2], bool is_second,
-                                              bool idle, unsigned char* shared) {
-    constexpr int T = TOGETHER<N>, SLOT = N / 8 * MULTIPLYING;
+__device__ __forceinline__ void finish_shared(const Args& of, const Place& place, float* sums, bool is_second, bool idle,
+                                              unsigned char* shared) {
+    constexpr int T = N / 8 < 4 ? N / 8 : 4, AT_ONCE = 4, SLOT = N / 8 * MULTIPLYING;
     constexpr unsigned ARRIVED = 255;
     constexpr long long PATIENCE = 100000;  // cycles
     __shared__ unsigned found;
     const int cluster = blockIdx.x / CLUSTER;
     const int first = place.tile * of.chunks / of.share;
     const int clusters = ((place.tile + 1) * of.chunks - 1) / of.share - first + 1, own = cluster - first;
-    unsigned* const state = of.counters + 2 * (CLUSTER * place.tile + place.block);
+    unsigned* const state = of.counters + 2 * place.first(1);
     const unsigned absent = 256u << own;
     // A tile is the first or the second that a cluster has a part of.
+    const bool begins_second = first * of.share < place.tile * of.chunks;
     auto slot = [&](int cluster, bool second) {
         return reinterpret_cast<float4*>(of.partials) + ((cluster * CLUSTER + place.block) * 2 + second) * SLOT + threadIdx.x;
     };
-    auto slot_of = [&](int i) { return slot(first + i, (first + i) * of.share / of.chunks != place.tile); };
+    auto slot_of = [&](int i) { return slot(first + i, i == 0 && begins_second); };
 
     // Mostly a tile's second part is long done when the first is: then it is added at once.
     if (clusters == 2 && own == 0) {
-        if (threadIdx.x == 0) found = *static_cast<volatile unsigned*>(state);
+        if (threadIdx.x == 0) found = look(state);
         multiplying_sync();
         if (found == (1u | 512u)) {
-            __threadfence();
             const float4* const from = slot_of(1);
-            float4 more[N / 8];
 #pragma unroll
-            for (int g = 0; g < N / 8; ++g) more[g] = __ldcg(from + g * MULTIPLYING);
+            for (int g = 0; g < N / 8; g += 2) {
+                float4 more[2];
 #pragma unroll
-            for (int g = 0; g < N / 8; ++g) {
-                sums[4 * g] += more[g].x;
-                sums[4 * g + 1] += more[g].y;
-                sums[4 * g + 2] += more[g].z;
-                sums[4 * g + 3] += more[g].w;
+                for (int i = 0; i < 2; ++i)
+                    if (8 * (g + i) < of.rows) more[i] = __ldcg(from + (g + i) * MULTIPLYING);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    if (8 * (g + i) >= of.rows) continue;
+                    sums[4 * (g + i)] += more[i].x;
+                    sums[4 * (g + i) + 1] += more[i].y;
+                    sums[4 * (g + i) + 2] += more[i].z;
+                    sums[4 * (g + i) + 3] += more[i].w;
+                    forget(from + (g + i) * MULTIPLYING);
+                }
+                a_pass_at_a_time();
             }
             finish_all<N, END>(of, place, sums, shared);
             if (threadIdx.x == 0) *state = 0;
@@ -314,22 +344,19 @@ __device__ __forceinline__ void finish_shared(const Args& of, const Place& place
     float4* const to = slot(cluster, is_second);
 #pragma unroll
     for (int g = 0; g < N / 8; ++g)
-        to[g * MULTIPLYING] = make_float4(sums[4 * g], sums[4 * g + 1], sums[4 * g + 2], sums[4 * g + 3]);
-    __threadfence();
+        if (8 * g < of.rows) to[g * MULTIPLYING] = make_float4(sums[4 * g], sums[4 * g + 1], sums[4 * g + 2], sums[4 * g + 3]);
     multiplying_sync();
     if (threadIdx.x == 0) {
         auto complete = [&](unsigned state) { return (state & ARRIVED) == static_cast<unsigned>(clusters); };
-        const unsigned arrival = idle ? 1 : 1 + absent;
-        unsigned now = atomicAdd(state, arrival) + arrival;
+        unsigned now = arrive(state, idle ? 1 : 1 + absent);
         const long long start = clock64();
-        while (idle && !complete(now) && clock64() - start < PATIENCE) now = *static_cast<volatile unsigned*>(state);
+        while (idle && !complete(now) && clock64() - start < PATIENCE) now = look(state);
         // Whoever stops waiting must say so before all have come.
         while (idle && !complete(now)) {
             const unsigned before = atomicCAS(state, now, now | absent);
             if (before == now) break;
-            now = before;
+            now = look(state);
         }
-        __threadfence();
         found = complete(now) ? now : 0;
     }
     multiplying_sync();
@@ -340,9 +367,11 @@ __device__ __forceinline__ void finish_shared(const Args& of, const Place& place
     if (!(finishing >> own & 1)) return;
     const int count = __popc(finishing), index = __popc(finishing & ((1u << own) - 1));
     const int groups = (of.rows + 7) / 8, begin = groups * index / count, end = groups * (index + 1) / count;
+#pragma unroll 1
     for (int g = begin; g < end; g += T) {
-        constexpr int AT_ONCE = 4;
-        float v[T][4];
+        float v[4 * T], x[4 * T];
+        load_residual<END, T>(of, place, x, g, end);
+#pragma unroll 1
         for (int i = 0; i < clusters; i += AT_ONCE) {
             float4 more[AT_ONCE][T];
 #pragma unroll
@@ -356,37 +385,57 @@ __device__ __forceinline__ void finish_shared(const Args& of, const Place& place
 #pragma unroll
             for (int j = 0; j < AT_ONCE; ++j) {
                 if (i + j >= clusters) continue;
+                const bool is_first = i + j == 0;
 #pragma unroll
                 for (int t = 0; t < T; ++t) {
-                    const bool is_first = i + j == 0;
-                    v[t][0] = is_first ? more[j][t].x : v[t][0] + more[j][t].x;
-                    v[t][1] = is_first ? more[j][t].y : v[t][1] + more[j][t].y;
-                    v[t][2] = is_first ? more[j][t].z : v[t][2] + more[j][t].z;
-                    v[t][3] = is_first ? more[j][t].w : v[t][3] + more[j][t].w;
+                    v[4 * t] = is_first ? more[j][t].x : v[4 * t] + more[j][t].x;
+                    v[4 * t + 1] = is_first ? more[j][t].y : v[4 * t + 1] + more[j][t].y;
+                    v[4 * t + 2] = is_first ? more[j][t].z : v[4 * t + 2] + more[j][t].z;
+                    v[4 * t + 3] = is_first ? more[j][t].w : v[4 * t + 3] + more[j][t].w;
+                    if (g + t < end) forget(slot_of(i + j) + (g + t) * MULTIPLYING);
                 }
             }
         }
         // What lies between is still read.
-        if (g > begin) multiplying_sync();
-        finish<N, END>(of, place, v, g, end, shared);
+        if (END == End::Gate && g > begin) multiplying_sync();
+        finish<N, END, T>(of, place, v, x, g, end, shared);
     }
     finish_squares<N, END>(of, place, begin, end, shared);
     if (threadIdx.x == 0 && atomicAdd(state + 1, 1u) == static_cast<unsigned>(count - 1)) state[0] = state[1] = 0;
+}
+
+// The scales of all rows: 1 / RMS of what they were before the norm's weights.
+template <int N> __device__ __forceinline__ void find_scales(const Args& of, unsigned char* shared) {
+    constexpr int PIECES = MULTIPLYING / N, TOGETHER = 16;
+    float* const scales = reinterpret_cast<float*>(shared + Plan<N>::SCALES);
+    float* const pieces = reinterpret_cast<float*>(shared + Plan<N>::BETWEEN);
+    const int row = threadIdx.x % N, piece = threadIdx.x / N, parts = of.scale_squares ? of.chunks * CHUNK / TILE : 0;
+    float sum = 0.0f;
+    for (int start = piece; start < parts; start += PIECES * TOGETHER) {
+        float found[TOGETHER];
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) {
+            const int part = start + i * PIECES;
+            found[i] = part < parts ? __ldcg(of.scale_squares + part * MOST_ROWS + row) : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) sum += found[i];
+    }
+    pieces[threadIdx.x] = sum;
+    multiplying_sync();
+    if (threadIdx.x >= N) return;
+    sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) sum += pieces[i * N + row];
+    scales[row] = parts ? rsqrtf(sum / (of.chunks * CHUNK) + of.epsilon) : 1.0f;
 }
 
 template <int N, End END>
 __device__ __forceinline__ void multiply(const Args& of, uint32_t base, unsigned char* shared, int block) {
     using P = Plan<N>;
     const int lane = threadIdx.x % 32, group = threadIdx.x / 128;
-    float* const scales = reinterpret_cast<float*>(shared + P::SCALES);
     wait_for_inputs();
-    for (int row = threadIdx.x; row < N; row += MULTIPLYING) {
-        float squares = 0.0f;
-        const int parts = of.scale_squares ? of.chunks * CHUNK / TILE : 0;
-#pragma unroll 8
-        for (int i = 0; i < parts; ++i) squares += __ldcg(of.scale_squares + i * MOST_ROWS + row);
-        scales[row] = parts ? rsqrtf(squares / (of.chunks * CHUNK) + of.epsilon) : 1.0f;
-    }
+    find_scales<N>(of, shared);
     multiplying_sync();
     auto leave = [&](int stage) {
         if (lane < CLUSTER) barrier_arrive(base + P::EMPTY + stage * 8, lane);
@@ -442,12 +491,11 @@ __device__ __forceinline__ void streamed(const TensorMap& weights, const TensorM
     }
     cluster_sync();
     if (warp == WARPS) {
-        if (threadIdx.x % 32 == 0) copy<N, END>(weights, rows, of, base, block);
-        __syncwarp();
+        if (threadIdx.x == MULTIPLYING) copy<N, END>(weights, rows, of, base, block);
     } else {
         multiply<N, END>(of, base, shared, block);
-        __syncwarp();
     }
+    __syncwarp();
     // The other block still writes to this one's memory.
     cluster_sync();
 }
