@@ -85,10 +85,6 @@ pub(crate) struct Heads {
     /// i32 pairs: class and index in the class of each KV head.
     pub(crate) places: u64,
     pub(crate) epsilon: f32,
-    /// Of rows that are not scaled yet; 0: they are.
-    pub(crate) squares: u64,
-    /// Of 128 values of the residual stream each.
-    pub(crate) parts: u32,
 }
 
 impl Elementwise {
@@ -173,7 +169,7 @@ impl Elementwise {
         let all = heads.heads + 2 * heads.kv_heads;
         let launch = Launch { grid: [rows.count, all.div_ceil(WARPS), 1], threads: WARPS * 32, shared: 0 };
         let [full, window] = pools;
-        let args: [Arg; 24] = [
+        let args: [Arg; 22] = [
             qkv.into(),
             heads.bias.into(),
             heads.q_norm.into(),
@@ -196,8 +192,6 @@ impl Elementwise {
             heads.heads.into(),
             heads.kv_heads.into(),
             heads.epsilon.into(),
-            heads.squares.into(),
-            heads.parts.into(),
         ];
         debug_assert!(angles.dims <= self.head_dim);
         device.launch(self.rope_and_keep, launch, &args)

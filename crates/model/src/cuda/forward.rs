@@ -50,7 +50,7 @@ pub(crate) struct Forward {
     attention: Attention,
     /// Where a model's few rows go through all layers by it.
     persistent: Option<Persistent>,
-    /// Where products of up to 128 rows do what lies between them too.
+    /// Where products of a decode batch do what lies between them too.
     streamed: Option<Streamed>,
     /// Rows that the activations have room for.
     room: u32,
@@ -319,23 +319,22 @@ impl Forward {
 
     /// Chooses the algorithms of all products of `rows` rows. Activations are lost.
     pub(crate) fn tune(&self, rows: u32, sink: Sink) -> Result<(), CudaError> {
-        if self.persists(rows) {
+        if self.persists(rows) || self.streams(rows) {
             return Ok(());
         }
-        let streamed = self.streamed_of(rows);
         let (a, dtype) = (&self.a, self.dtype);
         let (end, kind, add) = match sink {
             Sink::Residual => (a.x.at(0), Dtype::F32, true),
             Sink::Partial(address, kind) => (address, kind, false),
         };
         type Of = fn(&DeviceLayer) -> &DeviceMatrix;
-        let products: [(bool, Of, [u64; 2], Dtype, bool); 4] = [
-            (streamed.qkv, |layer| &layer.qkv, [a.normed.at(0), a.qkv.at(0)], dtype, false),
-            (streamed.o, |layer| &layer.o, [a.attended.at(0), end], kind, add),
-            (streamed.gate_up, |layer| &layer.gate_up, [a.normed.at(0), a.both.at(0)], dtype, false),
-            (streamed.down, |layer| &layer.down, [a.gated.at(0), end], kind, add),
+        let products: [(Of, [u64; 2], Dtype, bool); 4] = [
+            (|layer| &layer.qkv, [a.normed.at(0), a.qkv.at(0)], dtype, false),
+            (|layer| &layer.o, [a.attended.at(0), end], kind, add),
+            (|layer| &layer.gate_up, [a.normed.at(0), a.both.at(0)], dtype, false),
+            (|layer| &layer.down, [a.gated.at(0), end], kind, add),
         ];
-        for (_, of, addresses, out, add) in products.into_iter().filter(|product| !product.0) {
+        for (of, addresses, out, add) in products {
             let matrices: Vec<&DeviceMatrix> = self.weights.layers.iter().map(of).collect();
             self.linear.tune(&self.device, &matrices, addresses, rows, out, add)?;
         }
@@ -399,8 +398,6 @@ impl Forward {
             k_norm: layer.qk_norm.as_ref().map_or(0, |(_, k)| k.at(0)),
             places: kv.places(index),
             epsilon: p.epsilon,
-            squares: 0,
-            parts: 0,
         }
     }
 

@@ -63,7 +63,7 @@ pub(crate) enum End {
 }
 
 // As in the kernels.
-const WIDTHS: [u32; 4] = [16, 32, 64, 128];
+const WIDTHS: [u32; 3] = [16, 32, 64];
 const CLUSTER: u32 = 2;
 /// Outputs of a block; of a gate half as many of either half.
 const TILE: u32 = 128;
@@ -76,8 +76,8 @@ const MOST_SHARERS: u32 = 22;
 const MOST_TILES: u32 = 1024;
 
 impl Streamed {
-    /// Beyond, products are bound by arithmetic.
-    pub(crate) const MOST_ROWS: u32 = 128;
+    /// Beyond, the sums of tiles that clusters share are so large that cuBLASLt is faster (docs/benchmarks.md).
+    pub(crate) const MOST_ROWS: u32 = 64;
 
     /// For a residual stream of `hidden` values. `None` where these kernels do not serve: other chips and types, and the
     /// invariant mode.
@@ -101,8 +101,16 @@ impl Streamed {
                 }
             };
         }
-        let kernels = [kernels!("16"), kernels!("32"), kernels!("64"), kernels!("128")];
-        let clusters = (device.multiprocessors / CLUSTER).max(1);
+        let kernels = [kernels!("16"), kernels!("32"), kernels!("64")];
+        let full = Launch {
+            grid: [device.multiprocessors / CLUSTER * CLUSTER, 1, 1],
+            threads: THREADS,
+            shared: SHARED,
+        };
+        let clusters = device.clusters_at_once(kernels[0].add, full, CLUSTER)?;
+        if clusters == 0 {
+            return Ok(None);
+        }
         let zeros = |what, bytes: u32| Buffer::zeros(device, what, bytes as usize);
         Ok(Some(Self {
             kernels,
@@ -119,14 +127,9 @@ impl Streamed {
         self.squares.at(0)
     }
 
-    /// How many sums of squares a row of `width` values has.
-    pub(crate) fn parts(width: u32) -> u32 {
-        width / TILE
-    }
-
     /// What the sums of squares of rows of `width` take.
     fn squares_bytes(width: u32) -> usize {
-        (Self::parts(width) * Self::MOST_ROWS) as usize * size_of::<f32>()
+        (width / TILE * Self::MOST_ROWS) as usize * size_of::<f32>()
     }
 
     /// Whether the kernels take a matrix, of a gate two in one.

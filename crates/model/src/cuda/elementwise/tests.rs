@@ -102,16 +102,13 @@ fn keys_and_values_are_turned_and_kept() {
     for kept in [KvKept::Dtype, KvKept::Fp8] {
         for (d, dims) in [(64, 64), (64, 32), (128, 128), (128, 64)] {
             for style in STYLES {
-                let cells = Cells { dtype: Dtype::Bf16, kept, head_dim: d };
-                one(&device, &mut random, cells, dims, style, 1.0);
-                one(&device, &mut random, cells, dims, style, 0.25);
+                one(&device, &mut random, Cells { dtype: Dtype::Bf16, kept, head_dim: d }, dims, style);
             }
         }
     }
 }
 
-/// `scale`: what rows are still to be multiplied by.
-fn one(device: &Device, random: &mut Random, cells: Cells, dims: usize, style: u32, scale: f32) {
+fn one(device: &Device, random: &mut Random, cells: Cells, dims: usize, style: u32) {
     let (d, width) = (cells.head_dim, (HEADS + 2 * KV_HEADS) * cells.head_dim);
     let name = format!("{:?} {d} of which {dims} in style {style}", cells.kept);
     let elementwise = Elementwise::new(device, cells).unwrap();
@@ -139,8 +136,7 @@ fn one(device: &Device, random: &mut Random, cells: Cells, dims: usize, style: u
     let rope = Rope { style: turns, dims, base: 1e4, scaling: Scaling::None };
     let mut classes = [(); 2].map(|()| Made::new(cells, columns(d, &rope)));
 
-    let unscaled: Vec<f32> = qkv.iter().map(|x| x / scale).collect();
-    let mut queries = unscaled.clone();
+    let mut queries = qkv.clone();
     for (i, &(slot, position)) in rows.iter().enumerate().filter(|(_, row)| row.0 >= 0) {
         let at = i * width;
         let turns = &angles[position * dims..(position + 1) * dims];
@@ -155,9 +151,7 @@ fn one(device: &Device, random: &mut Random, cells: Cells, dims: usize, style: u
         }
     }
 
-    let x = cells.dtype.upload(device, "q, k and v", &unscaled).unwrap();
-    // Two parts of 128 values, for up to 128 rows.
-    let squares = Buffer::of(device, "squares", &[128.0 * (1.0 / (scale * scale) - 1e-5); 256]).unwrap();
+    let x = cells.dtype.upload(device, "q, k and v", &qkv).unwrap();
     let ints = |values: &[i32]| Buffer::of(device, "a test's numbers", values).unwrap();
     let positions = ints(&rows.map(|row| row.1 as i32));
     let slots = ints(&rows.map(|row| row.0));
@@ -186,8 +180,6 @@ fn one(device: &Device, random: &mut Random, cells: Cells, dims: usize, style: u
         k_norm: 0,
         places: places.at(0),
         epsilon: 1e-5,
-        squares: if scale == 1.0 { 0 } else { squares.at(0) },
-        parts: 2,
     };
     let angles = Angles { table: angles.at(0), dims: dims as u32, style };
     elementwise.rope_and_keep(device, x.at(0), rows, heads, angles, pools).unwrap();
@@ -221,17 +213,7 @@ fn a_row_that_is_not_finite_is_not_hidden() {
         let (positions, slots, stored) = (zeros.at(0), zeros.at(0), zeros.at(0));
         let rows = Rows { count: 1, tokens: 0, positions, slots, stored };
         let (heads, kv_heads, places) = (1, 1, zeros.at(0));
-        let heads = Heads {
-            heads,
-            kv_heads,
-            bias: 0,
-            q_norm: 0,
-            k_norm: 0,
-            places,
-            epsilon: 0.0,
-            squares: 0,
-            parts: 0,
-        };
+        let heads = Heads { heads, kv_heads, bias: 0, q_norm: 0, k_norm: 0, places, epsilon: 0.0 };
         let angles = Angles { table: turns.at(0), dims: 64, style: 0 };
         elementwise.rope_and_keep(&device, x.at(0), rows, heads, angles, [pool; 2]).unwrap();
         let scales: Vec<f32> = pages.read(&device, 2 * PAGE * 64 + PAGE * FINE, 2 * PAGE).unwrap();

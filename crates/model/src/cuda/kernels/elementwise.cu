@@ -151,12 +151,11 @@ extern "C" __global__ void write_table(int* table, long long stride, const int4*
         T* qkv, const float* bias, const float* q_norm, const float* k_norm, const int* positions, const int* slots,  \
         const int* stored, const float2* angles, int dims, int style, void* full, long long full_page,                \
         const int* full_table, long long full_stride, void* window, long long window_page, const int* window_table,   \
-        long long window_stride, const int2* places, int heads, int kv_heads, float epsilon, const float* squares,    \
-        int parts) {                                                                                                  \
+        long long window_stride, const int2* places, int heads, int kv_heads, float epsilon) {                        \
         rope_and_keep<T, D, C>(qkv, {bias, q_norm, k_norm, positions, slots, stored, {angles, dims, style},           \
                                   {full, full_page, full_table, full_stride},                                         \
                                   {window, window_page, window_table, window_stride}, places, heads, kv_heads,        \
-                                  epsilon, squares, parts});                                                          \
+                                  epsilon});                                                                          \
     }
 
 EXPORT(f32, float)

@@ -33,11 +33,7 @@ struct RopeHeads {
     const int2* places;     // class and index within the class of each KV head
     int heads, kv_heads;
     float epsilon;
-    const float* squares;   // of rows whose q, k and v are not scaled yet (streamed.cu): [parts][SQUARES_ROWS]; or null
-    int parts;              // of 128 values of the residual stream
 };
-
-constexpr int SQUARES_ROWS = 128;
 
 // Puts a key or value into its page as codes: lane l holds the pairs l, l + 32, ... of which those before `apart` are so many
 // elements apart, and the others neighbours. `head`: its part of the page. The last pairs of keys have second codes.
@@ -82,12 +78,6 @@ __device__ __forceinline__ void rope_head(T* qkv, int row, int head, const RopeH
     T* at = qkv + ((size_t)row * (of.heads + 2 * of.kv_heads) + head) * D;
     const bool is_q = head < of.heads, is_k = !is_q && head < of.heads + of.kv_heads;
 
-    float row_scale = 1.0f;
-    if (of.squares) {
-        float squares = 0.0f;
-        for (int part = lane; part < of.parts; part += 32) squares += __ldcg(of.squares + part * SQUARES_ROWS + row);
-        row_scale = rsqrtf(warp_sum(squares) / (of.parts * 128) + of.epsilon);
-    }
     // Lane l holds the pairs l, l + 32, ... as (first, second) whatever the style.
     float first[EACH / 2], second[EACH / 2];
     const int pairs = (is_q || is_k) ? of.rope.dims / 2 : 0;
@@ -98,8 +88,8 @@ __device__ __forceinline__ void rope_head(T* qkv, int row, int head, const RopeH
         // Pairs beyond the turned dimensions are neighbours, and stay.
         const int a = p < pairs && !adjacent ? p : 2 * p;
         const int b = p < pairs && !adjacent ? p + pairs : 2 * p + 1;
-        first[e] = to_float(load_shared_by_all(at + a)) * row_scale;
-        second[e] = to_float(load_shared_by_all(at + b)) * row_scale;
+        first[e] = to_float(load_shared_by_all(at + a));
+        second[e] = to_float(load_shared_by_all(at + b));
         if (of.bias) {
             first[e] += of.bias[head * D + a];
             second[e] += of.bias[head * D + b];

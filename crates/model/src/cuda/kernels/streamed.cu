@@ -1,4 +1,4 @@
-// Products of the rows of a decode batch, up to 128, at the speed of memory: y = x W^T.
+// Products of the rows of a decode batch, up to 64, at the speed of memory: y = x W^T.
 //
 // Weights are the left matrix of the tensor cores' products and rows the right one, so that few rows cost little. A cluster of
 // two blocks takes tiles of 256 outputs, 128 a block; of the rows, which both need, each copies half to both. A block's ninth
@@ -44,7 +44,7 @@ constexpr int HALF = 64;  // outputs of a warpgroup
 constexpr int TILE = 2 * HALF;
 constexpr int CHUNK = 64;  // k of a stage: the 128 bytes of a swizzled row
 constexpr int CLUSTER = 2;
-constexpr int MOST_ROWS = 128;
+constexpr int MOST_ROWS = 64;
 constexpr int RING = 192 << 10;
 
 // The chunks of a cluster, tile by tile.
@@ -526,4 +526,3 @@ __device__ __forceinline__ void streamed(const TensorMap& weights, const TensorM
 EXPORT(16)
 EXPORT(32)
 EXPORT(64)
-EXPORT(128)

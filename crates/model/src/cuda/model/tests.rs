@@ -32,7 +32,11 @@ struct Made {
 
 impl Made {
     fn new(kind: &str, head_dim: usize, heads: usize, kv_heads: usize, tied: bool) -> Self {
-        let (hidden, ffn, layers) = (256usize, 704usize, 3usize);
+        Self::of(kind, head_dim, heads, kv_heads, tied, 704)
+    }
+
+    fn of(kind: &str, head_dim: usize, heads: usize, kv_heads: usize, tied: bool, ffn: usize) -> Self {
+        let (hidden, layers) = (256usize, 3usize);
         let class = match kind {
             "llama" => "LlamaForCausalLM",
             "qwen2" => "Qwen2ForCausalLM",
@@ -278,6 +282,46 @@ fn persistent_kernels_compute_what_separate_ones_do() {
             let off = super::super::testing::relative(found, exact);
             assert!(off < 0.12, "{kind}, row {row}: {off}");
         }
+    }
+}
+
+/// Batches whose products are streamed: near F32 and near the same model with plain products, in chunks and in steps of many
+/// sequences, and the same bits in every run.
+#[test]
+fn streamed_products_compute_what_plain_ones_do() {
+    if device().is_none() {
+        return;
+    }
+    let _alone = FILLED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for (kind, head_dim, heads, kv_heads, tied) in
+        [("llama", 128, 4, 2, false), ("llama", 64, 4, 2, true), ("qwen3", 128, 8, 8, false)]
+    {
+        let made = Made::of(kind, head_dim, heads, kv_heads, tied, 768);
+        let prompt = tokens(6, 400);
+        let chunks = [9, 16, 10, 17, 64, 33, 48, 65, 12, 31];
+        let prompts: Vec<_> = (0..32).map(|i| tokens(200 + i, 20 + 3 * i as u32)).collect();
+        let of = |dtype, persistent: Persist| {
+            let cuda = CudaOptions { dtype, persistent, ..CudaOptions::default() };
+            let mut gpu = made.gpu(&cuda);
+            let streams = [8, 9, 64, 65].map(|rows| gpu.ranks.first().forward.streams(rows));
+            let all = persistent != Persist::Never && dtype == Dtype::Bf16;
+            assert_eq!(streams, [false, all, all, false], "{kind}");
+            let logits = all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1);
+            (logits, answers(&mut gpu, &prompts, 12, 32, 64))
+        };
+        let (exact, plain) = (of(Dtype::F32, Persist::Never), of(Dtype::Bf16, Persist::Never));
+        let (found, again) = (of(Dtype::Bf16, Persist::BySize), of(Dtype::Bf16, Persist::BySize));
+        assert!(found.0 == again.0, "{kind}: other bits in another run");
+        assert_eq!(found.1, again.1, "{kind}: other texts in another run");
+        assert!(found.0 != plain.0, "{kind}: the kernels were not used");
+        let flat = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f64::from).collect::<Vec<f64>>();
+        let off = |rows: &[Vec<f32>], from: &[f64]| super::super::testing::relative(&rows.concat(), from);
+        let (of_exact, of_plain) = (off(&found.0, &flat(&exact.0)), off(&found.0, &flat(&plain.0)));
+        println!("{kind}: {of_exact:.4} of F32, {of_plain:.4} of plain products");
+        assert!(of_exact < 0.05 && of_plain < 0.05, "{kind}");
+        // Most of the tokens of 32 sequences: some are near-ties.
+        let same = found.1.iter().flatten().zip(exact.1.iter().flatten()).filter(|(a, b)| a == b).count();
+        assert!(same > 32 * 12 / 2, "{kind}: {same} of {} tokens as in F32", 32 * 12);
     }
 }
 

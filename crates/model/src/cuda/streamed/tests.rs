@@ -40,7 +40,7 @@ impl Case {
         Dense { weights, outputs: self.outputs as u32, inputs: self.inputs as u32 }
     }
 
-    /// The rows, and poison up to 128 of them: no row must depend on another.
+    /// The rows, and poison up to the most of them: no row must depend on another.
     fn rows(&self, device: &Device) -> Buffer {
         let mut x = self.x.clone();
         x.resize(Streamed::MOST_ROWS as usize * self.inputs, f32::NAN);
@@ -59,7 +59,7 @@ fn silu(x: f64) -> f64 {
 /// Shares that are less than a tile, a tile, and more; that end with tiles and within them.
 const SIZES: [(usize, usize); 6] =
     [(128, 256), (384, 512), (4096, 256), (896, 8960), (256, 34_048), (1664, 6144)];
-const ROWS: [usize; 7] = [1, 9, 16, 31, 64, 65, 128];
+const ROWS: [usize; 6] = [1, 9, 16, 31, 33, 64];
 const EPSILON: f32 = 1e-5;
 
 #[test]
@@ -116,7 +116,7 @@ fn products_norms_and_gates_against_f64() {
             for is_last in [true, false] {
                 let residual = Buffer::of(&device, "x", &before).unwrap();
                 let normed = poisoned(&device, Dtype::Bf16, all);
-                let sums = Buffer::of(&device, "squares", &vec![f32::NAN; outputs]).unwrap();
+                let sums = poisoned(&device, Dtype::F32, Streamed::squares_bytes(outputs as u32) / 4);
                 let next = Next { weight: weights.at(0), normed: normed.at(0), squares: sums.at(0) };
                 run(End::Add { x: residual.at(0), next: (!is_last).then_some(next) });
                 let found = Dtype::F32.download(&device, &residual, 0, all).unwrap();
@@ -131,7 +131,9 @@ fn products_norms_and_gates_against_f64() {
                 let expected: Vec<f64> =
                     sum.iter().enumerate().map(|(i, v)| v * f64::from(weight[i % outputs])).collect();
                 assert!(relative(&found, &expected) < 4e-3, "norm {what}");
-                let found = Dtype::F32.download(&device, &sums, 0, outputs).unwrap();
+                let found = Dtype::F32
+                    .download(&device, &sums, 0, Streamed::squares_bytes(outputs as u32) / 4)
+                    .unwrap();
                 let most = Streamed::MOST_ROWS as usize;
                 let of = |i: usize| -> f64 {
                     let from = i % most * outputs + i / most * TILE as usize;
@@ -156,18 +158,18 @@ fn the_same_bits_in_every_run() {
     let Some(streamed) = Streamed::new(&device, Dtype::Bf16, Mode::Fast, 256).unwrap() else { return };
     let mut random = Random::new(6);
     for (inputs, outputs) in [(4096, 512), (1664, 6144)] {
-        let case = Case::new(&mut random, 128, inputs, outputs);
+        let case = Case::new(&mut random, 64, inputs, outputs);
         let (w, x) = (case.dense(&device), case.rows(&device));
         let x = Activations { address: x.at(0), room: Streamed::MOST_ROWS, width: inputs as u32 };
         let run = |rows: u32| {
-            let out = poisoned(&device, Dtype::Bf16, 128 * outputs);
+            let out = poisoned(&device, Dtype::Bf16, 64 * outputs);
             streamed.product(&device, &w, x, rows, End::Store { out: out.at(0), norm: None }).unwrap();
             let found = Dtype::Bf16.download(&device, &out, 0, rows as usize * outputs).unwrap();
             found.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
-        let first = run(128);
+        let first = run(64);
         for _ in 0..20 {
-            assert!(run(128) == first, "{inputs} x {outputs}");
+            assert!(run(64) == first, "{inputs} x {outputs}");
         }
     }
 }
