@@ -113,7 +113,7 @@ async fn a_drafter_takes_turns_where_it_says_that_it_shares_the_cores() {
         ("told that it shares them", here(), None, Some(true), true),
     ] {
         let mut config = worker::Config::default();
-        config.engine.drafters_share_cores = setting;
+        config.engine.drafters_take_turns = setting;
         let worker = Target::computing_on(mine, config).await;
         let (tell, mut told) = mpsc::channel(16);
         let fake = FakeDrafter::start("drafter", move |mut talk: Talk| {
