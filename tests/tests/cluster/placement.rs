@@ -139,7 +139,7 @@ fn gpu(name: &str) -> Option<Site> {
     Some(Site { machine: "here".into(), device })
 }
 
-/// What part of the worker's steps its drafter drafted beside, when `questions` have been answered and the same number again.
+/// What part of the worker's steps its drafter drafted beside, once so many questions have been answered.
 async fn ahead_on(device: Device, questions: u32) -> f64 {
     let ms = Duration::from_millis;
     let on = |toy: Toy| Toy { device: Some(device.clone()), ..toy };
@@ -157,7 +157,6 @@ async fn ahead_on(device: Device, questions: u32) -> f64 {
     }
     let steps = std::iter::zip(steps_by_way(), counted).map(|(now, before)| now - before);
     let [turns, ahead] = steps.collect::<Vec<_>>().try_into().unwrap();
-    println!("{turns} steps in turn, {ahead} ahead");
     ahead / (turns + ahead)
 }
 
