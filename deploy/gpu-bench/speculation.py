@@ -215,7 +215,7 @@ def one_gpu(cluster, entries, args, table):
                     if name not in ("auto", "draft 8", "lockstep 4"):
                         table.add(batch, name, *measure(cluster.model, some[batch], batch, speculation))
             # What does not count: so long the worker tries both ways.
-            for n in range(args.trials):
+            for n in range(args.trials if setting is None else 1):
                 measure(cluster.model, some[batch], batch, {"strategy": "auto"}, f"{way} {batch} first {n}")
             for n in range(args.passes):
                 before = cluster.ways()
@@ -237,8 +237,8 @@ def main():
     parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")],
                         help="default: 1,8,32, with --one-gpu 1,8")
     parser.add_argument("--limit", type=int, default=4, help="prompts at batch 1")
-    parser.add_argument("--trials", type=int, default=4, help="--one-gpu: passes of auto before it counts")
-    parser.add_argument("--passes", type=int, default=3, help="--one-gpu: passes of auto that count")
+    parser.add_argument("--trials", type=int, default=3, help="--one-gpu: passes of auto before it counts")
+    parser.add_argument("--passes", type=int, default=2, help="--one-gpu: passes of auto that count")
     args = parser.parse_args()
     args.drafter_gpu = args.drafter_gpu or (args.target_gpu if args.one_gpu else "1")
     args.batches = args.batches or ([1, 8] if args.one_gpu else [1, 8, 32])

@@ -114,13 +114,13 @@ impl Trials {
     /// Steps that a trial counts.
     const STEPS: f64 = 8.0;
     /// Trials at the beginning, in turn.
-    const FIRST: u32 = 6;
+    const FIRST: u32 = 4;
     /// The other way must be so much better to be taken: below it, it is chance.
     const BETTER: f64 = 1.05;
     /// What a trial keeps of those before it.
     const KEPT: f64 = 0.5;
     /// How long the better way goes on, in times that the last trial of the other one took: so trials have a 64th of the time.
-    const SHORTEST: f64 = 8.0;
+    const SHORTEST: f64 = 16.0;
     const LONGEST: f64 = 64.0;
     /// A step that takes more than so many times what steps take in its way was disturbed, and counts as so much.
     const DISTURBED: f64 = 4.0;
