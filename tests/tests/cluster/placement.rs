@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use super::fake_drafter::{FakeDrafter, Reaction, Talk, silent};
 use super::nodes::{Device, Target, Toy, at, drafter, drafter_computing_on, through_proxy};
 use super::question::Question;
-use crate::support::{HANG, Link, Proxy};
+use crate::support::{HANG, Link, Node, Proxy};
 
 /// A way that takes longer than a step of the target.
 const FAR: Link = Link::Delayed { one_way: Duration::from_millis(40), jitter: Duration::ZERO };
@@ -139,21 +139,36 @@ fn gpu(name: &str) -> Option<Site> {
     Some(Site { machine: "here".into(), device })
 }
 
+/// A worker and a drafter that say that they compute on one GPU, and do on this device.
+async fn on_one_gpu(device: Device) -> (Target, Node) {
+    let on = |toy: Toy| Toy { device: Some(device.clone()), ..toy };
+    let target = on(Toy { step: Duration::from_millis(10), ..Toy::TARGET });
+    let worker = Target::computing_on(gpu("0"), target, worker::Config::default()).await;
+    let drafter = on(Toy { step: Duration::from_millis(2), ..Toy::DRAFTER });
+    (worker, drafter_computing_on(gpu("0"), drafter).await)
+}
+
+async fn ask(worker: &Target, drafter: &Node, n: u32) {
+    let mut question = Question::numbered(n, 96);
+    question.0.drafters = vec![at(drafter)];
+    question.ask(worker).await.right().await;
+}
+
+/// For the test of all metrics: steps with a drafter on the worker's GPU.
+pub(super) async fn some() {
+    let (worker, drafter) = on_one_gpu(Device::new(1.0)).await;
+    ask(&worker, &drafter, 1).await;
+}
+
 /// What part of the worker's steps its drafter drafted beside, once so many questions have been answered.
 async fn ahead_on(device: Device, questions: u32) -> f64 {
-    let ms = Duration::from_millis;
-    let on = |toy: Toy| Toy { device: Some(device.clone()), ..toy };
-    let target = on(Toy { step: ms(10), ..Toy::TARGET });
-    let worker = Target::computing_on(gpu("0"), target, worker::Config::default()).await;
-    let drafter = drafter_computing_on(gpu("0"), on(Toy { step: ms(2), ..Toy::DRAFTER })).await;
+    let (worker, drafter) = on_one_gpu(device).await;
     let mut counted = [0.0; 2];
     for n in 0..2 * questions {
         if n == questions {
             counted = steps_by_way();
         }
-        let mut question = Question::numbered(n, 96);
-        question.0.drafters = vec![at(&drafter)];
-        question.ask(&worker).await.right().await;
+        ask(&worker, &drafter, n).await;
     }
     let steps = std::iter::zip(steps_by_way(), counted).map(|(now, before)| now - before);
     let [turns, ahead] = steps.collect::<Vec<_>>().try_into().unwrap();
