@@ -54,9 +54,9 @@ pub struct NodeArgs {
     pub insecure: bool,
     #[command(flatten)]
     pub rank: RankArgs,
-    /// A worker: whether its drafters compute on the same cores [default: as each says itself]
+    /// A worker: whether its drafters draft while it waits [default: where they share its cores; on its GPU if faster]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub drafters_share_cores: Option<bool>,
+    pub drafters_take_turns: Option<bool>,
     /// Announce the addresses on standard output as JSON, and end when standard input does
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -89,8 +89,8 @@ impl NodeArgs {
             set("insecure", json!(true));
         }
         let mut all = json!({ "rank": settings });
-        if let Some(share) = self.drafters_share_cores {
-            all["engine"] = json!({ "drafters_share_cores": share });
+        if let Some(share) = self.drafters_take_turns {
+            all["engine"] = json!({ "drafters_take_turns": share });
         }
         Ok(all)
     }

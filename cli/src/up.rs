@@ -153,7 +153,7 @@ impl Cluster {
         let target = RankArgs { shortlist: None, cores: target_cores, ..args.rank.clone() };
         let mut target_flags = rank_flags(&target, target_threads)?;
         if share_cores {
-            target_flags.push("--drafters-share-cores".to_owned());
+            target_flags.push("--drafters-take-turns".to_owned());
         }
         let drafter = RankArgs { head_map: None, sparsity: None, cores: drafter_cores, ..args.rank.clone() };
         let mut drafter_flags = rank_flags(&drafter, drafter_threads)?;

@@ -3,9 +3,12 @@
 ids come from the trace, so that acceptance is real.
 
     speculation.py BINARY TOKENIZER.gguf TRACE.jsonl OUT.json [--target-gpu 0 --drafter-gpu 1]
+    speculation.py BINARY TOKENIZER.gguf TRACE.jsonl OUT.json --one-gpu [--limit 4]
 
 TOKENIZER.gguf is what tokenizer.py leaves of the pair's model. Starts a coordinator, a worker and a drafter on loopback
-and asks every prompt under every strategy, at every batch size. Standard library only."""
+and asks every prompt under every strategy, at every batch size. With `--one-gpu` the drafter is on the target's GPU, and
+`auto` is asked three times: of a worker that finds out whether it takes turns, of one that always does, and of one that
+never does. Standard library only."""
 import argparse
 import json
 import os
@@ -20,6 +23,8 @@ import urllib.request
 HERE = pathlib.Path(__file__).parent
 URL = "http://127.0.0.1:18080"
 JOIN = "127.0.0.1:18090"
+ADMIN = "127.0.0.1:18093"
+TURNS = "PACELINE_ENGINE__DRAFTERS_TAKE_TURNS"
 
 
 def prompts(trace):
@@ -28,9 +33,11 @@ def prompts(trace):
         return [json.loads(line) for line in file]
 
 
-def ask(model, entry, speculation, result):
+def ask(model, entry, speculation, result, salt=""):
     body = {"model": model, "prompt": entry["prompt"], "temperature": 0, "max_tokens": len(entry["target"]),
             "stream": True, "stream_options": {"include_usage": True}, "speculation": speculation}
+    if salt:
+        body["cache_salt"] = salt
     request = urllib.request.Request(URL + "/v1/completions", json.dumps(body).encode(),
                                      {"content-type": "application/json"})
     text, first, last, usage, metrics = "", None, None, None, None
@@ -52,12 +59,13 @@ def ask(model, entry, speculation, result):
     result.update(text=text, tokens=usage["completion_tokens"], first=first, last=last, metrics=metrics)
 
 
-def measure(model, entries, batch, speculation):
-    """All entries, `batch` at a time: tokens a second while they decode, and the texts."""
+def measure(model, entries, batch, speculation, salt=""):
+    """All entries, `batch` at a time: tokens a second while they decode, and the texts. What was said under another salt
+    is no draft under this one."""
     texts, tokens, seconds, accepted, drafted = [], 0, 0.0, 0, 0
     for at in range(0, len(entries), batch):
         results = [{} for _ in entries[at:at + batch]]
-        threads = [threading.Thread(target=ask, args=(model, e, speculation, r))
+        threads = [threading.Thread(target=ask, args=(model, e, speculation, r, salt))
                    for e, r in zip(entries[at:at + batch], results)]
         for thread in threads:
             thread.start()
@@ -84,80 +92,161 @@ def wait_for(check, what, seconds=150):
     raise SystemExit(f"{what} did not come within {seconds} s")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("binary", "tokenizer", "trace", "out"):
-        parser.add_argument(name)
-    parser.add_argument("--target-gpu", default="0")
-    parser.add_argument("--drafter-gpu", default="1")
-    parser.add_argument("--target", default=str(HERE / "shapes/qwen2.5-32b.json"))
-    parser.add_argument("--drafter", default=str(HERE / "shapes/qwen2.5-0.5b.json"))
-    parser.add_argument("--batches", default="1,8,32")
-    parser.add_argument("--limit", type=int, default=4, help="prompts at batch 1")
-    args = parser.parse_args()
-    entries = prompts(args.trace)
-    model = pathlib.Path(args.tokenizer).stem
-    environment = dict(os.environ, PACELINE_RANK__SLOTS="32", PACELINE_ENGINE__MAX_DRAFT="32")
-    node = ["--model", args.tokenizer, "--coordinator", JOIN, "--context", "2048", "--replay", args.trace]
-    commands = {
-        "coordinator": ["coordinator", "--model", args.tokenizer, "--listen", URL[7:], "--grpc-listen", JOIN],
-        "worker": ["worker", *node, "--listen", "127.0.0.1:18091", "--device", f"cuda:{args.target_gpu}",
-                   "--dummy-weights", args.target],
-        "drafter": ["drafter", *node, "--listen", "127.0.0.1:18092", "--device", f"cuda:{args.drafter_gpu}",
-                    "--dummy-weights", args.drafter],
-    }
-    running = {}
-    try:
-        for name, command in commands.items():
-            running[name] = subprocess.Popen([args.binary, *command], env=environment, stdout=sys.stderr)
+class Cluster:
+    """Coordinator, worker and drafter; the latter two can be started anew with other settings of the worker."""
 
-        def ready(speculation, needs):
+    def __init__(self, args, model):
+        self.args, self.model, self.running = args, model, {}
+        slots = "8" if args.one_gpu else "32"
+        self.environment = dict(os.environ, PACELINE_RANK__SLOTS=slots, PACELINE_ENGINE__MAX_DRAFT="32")
+
+        def computes(gpu, shape):
+            return ["--device", "cpu"] if gpu == "cpu" else ["--device", f"cuda:{gpu}", "--dummy-weights", shape]
+
+        node = ["--model", args.tokenizer, "--coordinator", JOIN, "--context", "2048", "--replay", args.trace]
+        self.commands = {
+            "coordinator": ["coordinator", "--model", args.tokenizer, "--listen", URL[7:], "--grpc-listen", JOIN],
+            "worker": ["worker", *node, "--listen", "127.0.0.1:18091", "--admin", ADMIN,
+                       *computes(args.target_gpu, args.target)],
+            "drafter": ["drafter", *node, "--listen", "127.0.0.1:18092", *computes(args.drafter_gpu, args.drafter)],
+        }
+
+    def start(self, entry, **settings):
+        began = time.monotonic()
+        for name, command in self.commands.items():
+            if name in self.running:
+                continue
+            # On one GPU neither may take all memory that it finds free: the other one comes as well.
+            kv = {"worker": "6GiB", "drafter": "1GiB"}.get(name) if self.args.one_gpu else None
+            own = {"PACELINE_RANK__KV_MEMORY": kv} if kv else {}
+            self.running[name] = subprocess.Popen([self.args.binary, *command],
+                                                  env={**self.environment, **own, **settings}, stdout=sys.stderr)
+        self.until(entry, {"strategy": "none"}, lambda r: "last" in r, "the target", 150)
+        accepted = lambda r: ((r.get("metrics") or {}).get("num_accepted_draft_tokens") or 0) > 0
+        self.until(entry, {"strategy": "draft"}, accepted, "a draft", 60)
+        print(f"started in {time.monotonic() - began:.1f} s", flush=True)
+
+    def until(self, entry, speculation, needs, what, seconds):
+        short = dict(entry, target=entry["target"][:24])
+
+        def there():
             result = {}
             try:
-                ask(model, dict(entries[0], target=entries[0]["target"][:24]), speculation, result)
+                ask(self.model, short, speculation, result)
             except (urllib.error.URLError, OSError):
-                dead = [n for n, p in running.items() if p.poll() is not None]
+                dead = [n for n, p in self.running.items() if p.poll() is not None]
                 if dead:
                     raise SystemExit(f"{dead} ended")
                 return False
             return needs(result)
 
-        wait_for(lambda: ready({"strategy": "none"}, lambda r: "last" in r), "the target")
-        drafted = lambda r: ((r.get("metrics") or {}).get("num_accepted_draft_tokens") or 0) > 0
-        wait_for(lambda: ready({"strategy": "draft"}, drafted), "a draft", 60)
+        wait_for(there, what, seconds)
 
-        strategies = [("none", {"strategy": "none"}), ("auto", {"strategy": "auto"}),
-                      ("draft 8", {"strategy": "draft", "max_draft": 8}),
-                      ("draft 16", {"strategy": "draft", "max_draft": 16}),
-                      ("draft 32", {"strategy": "draft", "max_draft": 32})]
-        strategies += [(f"lockstep {k}", {"strategy": "lockstep", "k": k, "deadline_ms": 500, "max_draft": k})
-                       for k in (4, 8, 16, 32)]
-        names = {key: pathlib.Path(getattr(args, key)).name for key in ("target", "drafter", "trace")}
-        report = {**names, "rows": []}
-        for batch in map(int, args.batches.split(",")):
-            some = entries[:args.limit] if batch == 1 else (entries * 2)[:max(batch, 8)]
-            # One pass that does not count: graphs are captured when a size is first met.
-            measure(model, some[:batch], batch, {"strategy": "none"})
-            measure(model, some[:batch], batch, {"strategy": "draft", "max_draft": 16})
-            texts, plain = None, None
-            for name, speculation in strategies:
-                if batch > 8 and name.startswith("lockstep") and name != "lockstep 4":
-                    continue
-                row, said = measure(model, some, batch, speculation)
-                texts, plain = texts or said, plain or row["tokens_per_s"]
-                row.update(batch=batch, strategy=name, over_plain=row["tokens_per_s"] / plain, same_text=said == texts)
-                report["rows"].append(row)
-                print(f"batch {batch:3}  {name:12} {row['tokens_per_s']:9.1f} tokens/s  {row['over_plain']:.2f} x plain"
-                      f"  accepted {row['accepted']}/{row['drafted']}  same text {row['same_text']}", flush=True)
-                pathlib.Path(args.out).write_text(json.dumps(report, indent=1))
-    finally:
-        for process in reversed(running.values()):
+    def ways(self):
+        """Decode steps of the worker so far, by what a drafter on its GPU did meanwhile."""
+        with urllib.request.urlopen(f"http://{ADMIN}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        count = lambda way: sum(float(line.split()[-1]) for line in lines
+                                if line.startswith("paceline_shared_gpu_steps_total{") and f'way="{way}"' in line)
+        return {way: count(way) for way in ("turns", "ahead")}
+
+    def stop(self, *names):
+        stopped = [self.running.pop(name) for name in names if name in self.running]
+        for process in stopped:
             process.terminate()
-        for process in running.values():
+        for process in stopped:
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+class Table:
+    """Rows as they come, on standard output and in the file."""
+
+    def __init__(self, args):
+        names = {key: pathlib.Path(getattr(args, key)).name for key in ("target", "drafter", "trace")}
+        self.out, self.report = pathlib.Path(args.out), {**names, "one_gpu": args.one_gpu, "rows": []}
+        self.texts, self.plain = {}, {}
+
+    def add(self, batch, name, row, said):
+        texts = self.texts.setdefault(batch, said)
+        plain = self.plain.setdefault(batch, row["tokens_per_s"])
+        row.update(batch=batch, strategy=name, over_plain=row["tokens_per_s"] / plain, same_text=said == texts)
+        self.report["rows"].append(row)
+        steps = f"  steps {row['steps']}" if "steps" in row else ""
+        print(f"batch {batch:3}  {name:14} {row['tokens_per_s']:9.1f} tokens/s  {row['over_plain']:.2f} x plain"
+              f"  accepted {row['accepted']}/{row['drafted']}  same text {row['same_text']}{steps}", flush=True)
+        self.out.write_text(json.dumps(self.report, indent=1))
+
+
+STRATEGIES = [("none", {"strategy": "none"}), ("auto", {"strategy": "auto"}),
+              ("draft 8", {"strategy": "draft", "max_draft": 8}), ("draft 16", {"strategy": "draft", "max_draft": 16}),
+              ("draft 32", {"strategy": "draft", "max_draft": 32})]
+STRATEGIES += [(f"lockstep {k}", {"strategy": "lockstep", "k": k, "deadline_ms": 500, "max_draft": k})
+               for k in (4, 8, 16, 32)]
+
+
+def warm(model, entries, batch):
+    """One pass that does not count: graphs are captured when a size is first met."""
+    measure(model, entries[:batch], batch, {"strategy": "none"})
+    measure(model, entries[:batch], batch, {"strategy": "draft", "max_draft": 16})
+
+
+def two_gpus(cluster, entries, args, table):
+    cluster.start(entries[0])
+    for batch in args.batches:
+        some = entries[:args.limit] if batch == 1 else (entries * 2)[:max(batch, 8)]
+        warm(cluster.model, some, batch)
+        for name, speculation in STRATEGIES:
+            if batch > 8 and name.startswith("lockstep") and name != "lockstep 4":
+                continue
+            table.add(batch, name, *measure(cluster.model, some, batch, speculation))
+
+
+def one_gpu(cluster, entries, args, table):
+    some = {batch: entries[:args.limit] if batch == 1 else entries[:2 * batch] for batch in args.batches}
+    for way, setting in [("measured", None), ("turns", "true"), ("ahead", "false")]:
+        cluster.start(entries[0], **({TURNS: setting} if setting else {}))
+        for batch in args.batches:
+            warm(cluster.model, some[batch], batch)
+            if setting is None:
+                for name, speculation in STRATEGIES:
+                    if name not in ("auto", "draft 8", "lockstep 4"):
+                        table.add(batch, name, *measure(cluster.model, some[batch], batch, speculation))
+            # What does not count: so long the worker tries both ways.
+            for n in range(args.trials if setting is None else 1):
+                measure(cluster.model, some[batch], batch, {"strategy": "auto"}, f"{way} {batch} first {n}")
+            for n in range(args.passes):
+                before = cluster.ways()
+                row, said = measure(cluster.model, some[batch], batch, {"strategy": "auto"}, f"{way} {batch} {n}")
+                row["steps"] = {key: int(count - before[key]) for key, count in cluster.ways().items()}
+                table.add(batch, f"auto, {way}", row, said)
+        cluster.stop("worker", "drafter")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("binary", "tokenizer", "trace", "out"):
+        parser.add_argument(name)
+    parser.add_argument("--one-gpu", action="store_true", help="the drafter on the target's GPU")
+    parser.add_argument("--target-gpu", default="0", help="or cpu, to try this script: TOKENIZER is then the whole model of both")
+    parser.add_argument("--drafter-gpu", help="default: 1, with --one-gpu the target's")
+    parser.add_argument("--target", default=str(HERE / "shapes/qwen2.5-32b.json"))
+    parser.add_argument("--drafter", default=str(HERE / "shapes/qwen2.5-0.5b.json"))
+    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")],
+                        help="default: 1,8,32, with --one-gpu 1,8")
+    parser.add_argument("--limit", type=int, default=4, help="prompts at batch 1")
+    parser.add_argument("--trials", type=int, default=3, help="--one-gpu: passes of auto before it counts")
+    parser.add_argument("--passes", type=int, default=2, help="--one-gpu: passes of auto that count")
+    args = parser.parse_args()
+    args.drafter_gpu = args.drafter_gpu or (args.target_gpu if args.one_gpu else "1")
+    args.batches = args.batches or ([1, 8] if args.one_gpu else [1, 8, 32])
+    cluster, table = Cluster(args, pathlib.Path(args.tokenizer).stem), Table(args)
+    try:
+        (one_gpu if args.one_gpu else two_gpus)(cluster, prompts(args.trace), args, table)
+    finally:
+        cluster.stop("worker", "drafter", "coordinator")
 
 
 main()

@@ -34,10 +34,10 @@ pub struct EngineConfig {
     pub max_wait: Duration,
     /// Most draft tokens verified in one step for one sequence.
     pub max_draft: u32,
-    /// Whether drafters compute on this worker's own cores. Then they draft while a sequence that runs alone waits for
-    /// them, as far as that pays, and not beside the target's steps, which would both be slower. When it is left out, as
-    /// each drafter says itself.
-    pub drafters_share_cores: Option<bool>,
+    /// Whether drafters draft under `auto` while sequences wait for them, as far as that pays, and not beside the target's
+    /// steps. When it is left out: in turn on cores that worker and drafter share, as is measured to be faster on a GPU that
+    /// they share, and beside the steps anywhere else.
+    pub drafters_take_turns: Option<bool>,
     /// A client that reads nothing for this long loses its answer.
     #[serde(with = "duration")]
     pub slow_client_timeout: Duration,
@@ -57,7 +57,7 @@ impl Default for EngineConfig {
             max_waiting,
             max_wait,
             max_draft,
-            drafters_share_cores: None,
+            drafters_take_turns: None,
             slow_client_timeout,
             outbox: 64,
             prefix_cache,

@@ -118,7 +118,7 @@ where
         inbox: rank.inbox.clone(),
         step_time: rank.step_time.clone(),
         site,
-        share_cores: config.engine.drafters_share_cores,
+        take_turns: config.engine.drafters_take_turns,
         tasks: sessions.clone(),
         stop: stop.clone(),
     });

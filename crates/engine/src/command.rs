@@ -40,9 +40,14 @@ pub enum Drafter {
     Gone,
     /// By one that runs ahead while the target computes.
     Ahead,
-    /// By one that computes on the target's own cores: under `auto` it drafts while the lane waits for it, as far as
+    /// By one that computes on the target's own device: under `auto` it drafts while the lane waits for it, as far as
     /// that pays, and not beside the target's steps, which would both be slower.
-    InTurn,
+    InTurn {
+        /// Several lanes wait, all at once, as on a GPU more rows cost little. On cores only a lane that is alone waits.
+        together: bool,
+    },
+    /// By one on the target's own GPU: under `auto` in turn, together, or ahead, as was measured to be faster.
+    AsMeasured,
 }
 
 /// A request and where its answer goes.

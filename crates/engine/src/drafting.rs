@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use speculation::{Beliefs, Exits, Library, StepCost, Wait, WindowCost};
+use speculation::{Beliefs, Exits, Library, StepCost, Wait, Ways, WindowCost};
 
 use crate::Layered;
 
@@ -17,8 +17,10 @@ pub(crate) struct Drafting {
     /// What a draft over a window takes.
     pub(crate) window: WindowCost,
     pub(crate) beliefs: Beliefs,
-    /// For a drafter on the target's own cores.
+    /// For a drafter on the target's own device.
     pub(crate) wait: Wait,
+    /// For one on the target's own GPU.
+    pub(crate) ways: Ways,
     /// One for each cache salt, with the time of its last use.
     libraries: BTreeMap<String, (u64, Library)>,
     uses: u64,
@@ -39,6 +41,7 @@ impl Drafting {
             window: WindowCost::default(),
             beliefs,
             wait,
+            ways: Ways::default(),
             libraries,
             uses: 0,
             vocab_size,

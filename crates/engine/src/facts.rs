@@ -1,4 +1,4 @@
-use speculation::Drops;
+use speculation::{Drops, Way};
 
 /// What a step did; processes turn these facts into metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Facts {
     pub decodes: u32,
     /// Decoding sequences without a draft row although they want drafts.
     pub undrafted: Undrafted,
+    /// Of a step that only decodes, with a drafter that works as was measured to be faster: what that one did meanwhile.
+    pub way: Option<Way>,
     /// Draft tokens that came since the step before and were not taken.
     pub dropped: Drops,
     /// Sequences that gave up slot and pages.

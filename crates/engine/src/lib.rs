@@ -38,6 +38,7 @@ mod thread;
 mod tier;
 mod toy;
 mod turnover;
+mod turns;
 
 pub use arrival::{PageIn, PageRefused};
 pub use command::{Command, CommitFrame, DraftOpen, Drafter, TargetOpen};
@@ -53,6 +54,7 @@ pub use prefill_lane::{
 pub use prefixes::PrefixChange;
 pub use replay::{Recorded, Replay, ReplayError, Side, Trace};
 pub use self_draft::{Layered, SaidBy, SelfDraft};
+pub use speculation::Way;
 pub use step::{Engine, Outcome, Settings};
 pub use target_lane::{TargetEvent, TargetOutlet};
 pub use thread::{Clock, EngineThread, Inbox, InboxFull, Observed, Observer};

@@ -14,7 +14,7 @@ use crate::drafting::Drafting;
 use crate::foresight::Foresight;
 use crate::pacing::Pacing;
 use crate::prefill_lane::PrefillLane;
-use crate::target_lane::{Readiness, Server, TargetLane};
+use crate::target_lane::{Readiness, TargetLane};
 use crate::tier::Spill;
 use crate::turnover::Turnover;
 use crate::{Command, Facts, Model, ModelError, ModelSpec, PrefixChange, Room};
@@ -206,7 +206,7 @@ impl<M: Model> Engine<M> {
         for id in self.export() {
             self.remove(now, id);
         }
-        self.ask();
+        let crowd = self.ask();
         let (mut held, mut until) = self.readiness(now);
         for (id, restored) in self.restore(now) {
             held.insert(id);
@@ -236,6 +236,7 @@ impl<M: Model> Engine<M> {
         if plan.slices.is_empty() {
             return Outcome::Idle { until };
         }
+        self.drafting.ways.begins(now);
         let submitted = settled.and_then(|()| self.model.submit(&plan.step));
         // While a device computes the layers.
         let (draws, unsteered) = self.draws(&plan);
@@ -255,6 +256,7 @@ impl<M: Model> Engine<M> {
         };
         (facts.self_drafted, facts.window_drafts) = (self_drafted, window_drafts);
         facts.dropped = std::mem::take(&mut self.dropped);
+        self.compare_ways(now, crowd, &mut facts);
         Outcome::Worked(facts)
     }
 
@@ -336,6 +338,7 @@ impl<M: Model> Engine<M> {
                 None => self.remove(now, id),
             }
         }
+        self.wait_together(&mut held);
         (held, until)
     }
 
@@ -345,26 +348,12 @@ impl<M: Model> Engine<M> {
         self.lanes.keys().filter(decoding).count() as u32
     }
 
-    /// Decides for how many drafts of a drafter on the same cores the one sequence that runs waits. With several the
-    /// cores have enough to do.
-    fn ask(&mut self) {
-        let alone = self.scheduler.running() == 1;
-        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
-        for (id, lane) in &mut self.lanes {
-            if let (Lane::Target(lane), Some(known)) = (lane, self.scheduler.tokens(*id))
-                && self.scheduler.decoding(*id)
-            {
-                lane.ask(known, server, alone, &mut self.drafting);
-            }
-        }
-    }
-
     /// Chooses the drafts of every sequence that decodes. Who waits or prefills verifies nothing, so its
     /// constraint is not asked at each step.
     fn propose(&mut self, held: &BTreeSet<SequenceId>) {
         let others = self.decodes(held).saturating_sub(1);
-        let beside = Beside { rows: others, tokens: others };
-        let server = Server { max_draft: self.settings.max_draft, trees: self.spec().tree_rows > 0 };
+        let beside = Beside { rows: others, tokens: others, alike: 0 };
+        let server = self.server();
         for (id, lane) in &mut self.lanes {
             let Lane::Target(lane) = lane else { continue };
             match self.scheduler.tokens(*id) {

@@ -5,7 +5,7 @@ mod proposing;
 mod readiness;
 mod window;
 
-pub(crate) use proposing::Server;
+pub(crate) use proposing::{Crowd, Server};
 pub(crate) use readiness::Readiness;
 
 use std::time::Duration;
@@ -41,9 +41,10 @@ pub enum TargetEvent {
         /// Who proposed those.
         source: Source,
     },
-    /// So many drafts past what is committed are wanted of the drafter, from now on.
+    /// So far past what is committed the drafter is to go, from now on.
     Ask {
-        window: u32,
+        /// `None`: as far as who drafts finds right.
+        window: Option<u32>,
     },
     /// The drafter asked for commits again; nothing new for the reader.
     Again(CommitFrame),
@@ -86,11 +87,11 @@ pub(crate) struct TargetLane {
     usage: Usage,
     /// Since when it waits for drafts.
     parked: Option<Duration>,
-    /// Drafts that it waits for, of a drafter on the same cores; decided when so many tokens were known.
+    /// Drafts that it waits for, of a drafter on the same device; decided when so many tokens were known.
     awaited: u32,
     decided: usize,
     /// What the drafter was asked for last.
-    window: u32,
+    window: Option<u32>,
     /// The drafter missed the deadline: no more waiting until it is heard of again.
     late: bool,
     /// A draft broke the model's arithmetic: no more drafts for this sequence.
@@ -113,7 +114,7 @@ pub(crate) struct Judged {
 }
 
 impl TargetLane {
-    /// What a drafter on the same cores is opened with.
+    /// What a drafter on the same device is opened with.
     const FIRST_WINDOW: u32 = 1;
 
     pub(crate) fn new(
@@ -165,7 +166,7 @@ impl TargetLane {
             parked: None,
             awaited: 0,
             decided: 0,
-            window: Self::FIRST_WINDOW,
+            window: Some(Self::FIRST_WINDOW),
             late: false,
             distrusted: false,
             started: false,
@@ -250,7 +251,8 @@ impl TargetLane {
             self.stats.dropped_tokens += self.tail.clear() as u64;
         } else {
             // Nothing was asked of this one yet.
-            (self.awaited, self.window, self.parked) = (0, Self::FIRST_WINDOW, None);
+            (self.awaited, self.decided, self.parked) = (0, 0, None);
+            self.window = Some(Self::FIRST_WINDOW);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster::{Load, PageChange, PrefixName, Role};
 use daemon::join::Prefixes;
-use engine::{Facts, Observed, PrefixChange, TierFacts};
+use engine::{Facts, Observed, PrefixChange, TierFacts, Way};
 use telemetry::{Label, Meters};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -115,6 +115,7 @@ struct Drafting {
     model: [Label; 1],
     plain: [[Label; 2]; 3],
     dropped: [[Label; 2]; 5],
+    ways: [[Label; 2]; 2],
     spill: [[Label; 2]; 4],
 }
 
@@ -127,6 +128,7 @@ impl Numbers {
                     model: [Label::model(model)],
                     plain: ["absent", "late", "spent"].map(with),
                     dropped: ["gap", "prefix", "stale", "late", "vocabulary"].map(with),
+                    ways: ["turns", "ahead"].map(|way| [Label::model(model), Label::way(way)]),
                     spill: ["behind", "damaged", "io", "late"].map(with),
                 };
                 ("worker", Some(drafting))
@@ -173,13 +175,16 @@ impl Numbers {
         meters.prefix_cache_queries.add(facts.prefix_queries.into(), rank);
         meters.prefix_cache_hits.add(facts.prefix_hits.into(), rank);
         meters.sequence_failures.add(facts.failed.into(), rank);
-        let Some(Drafting { model, plain, dropped, .. }) = drafting else { return };
+        let Some(Drafting { model, plain, dropped, ways, .. }) = drafting else { return };
         meters.spec_decode_num_drafts.add(facts.drafts.into(), model);
         meters.spec_decode_num_draft_tokens.add(facts.draft_rows.into(), model);
         meters.spec_decode_num_accepted_tokens.add(facts.accepted.into(), model);
         let undrafted = [facts.undrafted.absent, facts.undrafted.late, facts.undrafted.spent];
         for (labels, steps) in plain.iter().zip(undrafted) {
             meters.spec_decode_num_plain_steps.add(steps.into(), labels);
+        }
+        for (labels, way) in ways.iter().zip([Way::Turns, Way::Ahead]) {
+            meters.shared_gpu_steps.add((facts.way == Some(way)).into(), labels);
         }
         let drops = facts.dropped;
         let drops = [drops.gap, drops.prefix, drops.stale, drops.late, drops.vocabulary];

@@ -1,4 +1,4 @@
-//! Drafts that have to be waited for: a drafter that computes on the target's own cores.
+//! Drafts that have to be waited for: a drafter that computes on the target's own cores or GPU.
 //!
 //! There drafting ahead is not free: it takes the time of the step that it runs beside. So the drafter works while
 //! the target waits for it, and only when that is expected to pay (the target and the drafter in turn,
@@ -46,10 +46,11 @@ impl Wait {
     }
 }
 
-/// How many drafts to wait for before the next step of a sequence that decodes alone, at most `most`; 0: what is there
-/// does better. `otherwise`: the tokens a second that are expected without. `own`: what the sequence believes.
+/// How many drafts to wait for before the next step of a sequence, at most `most`; 0: what is there does better. `alike`:
+/// sequences besides that wait for as many, at once. `otherwise`: the tokens a second that are expected without. `own`: what
+/// the sequence believes.
 pub fn ask(
-    most: u32,
+    (most, alike): (u32, u32),
     otherwise: f64,
     wait: &mut Wait,
     cost: &StepCost,
@@ -59,11 +60,12 @@ pub fn ask(
     // Without a table of costs nothing can be compared; it is there before the first request.
     let Some(step) = cost.seconds(1) else { return 0 };
     let (mut best, mut tokens, mut chance) = ((otherwise, 0), 1.0, 1.0);
+    let sequences = alike.saturating_add(1);
     for k in 1..=most {
         chance *= own.rate_within(rank, Source::Drafter, 0, k as usize - 1);
         tokens += chance;
-        let Some(seconds) = cost.seconds(k + 1) else { break };
-        let speed = tokens / (wait.expected(k, step) + seconds);
+        let Some(seconds) = cost.seconds(sequences.saturating_mul(k + 1)) else { break };
+        let speed = f64::from(sequences) * tokens / (wait.expected(k, step) + seconds);
         if speed > best.0 {
             best = (speed, k);
         }
@@ -117,14 +119,18 @@ mod tests {
                 (0..=k).map(chance).sum::<f64>() / (f64::from(k) * each / 1e3 + cost.seconds(k + 1).unwrap())
             };
             let best = (0..=8).max_by(|a, b| speed(*a).total_cmp(&speed(*b))).unwrap();
-            let asked = ask(8, plain, &mut wait(each), &cost, &rank, &own);
+            let asked = ask((8, 0), plain, &mut wait(each), &cost, &rank, &own);
             assert!((speed(asked) - speed(best)).abs() < 1e-9, "{rate} {each}: {asked}, best {best}");
         }
         let own = believed(0.95);
-        assert!(ask(8, plain, &mut wait(10.0), &cost, &rank, &own) > 3);
-        assert_eq!(ask(8, 1e6, &mut wait(10.0), &cost, &rank, &own), 0, "something else does better");
-        assert_eq!(ask(0, plain, &mut wait(10.0), &cost, &rank, &own), 0);
-        assert_eq!(ask(8, plain, &mut wait(10.0), &StepCost::default(), &rank, &own), 0, "nothing is known");
+        assert!(ask((8, 0), plain, &mut wait(10.0), &cost, &rank, &own) > 3);
+        assert_eq!(ask((8, 0), 1e6, &mut wait(10.0), &cost, &rank, &own), 0, "something else does better");
+        assert_eq!(ask((0, 0), plain, &mut wait(10.0), &cost, &rank, &own), 0);
+        assert_eq!(
+            ask((8, 0), plain, &mut wait(10.0), &StepCost::default(), &rank, &own),
+            0,
+            "nothing is known"
+        );
     }
 
     #[test]
@@ -132,7 +138,8 @@ mod tests {
         let (cost, rank, own) = (cost(), Beliefs::default(), believed(0.9));
         let plain = 1.0 / cost.seconds(1).unwrap();
         let mut wait = wait(80.0);
-        let refused = (0..10_000).take_while(|_| ask(8, plain, &mut wait, &cost, &rank, &own) == 0).count();
+        let refused =
+            (0..10_000).take_while(|_| ask((8, 0), plain, &mut wait, &cost, &rank, &own) == 0).count();
         assert!((200..5000).contains(&refused), "{refused}");
     }
 

@@ -18,6 +18,8 @@ pub struct Beside {
     pub rows: u32,
     /// Tokens that those bring.
     pub tokens: u32,
+    /// Sequences besides that do what this one does.
+    pub alike: u32,
 }
 
 /// What the estimates must promise beyond plain decoding: below it, it is their error.
@@ -41,7 +43,7 @@ pub fn choose(
 /// The tokens a second that can be expected, and the offer that they come from with how many of its drafts.
 ///
 /// For every offer and every number k it expects `tokens + 1 + sum of the chances` in the time of
-/// `rows + 1 + k` rows and takes the best (vLLM's dynamic length, algorithms.md 14.4, over several sources). The chance
+/// `rows + 1 + k` rows (`1 + k` and their tokens once more for each sequence that is alike) and takes the best (vLLM's dynamic length, algorithms.md 14.4, over several sources). The chance
 /// of a draft is that of its parent times what is believed of its sureness and depth, so trees are priced by rows as
 /// chains are.
 /// Drafts that are there cost nothing more: they came from elsewhere, or from a look into a table.
@@ -53,22 +55,22 @@ pub fn expect(
     own: &Beliefs,
     beside: Beside,
 ) -> (f64, Option<(usize, usize)>) {
-    let rows = beside.rows.saturating_add(1);
-    let mut tokens = f64::from(beside.tokens) + 1.0;
-    let plain = tokens;
-    let base = cost.seconds(rows);
+    let alike = beside.alike.saturating_add(1);
+    let rows = |k: u32| beside.rows.saturating_add(alike.saturating_mul(1 + k));
+    let plain = f64::from(beside.tokens) + f64::from(alike);
+    let base = cost.seconds(rows(0));
     let mut best = (base.map_or(plain, |seconds| plain / seconds) * GAIN, None);
     for (index, offer) in offers.iter().enumerate() {
         let Proposal { drafts, sureness } = offer.proposal;
         // By draft: its chance, and its depth.
         let mut reached: Vec<(f64, usize)> = Vec::with_capacity(drafts.len().min(most));
-        tokens = plain;
+        let mut tokens = plain;
         for k in 1..=drafts.len().min(most) {
             let before = drafts.parents()[k - 1].map_or((1.0, 0), |parent| reached[parent as usize]);
             let chance = before.0 * own.rate_within(rank, offer.source, sureness[k - 1], before.1);
             reached.push((chance, before.1 + 1));
-            tokens += chance;
-            let speed = match cost.seconds(rows.saturating_add(k as u32)) {
+            tokens += f64::from(alike) * chance;
+            let speed = match cost.seconds(rows(k as u32)) {
                 Some(seconds) => tokens / seconds,
                 None if chance < RARE => break,
                 None => tokens,
@@ -164,7 +166,7 @@ mod tests {
         let sixteen = chain(16);
         let offers = [Offer { source: Source::Drafter, proposal: &sixteen }];
         let take = |beside| choose(&offers, 16, &cost, &rank, &own, beside).map_or(0, |(_, k)| k);
-        let (alone, crowded) = (take(Beside::default()), take(Beside { rows: 40, tokens: 40 }));
+        let (alone, crowded) = (take(Beside::default()), take(Beside { rows: 40, tokens: 40, alike: 0 }));
         assert!(crowded < alone, "{crowded} {alone}");
         let unknown = StepCost::default();
         let take = |own: &Beliefs| choose(&offers, 7, &unknown, &rank, own, Beside::default());

@@ -12,7 +12,7 @@
 //! Drafts come from a drafter, from a caller's guess of the output ([`Prediction`]), or from what was said
 //! before ([`propose`]: n-grams, suffixes, recycled tokens). Which of them a step verifies, and how many, is
 //! decided from measurements: [`choose`], with [`StepCost`] and [`Beliefs`]; how far ahead a drafter runs by
-//! [`window`].
+//! [`window`]; whether one on the target's own GPU runs ahead at all by [`Ways`].
 //!
 //! What a source says may fork ([`Tree`]): a back end that takes trees verifies several guesses for one place in one step.
 //!
@@ -43,6 +43,7 @@ mod shadow;
 mod tail;
 mod tree;
 mod verify;
+mod ways;
 
 pub use acceptance::Acceptance;
 pub use ask::{Wait, ask};
@@ -62,3 +63,4 @@ pub use shadow::Shadows;
 pub use tail::{Drafts, Dropped, Drops, Tail};
 pub use tree::{NoTree, Path, Tree};
 pub use verify::{Verdict, verify};
+pub use ways::{Way, Ways};

@@ -108,6 +108,7 @@ const GENAI_ENDED: &[&str] =
     &["gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "error.type"];
 const MODEL: &[&str] = &["model"];
 const MODEL_REASON: &[&str] = &["model", "reason"];
+const MODEL_WAY: &[&str] = &["model", "way"];
 const MODEL_PLACEMENT: &[&str] = &["model", "placement"];
 const MODEL_REASON_PLACEMENT: &[&str] = &["model", "reason", "placement"];
 const RANK: &[&str] = &["model", "role"];
@@ -227,6 +228,8 @@ catalogue! {
         "Decode steps of sequences that want drafts and had none: `absent` (no drafter attached), `late` (nothing had arrived), `spent` (what was there was not worth its rows, or found no room)";
     spec_decode_num_dropped_tokens: Counter("paceline.spec_decode_num_dropped_tokens", "{token}", NONE) MODEL_REASON, WORKER,
         "Draft tokens that never reached a step: `gap`, `prefix`, `stale`, `late`, `vocabulary`";
+    shared_gpu_steps: Counter("paceline.shared_gpu_steps", "{step}", NONE) MODEL_WAY, WORKER,
+        "Decode steps of a worker that measures how a drafter on its own GPU is used best, by what that one did meanwhile: `turns` (it rested), `ahead` (it drafted)";
     draft_round_trip: Histogram("paceline.draft_round_trip", "s", STEP) MODEL_PLACEMENT, WORKER,
         "From sending a commit to the first drafts that follow it; `placement`: `colocated`, `same-node`, `remote`";
     draft_sessions: Counter("paceline.draft_sessions", "{session}", NONE) MODEL_REASON_PLACEMENT, WORKER,

@@ -38,6 +38,11 @@ impl Label {
         Self(KeyValue::new("placement", placement))
     }
 
+    /// What a drafter on the target's GPU does during a step: `turns` or `ahead`.
+    pub fn way(way: &'static str) -> Self {
+        Self(KeyValue::new("way", way))
+    }
+
     /// State of a member.
     pub fn state(state: &'static str) -> Self {
         Self(KeyValue::new("state", state))

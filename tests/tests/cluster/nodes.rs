@@ -1,8 +1,8 @@
 //! Workers and drafters with toy models that take time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use cluster::{Endpoint, Load, NodeState, Role, Site};
 use engine::{Model, ModelError, ModelSpec, Picks, Ticket, ToyModel};
@@ -43,10 +43,40 @@ impl StepTime {
     }
 }
 
+/// A device that toys compute on. While several do, each of them gets a part of it, and `slower` times less than that.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    busy: Arc<AtomicU32>,
+    slower: f64,
+}
+
+impl Device {
+    pub(crate) fn new(slower: f64) -> Self {
+        Self { busy: Arc::default(), slower }
+    }
+
+    /// Takes as long as `work` needs.
+    fn compute(&self, mut work: Duration) {
+        const SLICE: Duration = Duration::from_micros(500);
+        self.busy.fetch_add(1, Ordering::SeqCst);
+        while !work.is_zero() {
+            let start = Instant::now();
+            std::thread::sleep(work.min(SLICE));
+            let share = match self.busy.load(Ordering::SeqCst) {
+                0 | 1 => 1.0,
+                several => f64::from(several) * self.slower,
+            };
+            work = work.saturating_sub(start.elapsed().div_f64(share));
+        }
+        self.busy.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A toy that takes time.
 pub(crate) struct Paced {
     toy: ToyModel,
     step: StepTime,
+    device: Option<Device>,
 }
 
 impl Model for Paced {
@@ -73,7 +103,11 @@ impl Model for Paced {
     }
 
     fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
-        std::thread::sleep(Duration::from_micros(self.step.0.load(Ordering::Relaxed)));
+        let work = Duration::from_micros(self.step.0.load(Ordering::Relaxed));
+        match &self.device {
+            Some(device) => device.compute(work),
+            None => std::thread::sleep(work),
+        }
         self.toy.submit(step)
     }
 
@@ -92,18 +126,33 @@ pub(crate) struct Toy {
     pub(crate) context: u32,
     /// Of the node: two of them do not pair when it differs.
     pub(crate) vocab: u8,
+    /// `None`: one of its own.
+    pub(crate) device: Option<Device>,
 }
 
 impl Toy {
-    pub(crate) const TARGET: Self =
-        Self { slots: 16, step: Duration::from_millis(5), noise: 0.0, context: CONTEXT, vocab: 1 };
-    pub(crate) const DRAFTER: Self =
-        Self { slots: 16, step: Duration::from_micros(500), noise: 0.2, context: CONTEXT, vocab: 1 };
+    pub(crate) const TARGET: Self = Self {
+        slots: 16,
+        step: Duration::from_millis(5),
+        noise: 0.0,
+        context: CONTEXT,
+        vocab: 1,
+        device: None,
+    };
+    pub(crate) const DRAFTER: Self = Self {
+        slots: 16,
+        step: Duration::from_micros(500),
+        noise: 0.2,
+        context: CONTEXT,
+        vocab: 1,
+        device: None,
+    };
 
     fn make(&self, step: StepTime) -> impl FnOnce() -> Paced + Send + use<> {
         let Self { slots, noise, context, .. } = *self;
+        let device = self.device.clone();
         let spec = ToyModel::spec(VOCAB, context, slots, slots * context / kvcache::PAGE_POSITIONS);
-        move || Paced { toy: ToyModel::new(spec, MODEL_SEED).with_noise(noise), step }
+        move || Paced { toy: ToyModel::new(spec, MODEL_SEED).with_noise(noise), step, device }
     }
 }
 
@@ -133,10 +182,10 @@ impl Target {
     }
 
     /// One that says where it computes.
-    pub(crate) async fn computing_on(site: Option<Site>, config: worker::Config) -> Self {
-        let identity = Identity { site, ..identity(Role::Worker, "worker", MODEL, Toy::TARGET.vocab) };
+    pub(crate) async fn computing_on(site: Option<Site>, toy: Toy, config: worker::Config) -> Self {
+        let identity = Identity { site, ..identity(Role::Worker, "worker", MODEL, toy.vocab) };
         let fabric = TcpFabric::listen(config.pages.listen, false).unwrap();
-        Self::named(Arc::new(fabric), identity, Toy::TARGET, config).await
+        Self::named(Arc::new(fabric), identity, toy, config).await
     }
 
     /// Over a data plane of a test's own.
@@ -205,10 +254,19 @@ pub(crate) async fn drafter(id: &str, toy: Toy) -> Node {
     drafter_with(id, toy, config).await
 }
 
-pub(crate) async fn drafter_with(id: &str, toy: Toy, mut config: drafter::Config) -> Node {
+pub(crate) async fn drafter_with(id: &str, toy: Toy, config: drafter::Config) -> Node {
+    drafter_named(identity(Role::Drafter, id, MODEL, toy.vocab), toy, config).await
+}
+
+/// One that says where it computes.
+pub(crate) async fn drafter_computing_on(site: Option<Site>, toy: Toy) -> Node {
+    let identity = Identity { site, ..identity(Role::Drafter, "drafter", MODEL, toy.vocab) };
+    drafter_named(identity, toy, drafter::Config::default()).await
+}
+
+async fn drafter_named(identity: Identity, toy: Toy, mut config: drafter::Config) -> Node {
     config.rank.slots = toy.slots;
     let make = toy.make(StepTime::new(toy.step));
-    let identity = identity(Role::Drafter, id, MODEL, toy.vocab);
     start_drafter(config, identity, Constraints::new(None), None, make).await
 }
 

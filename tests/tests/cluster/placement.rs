@@ -9,9 +9,9 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::fake_drafter::{FakeDrafter, Reaction, Talk, silent};
-use super::nodes::{Target, Toy, at, drafter, through_proxy};
+use super::nodes::{Device, Target, Toy, at, drafter, drafter_computing_on, through_proxy};
 use super::question::Question;
-use crate::support::{HANG, Link, Proxy};
+use crate::support::{HANG, Link, Node, Proxy};
 
 /// A way that takes longer than a step of the target.
 const FAR: Link = Link::Delayed { one_way: Duration::from_millis(40), jitter: Duration::ZERO };
@@ -89,17 +89,13 @@ async fn a_far_drafter_is_taken_when_the_near_one_is_full() {
     tokio::join!(first.right(), second.right());
 }
 
-/// On the target's own cores a drafter is asked for drafts one by one; elsewhere it runs ahead from the start.
+/// On the target's own device a drafter is asked for drafts one by one; elsewhere it runs ahead from the start.
 #[tokio::test]
-async fn a_drafter_takes_turns_where_it_says_that_it_shares_the_cores() {
+async fn how_a_drafter_works_follows_where_it_says_that_it_computes() {
     let cores = |machine: &str, cores: std::ops::Range<u32>| {
         let threads = cores.len() as u32;
         let device = SiteDevice::Cores { cores: cores.collect(), threads };
         Some(Site { machine: machine.into(), device })
-    };
-    let gpu = || {
-        let device = SiteDevice::Gpus(["0".to_owned()].into());
-        Some(Site { machine: "here".into(), device })
     };
     let here = || cores("here", 0..2);
     for (case, mine, theirs, setting, turns) in [
@@ -108,13 +104,16 @@ async fn a_drafter_takes_turns_where_it_says_that_it_shares_the_cores() {
         ("an old worker's site", None, here(), None, false),
         ("cores of its own", here(), cores("here", 2..4), None, false),
         ("another machine", here(), cores("there", 0..2), None, false),
-        ("one GPU", gpu(), gpu(), None, false),
-        ("told that it shares none", here(), here(), Some(false), false),
-        ("told that it shares them", here(), None, Some(true), true),
+        ("one GPU", gpu("0"), gpu("0"), None, true),
+        ("two GPUs", gpu("0"), gpu("1"), None, false),
+        ("one GPU, told to run ahead", gpu("0"), gpu("0"), Some(false), false),
+        ("told to run ahead", here(), here(), Some(false), false),
+        ("told to take turns", here(), None, Some(true), true),
+        ("two GPUs, told to take turns", gpu("0"), gpu("1"), Some(true), true),
     ] {
         let mut config = worker::Config::default();
-        config.engine.drafters_share_cores = setting;
-        let worker = Target::computing_on(mine, config).await;
+        config.engine.drafters_take_turns = setting;
+        let worker = Target::computing_on(mine, Toy::TARGET, config).await;
         let (tell, mut told) = mpsc::channel(16);
         let fake = FakeDrafter::start("drafter", move |mut talk: Talk| {
             let (tell, site) = (tell.clone(), theirs.clone());
@@ -133,6 +132,69 @@ async fn a_drafter_takes_turns_where_it_says_that_it_shares_the_cores() {
         let window = timeout(HANG, told.recv()).await.unwrap().unwrap();
         assert_eq!(window == 1, turns, "{case}: opened with {window}");
     }
+}
+
+fn gpu(name: &str) -> Option<Site> {
+    let device = SiteDevice::Gpus([name.to_owned()].into());
+    Some(Site { machine: "here".into(), device })
+}
+
+/// A worker and a drafter that say that they compute on one GPU, and do on this device.
+async fn on_one_gpu(device: Device) -> (Target, Node) {
+    let on = |toy: Toy| Toy { device: Some(device.clone()), ..toy };
+    let target = on(Toy { step: Duration::from_millis(10), ..Toy::TARGET });
+    let worker = Target::computing_on(gpu("0"), target, worker::Config::default()).await;
+    let drafter = on(Toy { step: Duration::from_millis(2), ..Toy::DRAFTER });
+    (worker, drafter_computing_on(gpu("0"), drafter).await)
+}
+
+async fn ask(worker: &Target, drafter: &Node, n: u32) {
+    let mut question = Question::numbered(n, 96);
+    question.0.drafters = vec![at(drafter)];
+    question.ask(worker).await.right().await;
+}
+
+/// For the test of all metrics: steps with a drafter on the worker's GPU.
+pub(super) async fn some() {
+    let (worker, drafter) = on_one_gpu(Device::new(1.0)).await;
+    ask(&worker, &drafter, 1).await;
+}
+
+/// What part of the worker's steps its drafter drafted beside, once so many questions have been answered.
+async fn ahead_on(device: Device, questions: u32) -> f64 {
+    let (worker, drafter) = on_one_gpu(device).await;
+    let mut counted = [0.0; 2];
+    for n in 0..2 * questions {
+        if n == questions {
+            counted = steps_by_way();
+        }
+        ask(&worker, &drafter, n).await;
+    }
+    let steps = std::iter::zip(steps_by_way(), counted).map(|(now, before)| now - before);
+    let [turns, ahead] = steps.collect::<Vec<_>>().try_into().unwrap();
+    ahead / (turns + ahead)
+}
+
+fn steps_by_way() -> [f64; 2] {
+    let text = telemetry::meters().render().unwrap().1;
+    ["turns", "ahead"].map(|way| {
+        let name = format!(r#"paceline_shared_gpu_steps_total{{model="toy",way="{way}"}} "#);
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    })
+}
+
+/// Target and drafter get the GPU one after the other and lose by each change: both together are slower than in turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_gpu_that_is_shared_by_slices_turns_are_found_to_be_faster() {
+    let ahead = ahead_on(Device::new(1.6), 6).await;
+    assert!(ahead < 0.4, "{ahead} of the steps were made beside drafts");
+}
+
+/// They compute beside each other as if each were alone: then waiting for drafts is time lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_gpu_with_room_for_both_running_ahead_is_found_to_be_faster() {
+    let ahead = ahead_on(Device::new(0.5), 6).await;
+    assert!(ahead > 0.6, "{ahead} of the steps were made beside drafts");
 }
 
 #[tokio::test]

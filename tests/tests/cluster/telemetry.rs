@@ -108,6 +108,7 @@ async fn every_metric_of_the_catalogue_is_scraped_while_it_moves() {
 
     super::hand_over::some().await;
     super::spill::some().await;
+    super::placement::some().await;
 
     // More than there are slots, several choices, one prompt again and again.
     let load = (0..12).map(|n| cluster.answer(json!({ "max_tokens": 60, "n": 1 + n % 2, "seed": n })));

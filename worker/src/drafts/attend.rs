@@ -98,10 +98,11 @@ async fn keep(links: &Arc<Links>, attendance: &Attendance) {
     }
 }
 
-/// Lockstep drafts exactly what a step verifies; of a drafter on the same cores the engine asks what it wants.
+/// Lockstep drafts exactly what a step verifies; of a drafter on the same device the engine asks what it wants.
 fn fixed_window(request: &Request, turns: Drafter) -> Option<u32> {
     let strategy = request.speculation.strategy;
-    let asked = (strategy == Strategy::Auto && turns == Drafter::InTurn).then_some(1);
+    let engine_asks = matches!(turns, Drafter::InTurn { .. } | Drafter::AsMeasured);
+    let asked = (strategy == Strategy::Auto && engine_asks).then_some(1);
     strategy.waits().map(|(k, _)| k).or(asked)
 }
 

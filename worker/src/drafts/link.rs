@@ -55,20 +55,24 @@ pub(crate) struct Me {
     pub(crate) step_time: Arc<Pace>,
     /// Where this worker computes; `None`: nobody could say.
     pub(crate) site: Option<Site>,
-    /// Whether drafters compute on this worker's own cores; `None`: as they say.
-    pub(crate) share_cores: Option<bool>,
+    /// Whether drafters work in turn with this worker; `None`: by where they say that they compute.
+    pub(crate) take_turns: Option<bool>,
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process stops.
     pub(crate) stop: CancellationToken,
 }
 
 impl Me {
-    /// How a drafter of that nearness works for this worker. Nobody measured yet what turns are worth on one GPU: two
-    /// processes there run ahead of each other as everywhere.
+    /// How a drafter of that nearness works for this worker.
     fn turns(&self, nearness: Nearness) -> Drafter {
-        let on_cores = matches!(self.site, Some(Site { device: SiteDevice::Cores { .. }, .. }));
-        let shares = self.share_cores.unwrap_or(on_cores && nearness == Nearness::Colocated);
-        if shares { Drafter::InTurn } else { Drafter::Ahead }
+        let on_gpu = matches!(self.site, Some(Site { device: SiteDevice::Gpus(_), .. }));
+        match self.take_turns {
+            Some(true) => Drafter::InTurn { together: on_gpu },
+            Some(false) => Drafter::Ahead,
+            None if nearness != Nearness::Colocated => Drafter::Ahead,
+            None if on_gpu => Drafter::AsMeasured,
+            None => Drafter::InTurn { together: false },
+        }
     }
 }
 
@@ -256,12 +260,14 @@ impl Link {
         self.queue.update(session, |out| merge(&mut out.commit, frame));
     }
 
-    /// Tells the drafter how far it may go, where the engine decides that.
-    pub(crate) fn ask(&self, session: u64, window: u32) {
-        if let Some(session) = self.lock().get_mut(&session) {
-            session.window = window;
-        }
-        self.queue.update(session, |out| out.credit = Some(window));
+    /// Tells the drafter how far it may go, where the engine decides that; `None`: the window follows what is measured.
+    pub(crate) fn ask(&self, session: u64, window: Option<u32>) {
+        let mut sessions = self.lock();
+        let Some(open) = sessions.get_mut(&session) else { return };
+        open.fixed_window = window;
+        open.window = window.or_else(|| self.window(&open.acceptance)).unwrap_or(FIRST_WINDOW);
+        let credit = open.window;
+        self.queue.update(session, |out| out.credit = Some(credit));
     }
 
     fn close(&self, session: u64) {

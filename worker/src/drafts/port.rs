@@ -19,8 +19,8 @@ impl Port {
         }
     }
 
-    /// The drafter may go so far past what is committed.
-    pub(crate) fn ask(&self, window: u32) {
+    /// The drafter may go so far past what is committed; `None`: as far as the link finds right.
+    pub(crate) fn ask(&self, window: Option<u32>) {
         if let Some((link, session)) = &*self.lock() {
             link.ask(*session, window);
         }

@@ -1,7 +1,7 @@
 //! Which drafts a target sequence verifies in the step being planned.
 
 use request::{Rule, Source, Strategy, TokenId};
-use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, ask, expect, propose};
+use speculation::{Asked, Beside, History, Offer, Proposal, Shadows, Tree, Way, ask, expect, propose};
 
 use super::{TargetEvent, TargetLane};
 use crate::drafting::Drafting;
@@ -14,6 +14,17 @@ pub(crate) struct Server {
     pub(crate) max_draft: u32,
     /// Its model takes trees.
     pub(crate) trees: bool,
+}
+
+/// Who decodes beside a sequence, as far as it matters for a drafter on the target's device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crowd {
+    /// Nothing else runs.
+    pub(crate) alone: bool,
+    /// Sequences whose drafter computes on the target's GPU.
+    pub(crate) together: u32,
+    /// What those drafters do while the target computes, if nobody said.
+    pub(crate) way: Way,
 }
 
 impl TargetLane {
@@ -71,32 +82,63 @@ impl TargetLane {
         }
     }
 
-    /// With a drafter on the same cores: decides for how many of its drafts the next step waits, and tells it. Once
-    /// for each state of the text. `alone`: nothing else runs.
-    pub(crate) fn ask(&mut self, known: &[TokenId], server: Server, alone: bool, drafting: &mut Drafting) {
-        let turns = self.request.speculation.strategy == Strategy::Auto && self.drafter == Drafter::InTurn;
-        if !turns || self.decided == known.len() {
+    /// With a drafter on the same device: decides for how many of its drafts the next step waits, and tells it. Once for
+    /// each state of the text.
+    pub(crate) fn ask(&mut self, known: &[TokenId], server: Server, crowd: Crowd, drafting: &mut Drafting) {
+        let alike = match self.drafter {
+            _ if self.request.speculation.strategy != Strategy::Auto => return,
+            Drafter::Gone | Drafter::Ahead => return,
+            Drafter::AsMeasured if crowd.way == Way::Ahead => {
+                (self.awaited, self.decided, self.parked) = (0, 0, None);
+                return self.tell(None);
+            }
+            Drafter::InTurn { together: false } => crowd.alone.then_some(0),
+            Drafter::InTurn { together: true } | Drafter::AsMeasured => {
+                Some(crowd.together.saturating_sub(1))
+            }
+        };
+        if self.decided == known.len() {
             return;
         }
         self.decided = known.len();
         let most = self.max_draft(server.max_draft);
         let predicted = self.prediction.as_ref().is_some_and(|p| !p.propose(1).is_empty());
         self.awaited = 0;
-        if alone && most > 0 && !predicted && !self.late {
+        if let Some(alike) = alike.filter(|_| most > 0 && !predicted && !self.late) {
             let found = self.guessed(known, most, server.trees, drafting);
             let offers: Vec<Offer<'_>> =
                 found.iter().map(|(source, proposal)| Offer { source: *source, proposal }).collect();
-            let beside = Beside::default();
+            let beside = Beside { alike, ..Beside::default() };
             let Drafting { cost, beliefs, wait, .. } = drafting;
             let (otherwise, _) = expect(&offers, most, cost, beliefs, &self.beliefs, beside);
-            self.awaited = ask(most as u32, otherwise, wait, cost, beliefs, &self.beliefs);
+            self.awaited = ask((most as u32, alike), otherwise, wait, cost, beliefs, &self.beliefs);
         }
         // One that was late is heard of again by what it drafts.
-        let window = if self.late { Self::FIRST_WINDOW } else { self.awaited };
+        self.tell(Some(if self.late { Self::FIRST_WINDOW } else { self.awaited }));
+    }
+
+    /// Tells the drafter how far to go, if that is new.
+    fn tell(&mut self, window: Option<u32>) {
         if window != self.window && self.outlet.room() == Room::Free {
             self.window = window;
             self.outlet.deliver(TargetEvent::Ask { window });
         }
+    }
+
+    /// Whether `auto` has a drafter on the target's own GPU.
+    pub(crate) fn on_our_gpu(&self) -> bool {
+        let ours = matches!(self.drafter, Drafter::InTurn { together: true } | Drafter::AsMeasured);
+        ours && self.request.speculation.strategy == Strategy::Auto
+    }
+
+    /// Whether in turn or ahead is a matter of measurement.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.drafter == Drafter::AsMeasured && self.on_our_gpu()
+    }
+
+    /// Whether it waits for drafts of a drafter on the same device.
+    pub(crate) fn waits_in_turn(&self) -> bool {
+        self.awaited > 0 && self.parked.is_some()
     }
 
     /// Nothing is verified in the step being planned.

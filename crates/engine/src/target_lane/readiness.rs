@@ -72,7 +72,7 @@ impl TargetLane {
         Readiness::Hold { until: sooner(until) }
     }
 
-    /// How long a drafter on the same cores may take: some times what it is expected to.
+    /// How long a drafter on the same device may take: some times what it is expected to.
     fn patience(&self, drafting: &Drafting) -> Duration {
         /// Also for drafters that have to compute what was committed first.
         const LEAST: Duration = Duration::from_millis(100);

@@ -11,4 +11,5 @@ mod matrix;
 mod rapid;
 mod replay;
 mod share_cores;
+mod share_gpu;
 mod steered;

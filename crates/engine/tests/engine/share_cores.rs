@@ -12,9 +12,11 @@ use request::{Request, Sampling, Speculation, Strategy, TokenId};
 use scheduler::SequenceId;
 use speculation::{Drafts, PrefixHashes};
 
+/// On cores.
+const IN_TURN: Drafter = Drafter::InTurn { together: false };
 const ID: SequenceId = SequenceId(1);
 
-fn long(prompt: &[u32]) -> Request {
+pub(crate) fn long(prompt: &[u32]) -> Request {
     let mut request = request(prompt, 40, Sampling::GREEDY, Speculation::default());
     assert_eq!(request.speculation.strategy, Strategy::Auto);
     request.limits.stop_ids.clear();
@@ -22,7 +24,7 @@ fn long(prompt: &[u32]) -> Request {
 }
 
 /// An engine that knows what steps cost: 50 ms, and 2 ms a row.
-fn sharing() -> Engine<ToyModel> {
+pub(crate) fn sharing() -> Engine<ToyModel> {
     let toy = ToyModel::new(ToyModel::spec(VOCAB, 256, 8, 200), MODEL_SEED);
     let mut engine = Engine::new(toy, Settings::default());
     for rows in [1, 2, 5, 9] {
@@ -32,7 +34,7 @@ fn sharing() -> Engine<ToyModel> {
     engine
 }
 
-fn plain(prompt: &[u32]) -> Vec<TokenId> {
+pub(crate) fn plain(prompt: &[u32]) -> Vec<TokenId> {
     let mut engine = target(64);
     let (outlet, _) = open(&mut engine, 1, long(prompt));
     while !engine.is_empty() {
@@ -46,7 +48,7 @@ fn heard(outlet: &Kept<TargetEvent>) -> (Vec<u32>, Vec<TokenId>) {
     let (mut windows, mut tokens) = (Vec::new(), Vec::new());
     for event in outlet.take() {
         match event {
-            TargetEvent::Ask { window } => windows.push(window),
+            TargetEvent::Ask { window } => windows.extend(window),
             TargetEvent::Committed { frame, .. } => tokens.extend(frame.ids),
             TargetEvent::Started { .. } | TargetEvent::Again(_) | TargetEvent::Ended(_) => {}
         }
@@ -55,7 +57,7 @@ fn heard(outlet: &Kept<TargetEvent>) -> (Vec<u32>, Vec<TokenId>) {
 }
 
 /// What a drafter says after `known`; every seventh word is wrong.
-fn drafts(known: &[TokenId], right: &[TokenId], count: usize) -> Drafts {
+pub(crate) fn drafts(known: &[TokenId], right: &[TokenId], count: usize) -> Drafts {
     let wrong = |(i, id): (usize, &TokenId)| if i % 7 == 6 { TokenId((id.0 + 1) % VOCAB) } else { *id };
     let ids = right.iter().enumerate().map(wrong).skip(known.len()).take(count).collect();
     Drafts { at: known.len() as u32, prefix_hash: PrefixHashes::new(known).last(), ids, q: Vec::new() }
@@ -68,7 +70,7 @@ fn a_sequence_alone_waits_for_as_many_drafts_as_pay_and_its_text_is_the_same() {
     let all: Vec<TokenId> = prompt.map(TokenId).iter().chain(&answer).copied().collect();
     let mut engine = sharing();
     let (outlet, _) = open(&mut engine, 1, long(&prompt));
-    engine.command(Duration::ZERO, Command::Drafter(ID, Drafter::InTurn));
+    engine.command(Duration::ZERO, Command::Drafter(ID, IN_TURN));
     let (mut now, mut text, mut waits, mut longest) = (Duration::ZERO, Vec::new(), 0, 0);
     let mut window = 1;
     while !engine.is_empty() {
@@ -93,7 +95,7 @@ fn a_sequence_alone_waits_for_as_many_drafts_as_pay_and_its_text_is_the_same() {
     // Dear drafts are not worth waiting for; nor is one that never comes waited for twice.
     let mut engine = sharing();
     let (outlet, _) = open(&mut engine, 1, long(&prompt));
-    engine.command(Duration::ZERO, Command::Drafter(ID, Drafter::InTurn));
+    engine.command(Duration::ZERO, Command::Drafter(ID, IN_TURN));
     let (mut now, mut waits, mut text) = (Duration::ZERO, 0, Vec::new());
     while !engine.is_empty() {
         match engine.step(now) {
@@ -111,7 +113,7 @@ fn with_others_beside_it_nobody_waits_and_the_drafter_is_told_to_rest() {
     let (first, _) = open(&mut engine, 1, long(&[1, 2]));
     let (second, _) = open(&mut engine, 2, long(&[1, 3]));
     for id in [1, 2] {
-        engine.command(Duration::ZERO, Command::Drafter(SequenceId(id), Drafter::InTurn));
+        engine.command(Duration::ZERO, Command::Drafter(SequenceId(id), IN_TURN));
     }
     let mut windows = [Vec::new(), Vec::new()];
     for step in 0..20 {
@@ -146,7 +148,7 @@ fn only_a_drafter_that_shares_the_cores_is_asked_and_each_from_the_start() {
         (heard(&outlet).0, held)
     };
     assert_eq!(drafted_by(Drafter::Ahead, 5), (vec![], 0));
-    let (asked, held) = drafted_by(Drafter::InTurn, 2);
+    let (asked, held) = drafted_by(IN_TURN, 2);
     assert!(asked.first().is_some_and(|window| *window > 0) && held > 0, "{asked:?}, {held} waits");
     assert_eq!(drafted_by(Drafter::Ahead, 5), (vec![], 0));
 }
