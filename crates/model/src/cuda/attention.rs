@@ -211,8 +211,8 @@ impl Attention {
     }
 
     /// Queues attention of tiles of up to [`few_rows`](Self::few_rows) rows. `blocks` share the splits of a tile
-    /// ([`split_blocks`]), in clusters or not ([`Split::clusters`]). The tiles' partials must have been placed by [`place_partials`] in this workspace, for the
-    /// split in the header, for at least as many heads as the class has.
+    /// ([`split_blocks`]), in clusters or not ([`Split::clusters`]). The tiles' partials must have been placed by
+    /// [`place_partials`] in this workspace, for the split in the header, for at least as many heads as the class has.
     pub(crate) fn few(
         &self,
         device: &Device,

@@ -1,7 +1,7 @@
 //! The parts of a forward pass over the rows of a step, as one rank queues them; `ranks` puts them together.
 //!
-//! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts and height of attention tiles:
-//! the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
+//! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts, height of attention tiles and
+//! way to merge them ([`Key`]): the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
 //! kernel.
 
 mod early;

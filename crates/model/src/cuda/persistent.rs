@@ -24,14 +24,15 @@ pub(crate) struct Persistent {
     _claim: Claim,
 }
 
-/// Whether few rows go through kernels that fill the GPU from one attention to the next.
+/// Whether few rows go through kernels that fill the GPU from one attention to the next, and a batch through products that do
+/// more than multiply (`streamed`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persist {
-    /// Where a layer's weights take longer than its blocks wait for each other.
+    /// Few rows where a layer's weights take longer than its blocks wait for each other; batches wherever they can.
     BySize,
     /// Wherever they can run.
     Always,
-    /// Kernel by kernel: for comparison.
+    /// Neither: kernel by kernel, for comparison.
     Never,
 }
 

@@ -1,6 +1,7 @@
 //! The GPUs that share a model, driven by one thread: every launch is asynchronous, so their launches are queued in
 //! turns, layer by layer, and graphs one after the other.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -181,7 +182,11 @@ impl Ranks {
 
     /// Captures steps of few rows of every size that there can be. Activations are lost.
     pub(crate) fn warm(&mut self) -> Result<(), CudaError> {
-        for plan in self.all[0].forward.graph_plans() {
+        // Ranks may have unequal heads: what one needs is captured for all.
+        let mut all: Vec<Plan> = self.all.iter().flat_map(|rank| rank.forward.graph_plans()).collect();
+        let mut met = HashSet::new();
+        all.retain(|plan| met.insert(Key::of(plan.batch)));
+        for plan in all {
             let plans = vec![plan; self.all.len()];
             let keys = vec![Key::of(plan.batch); self.all.len()];
             if !self.all.iter().zip(&keys).all(|(rank, key)| rank.forward.has(*key)) {

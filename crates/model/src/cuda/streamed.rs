@@ -72,11 +72,11 @@ const THREADS: u32 = 288;
 const SHARED: u32 = 226 << 10;
 /// Clusters that may share a tile, two less than the kernel's state has bits for: shares need not begin with tiles.
 const MOST_SHARERS: u32 = 22;
-/// Tiles of a cluster that there are counters for: an output layer of 262,144.
+/// Tiles of a cluster that there are counters for: 262,144 outputs.
 const MOST_TILES: u32 = 1024;
 
 impl Streamed {
-    /// Beyond, the sums of tiles that clusters share are so large that cuBLASLt is faster (docs/benchmarks.md).
+    /// Beyond, the sums of tiles that clusters share are so large that cuBLASLt is faster (docs/decisions/0031).
     pub(crate) const MOST_ROWS: u32 = 64;
 
     /// For a residual stream of `hidden` values. `None` where these kernels do not serve: other chips and types, and the

@@ -57,7 +57,7 @@ impl Forward {
         Ok(())
     }
 
-    /// From here on all rows go through the layers kernel by kernel.
+    /// From here on few rows go through the layers as more rows do.
     pub(crate) fn forget_persistent(&mut self) {
         self.persistent = None;
     }

@@ -110,13 +110,6 @@ __device__ __forceinline__ int cluster_blocks() {
 #endif
 }
 
-// Waits for all threads of the cluster that have not ended.
-__device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
 __device__ __forceinline__ float4 load_from_block(const float* own, int block) {
     float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #if __CUDA_ARCH__ >= 900

@@ -36,10 +36,6 @@ template <> __device__ __forceinline__ uint32_t pack<f16>(float low, float high)
     return *reinterpret_cast<const uint32_t*>(&both);
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // A row-major array in shared memory of rows of COLUMNS 2-byte elements, in pieces of 16 bytes that are permuted by
 // the row: eight rows at the same column lie in different banks.
 template <int COLUMNS> struct Swizzled {
@@ -95,7 +91,8 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool r
                  "r"(real ? 16 : 0), "l"(policy)
                  : "memory");
 }
-// Of what one block reads once: the first to leave the second cache.
+// Of what mostly one block reads, once (pages that sequences share are read by more, at about one time): the first to leave
+// the second cache.
 __device__ __forceinline__ uint64_t read_once() {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

@@ -37,6 +37,17 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
+// Waits for all threads of the cluster that have not ended.
+__device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // A value that other multiprocessors may have written in this launch: read past the first cache.
 __device__ __forceinline__ float load_shared_by_all(const float* from) { return __ldcg(from); }
 __device__ __forceinline__ bf16 load_shared_by_all(const bf16* from) { return __ldcg(from); }

@@ -181,7 +181,9 @@ __device__ __forceinline__ void finish(const Args& of, const Place& place, const
             }
             if (!of.norm) continue;
             place.store(of.normed + output - place.output, g + i, of.rows, of.outputs, normed);
-            float first = sum[0] * sum[0] + sum[2] * sum[2], second = sum[1] * sum[1] + sum[3] * sum[3];
+            // Said exactly: the same bits wherever this is inlined.
+            float first = __fmaf_rn(sum[2], sum[2], __fmul_rn(sum[0], sum[0]));
+            float second = __fmaf_rn(sum[3], sum[3], __fmul_rn(sum[1], sum[1]));
 #pragma unroll
             for (int offset = 4; offset < 32; offset <<= 1) {
                 first += __shfl_xor_sync(0xffffffffu, first, offset);
@@ -299,7 +301,8 @@ __device__ __forceinline__ void finish_shared(const Args& of, const Place& place
     constexpr int T = N / 8 < 4 ? N / 8 : 4, AT_ONCE = 4, SLOT = N / 8 * MULTIPLYING;
     constexpr unsigned ARRIVED = 255;
     constexpr long long PATIENCE = 100000;  // cycles
-    __shared__ unsigned found;
+    // `earlier` is asked of a cluster's last tile only: no warp still reads it.
+    __shared__ unsigned found, earlier;
     const int cluster = blockIdx.x / CLUSTER;
     const int first = place.tile * of.chunks / of.share;
     const int clusters = ((place.tile + 1) * of.chunks - 1) / of.share - first + 1, own = cluster - first;
@@ -314,9 +317,9 @@ __device__ __forceinline__ void finish_shared(const Args& of, const Place& place
 
     // Mostly a tile's second part is long done when the first is: then it is added at once.
     if (clusters == 2 && own == 0) {
-        if (threadIdx.x == 0) found = look(state);
+        if (threadIdx.x == 0) earlier = look(state);
         multiplying_sync();
-        if (found == (1u | 512u)) {
+        if (earlier == (1u | 512u)) {
             const float4* const from = slot_of(1);
 #pragma unroll
             for (int g = 0; g < N / 8; g += 2) {
@@ -453,7 +456,7 @@ __device__ __forceinline__ void multiply(const Args& of, uint32_t base, unsigned
             products_begin();
 #pragma unroll
             for (int step = 0; step < CHUNK / 16; ++step)
-                Product64<N>::add(sums, weights + step * NEXT_16, rows + step * NEXT_16, 1);
+                Product64<N>::add(sums, weights + step * NEXT_16, rows + step * NEXT_16);
             products_commit();
             products_wait<1>();
             if (before >= 0) leave(before);

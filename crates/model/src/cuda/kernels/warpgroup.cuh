@@ -11,10 +11,6 @@ struct alignas(64) TensorMap {
 
 #if __CUDA_ARCH__ >= 900
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // --- barriers in shared memory ---
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
@@ -45,15 +41,7 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int block) {
         : "memory");
 }
 
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
 // --- copies ---
-
-__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
-}
 
 // The map's box at (column, row), with a cache policy.
 __device__ __forceinline__ void copy_tile(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier,
@@ -92,11 +80,11 @@ template <int LEFT> __device__ __forceinline__ void products_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
 }
 
-// c (+)= a b^T of 64 x 16 and N x 16 elements. Lane l of warp w holds rows 16 w + l / 4 and 8 more, columns 8 i + 2 (l % 4)
+// c += a b^T of 64 x 16 and N x 16 elements. Lane l of warp w holds rows 16 w + l / 4 and 8 more, columns 8 i + 2 (l % 4)
 // and the next: c[4 i .. 4 i + 3] in this order of columns, then rows.
 template <int N> struct Product64;
 template <> struct Product64<16> {
-    static __device__ __forceinline__ void add(float (&c)[8], uint64_t a, uint64_t b, int keep) {
+    static __device__ __forceinline__ void add(float (&c)[8], uint64_t a, uint64_t b) {
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
@@ -104,13 +92,13 @@ template <> struct Product64<16> {
             "%8, %9, p, 1, 1, 0, 0;\n}"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),
               "+f"(c[6]), "+f"(c[7])
-            : "l"(a), "l"(b), "r"(keep)
+            : "l"(a), "l"(b), "r"(1)
             : "memory");
     }
 };
 
 template <> struct Product64<32> {
-    static __device__ __forceinline__ void add(float (&c)[16], uint64_t a, uint64_t b, int keep) {
+    static __device__ __forceinline__ void add(float (&c)[16], uint64_t a, uint64_t b) {
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
@@ -120,13 +108,13 @@ template <> struct Product64<32> {
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]),
               "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]),
               "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-            : "l"(a), "l"(b), "r"(keep)
+            : "l"(a), "l"(b), "r"(1)
             : "memory");
     }
 };
 
 template <> struct Product64<64> {
-    static __device__ __forceinline__ void add(float (&c)[32], uint64_t a, uint64_t b, int keep) {
+    static __device__ __forceinline__ void add(float (&c)[32], uint64_t a, uint64_t b) {
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
             "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -141,7 +129,7 @@ template <> struct Product64<64> {
               "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
               "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
               "+f"(c[30]), "+f"(c[31])
-            : "l"(a), "l"(b), "r"(keep)
+            : "l"(a), "l"(b), "r"(1)
             : "memory");
     }
 };
