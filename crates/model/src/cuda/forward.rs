@@ -1,22 +1,22 @@
 //! The parts of a forward pass over the rows of a step, as one rank queues them; `ranks` puts them together.
 //!
-//! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts, height of attention tiles and
-//! way to merge them ([`Key`]): the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are launched kernel by
-//! kernel.
+//! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts, height of attention tiles and way to
+//! merge them ([`Key`]): the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are
+//! launched kernel by kernel. Few rows (`few`) and batches (`streamed`) of large layers have kernels that do more than one thing.
 
 mod early;
 mod few;
+mod graphs;
 mod streamed;
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use cudarc::driver::{CudaGraph, sys};
+use cudarc::driver::CudaGraph;
 
-use super::attention::{self, Attention, ManyRows, TileRows, View, Window};
+use super::attention::{self, Attention, View, Window};
 use super::batch::{Batch, BatchArrays, Cut};
 use super::elementwise::{Angles, Elementwise, Heads};
-use super::error::Doing;
 use super::exchange::Target;
 use super::kv::Kv;
 use super::linear::{Linear, Norm};
@@ -29,6 +29,9 @@ use super::weights::{DeviceDecoder, DeviceLayer};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Parameters, RopeStyle};
 use kvcache::HeadClass;
+
+pub(crate) use graphs::{BUCKETS, Key};
+use graphs::{MOST_GRAPH, bucket};
 
 /// What buffers must hold.
 #[derive(Clone, Copy, Debug)]
@@ -85,14 +88,6 @@ pub(crate) enum Sink {
     Partial(u64, Dtype),
 }
 
-/// Which captured launch serves a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    rows: u32,
-    tile: TileRows,
-    clusters: bool,
-}
-
 /// Rows of activations; of the dtype but for the residual stream.
 struct Activations {
     /// f32.
@@ -106,9 +101,6 @@ struct Activations {
     picked: Buffer,
 }
 
-/// Row counts that have a graph.
-pub(crate) const BUCKETS: [u32; 16] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-const MOST_GRAPH: u32 = 256;
 /// Room for partial results of attention, in rows of a query head (528 bytes each at 128 elements).
 const PARTIAL_ROWS: u32 = 1 << 17;
 
@@ -250,67 +242,6 @@ impl Forward {
         };
         self.linear.dense.tune(&self.device, &[&self.weights.head], [x, logits], rows, Dtype::F32, false)?;
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
-    }
-
-    /// One step of each kind that is launched as a graph.
-    pub(crate) fn graph_plans(&self) -> Vec<Plan> {
-        if !self.use_graphs {
-            return Vec::new();
-        }
-        let group = self.attention.group();
-        let plan = |rows, tile, clusters| {
-            let many_tile = ManyRows::SixtyFour;
-            Plan {
-                batch: Batch { rows, picks: 0, few: rows, many: 0, tile, clusters, many_tile },
-                graph: true,
-            }
-        };
-        let of_tile = |tile: TileRows| {
-            // Rows of which one sequence alone needs the tile.
-            let fewest = (1..=MOST_GRAPH).find(|rows| TileRows::holding(*rows, group) == tile);
-            BUCKETS.into_iter().filter(move |rows| fewest.is_some_and(|fewest| *rows >= fewest))
-        };
-        let sizes = TileRows::ALL.into_iter().flat_map(|tile| of_tile(tile).map(move |rows| (rows, tile)));
-        let kinds = sizes.flat_map(|(rows, tile)| {
-            let blocks = attention::split_blocks(rows, self.sizes.heads, self.device.multiprocessors);
-            let clusters = attention::has_clusters(&self.device, tile) && attention::cluster(blocks) > 1;
-            [Some(plan(rows, tile, false)), clusters.then(|| plan(rows, tile, true))]
-        });
-        kinds.flatten().collect()
-    }
-
-    /// Whether the graph of a batch has been captured.
-    pub(crate) fn has(&self, key: Key) -> bool {
-        self.graphs.contains_key(&key)
-    }
-
-    /// What is queued from here on becomes a graph; choose algorithms before.
-    pub(crate) fn begin(&self) -> Result<(), CudaError> {
-        // Relaxed: graphs are made of one rank's launches while another's are still captured.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        self.device.stream.begin_capture(mode).doing("capturing a step")
-    }
-
-    /// The graph of what was queued since [`Self::begin`].
-    pub(crate) fn end(&self) -> Result<CudaGraph, CudaError> {
-        let captured = self.device.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        captured.doing("capturing a step")?.ok_or(CudaError::NotBuilt { what: "a step without kernels" })
-    }
-
-    pub(crate) fn keep(&mut self, key: Key, graph: CudaGraph) {
-        self.graphs.insert(key, graph);
-    }
-
-    pub(crate) fn forget_graphs(&mut self) {
-        self.graphs.clear();
-    }
-
-    /// Launches the graph of a batch in the small arrays.
-    pub(crate) fn launch(&self, key: Key) -> Result<(), CudaError> {
-        match self.graphs.get(&key) {
-            Some(graph) => graph.launch().doing("launching a step"),
-            None => Err(CudaError::NotBuilt { what: "a graph of this size" }),
-        }
     }
 
     fn arrays(&self, plan: Plan) -> &BatchArrays {
@@ -488,17 +419,6 @@ impl Forward {
     }
 }
 
-impl Key {
-    pub(crate) fn of(batch: Batch) -> Self {
-        Self { rows: batch.rows, tile: batch.tile, clusters: batch.clusters }
-    }
-}
-
-/// The smallest row count with a graph that holds `rows`.
-fn bucket(rows: u32) -> u32 {
-    BUCKETS.into_iter().find(|b| *b >= rows).unwrap_or(rows)
-}
-
 /// Cosine and sine of every position and pair.
 fn angles(p: &Parameters, positions: u32) -> Vec<f32> {
     let (frequencies, amplitude) = (p.rope.frequencies(), p.rope.amplitude());
@@ -510,16 +430,4 @@ fn angles(p: &Parameters, positions: u32) -> Vec<f32> {
         }
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_row_count_has_a_bucket_that_holds_it() {
-        for rows in 1..=MOST_GRAPH {
-            assert!((rows..=rows * 3 / 2 + 1).contains(&bucket(rows)), "{rows}");
-        }
-    }
 }
