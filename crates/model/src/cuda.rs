@@ -2,9 +2,9 @@
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
 //! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few
-//! rows of large layers by `persistent`, a batch of them by `streamed`) over keys and values in pages (`kv`, of `cells` and, in FP8, `fine`; rows of draft
-//! trees by `trees`), and are drawn where they are (`draw`). Kernels are in `kernels/`, each with its launcher here and a
-//! reference on the CPU in the launcher's tests.
+//! rows of large layers by `persistent`, a batch of them by `streamed`) over keys and values in pages (`kv`, of `cells`
+//! and, in FP8, `fine`; rows of draft trees by `trees`), and are drawn where they are (`draw`). Kernels are in `kernels/`,
+//! each with its launcher here and a reference on the CPU in the launcher's tests.
 //!
 //! Several GPUs (`ranks`) hold a part of each layer (`shard`) and sum their results (`exchange`, `nccl`). Pages go from
 //! one model to another by `handoff`, and layer by layer to other processes and the tier by `host_pages`.

@@ -48,6 +48,15 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// Waits until a phase of a barrier in shared memory is over; of sm_90 only.
+__device__ __forceinline__ void wait_phase(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\n"
+        "bra WAIT;\nDONE:\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
 // A value that other multiprocessors may have written in this launch: read past the first cache.
 __device__ __forceinline__ float load_shared_by_all(const float* from) { return __ldcg(from); }
 __device__ __forceinline__ bf16 load_shared_by_all(const bf16* from) { return __ldcg(from); }

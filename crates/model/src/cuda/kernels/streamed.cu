@@ -48,7 +48,7 @@ __device__ __forceinline__ void copy(const TensorMap& weights, const TensorMap& 
     uint32_t parity = 1;
     each([&](int i, int tile, int k) {
         if (i >= P::STAGES) {
-            barrier_wait(base + P::EMPTY + stage * 8, parity);
+            wait_phase(base + P::EMPTY + stage * 8, parity);
             copy_weights(stage, tile, k);
         }
         copy_rows(stage, k);
@@ -77,7 +77,7 @@ __device__ __forceinline__ void multiply(const Args& of, uint32_t base, unsigned
         float sums[N / 2] = {};
         int before = -1;
         for (int left = walk.last() - walk.first(); left > 0; --left) {
-            barrier_wait(base + P::FULL + stage * 8, parity);
+            wait_phase(base + P::FULL + stage * 8, parity);
             const uint64_t weights = swizzled_tile(base + stage * P::STAGE + group * (P::WEIGHTS / 2));
             const uint64_t rows = swizzled_tile(base + stage * P::STAGE + P::WEIGHTS);
             products_begin();

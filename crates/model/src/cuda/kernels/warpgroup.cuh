@@ -24,14 +24,6 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\n"
-        "bra WAIT;\nDONE:\n}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
 // Arrives at the barrier of the same address in a block of the cluster.
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier, int block) {
     asm volatile(

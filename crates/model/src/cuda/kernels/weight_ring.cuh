@@ -52,14 +52,6 @@ struct Product {
     }
 };
 
-__device__ __forceinline__ void wait_phase(uint32_t barrier, uint32_t parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra DONE;\n"
-        "bra WAIT;\nDONE:\n}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
 // Stages of weights on their way from memory. The first stage of a group says which units it begins.
 struct Ring {
     uint32_t base, full, empty;  // addresses in shared memory
