@@ -47,6 +47,7 @@ mod testing;
 mod timing;
 mod trees;
 mod weights;
+mod wide;
 
 pub(crate) use buffer::{Buffer, HostMemory};
 pub use ceilings::{Ceilings, Shape, ceilings, kernel_timings};

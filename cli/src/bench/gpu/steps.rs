@@ -33,17 +33,18 @@ pub(super) struct Times {
 }
 
 impl Bench {
-    /// One token of each of `batch` sequences a step.
+    /// One token of each of `batch` sequences a step. The steps lie around `context`: as many see fewer tokens as more.
     pub(super) fn decode(&mut self, batch: u32, context: u32) -> Result<Times> {
-        self.fill(batch, context, self.repeat + 2)?;
+        let first = context.saturating_sub(self.repeat / 2 + 2).max(1);
+        self.fill(batch, first, self.repeat + 2)?;
         let mut times = Times::default();
         let mut tokens: Vec<TokenId> = (0..batch).map(|_| self.token()).collect();
         // The first captures the graph, the second runs it for the first time.
         for n in 0..self.repeat + 2 {
-            let rows = (0..batch).map(|slot| row(slot, tokens[slot as usize], context + n, true)).collect();
+            let rows = (0..batch).map(|slot| row(slot, tokens[slot as usize], first + n, true)).collect();
             let next = |slot| {
                 let token = RowToken::FromStep(slot);
-                Row { token, ..row(slot, TokenId(0), context + n + 1, true) }
+                Row { token, ..row(slot, TokenId(0), first + n + 1, true) }
             };
             let next = Step { deltas: Vec::new(), rows: (0..batch).map(next).collect() };
             // The first one captures the graph, which nothing can begin before.

@@ -11,9 +11,11 @@ use super::elementwise::{Elementwise, Filled};
 use super::error::Doing;
 use super::linear::{Dense, Linear, Norm};
 use super::pages::Pages;
+use super::persistent::Persist;
 use super::quantised::Products;
 use super::streamed::{Activations, End, Next, Streamed, Unscaled};
 use super::timing::{Timing, time};
+use super::wide::{Wide, WideEnd};
 use super::{Buffer, Cells, CudaError, Device, Dtype, KvKept, Mode};
 use crate::LoadError;
 use crate::arch::Parameters;
@@ -78,6 +80,7 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
     const COPIES: usize = 4;
     let linear = Linear::new(device, Dtype::Bf16, Mode::Fast)?;
     let streamed = Streamed::new(device, Dtype::Bf16, Mode::Fast, 16384)?;
+    let wide = Wide::new(device, Dtype::Bf16, Mode::Fast, Persist::BySize)?;
     let elementwise = Elementwise::new(device, Cells::whole(Dtype::Bf16, 128))?;
     let mut all = Vec::new();
     let ones = Buffer::of(device, "a measurement", &vec![1.0f32; 16384])?;
@@ -128,6 +131,16 @@ fn products(device: &Device) -> Result<Vec<Timing>, CudaError> {
                 operations: 2 * u64::from(rows) * weight_count,
             };
             all.push(timing(name, microseconds));
+            let end = if name == "head" { WideEnd::StoreFloat } else { WideEnd::Gate };
+            let is_wide = rows == Wide::MOST_ROWS && matches!(name, "head" | "gate and up");
+            if let Some(wide) = wide.as_ref().filter(|_| is_wide) {
+                let x = Activations { address: x.at(0), room: 256, width: inputs };
+                let microseconds = time(device, 5, 8, || {
+                    weights.iter().try_for_each(|w| wide.product(device, w, x, rows, end, y.at(0)))
+                })? / COPIES as f64;
+                let kernel = if name == "head" { "wide head" } else { "wide gate and up, SiLU" };
+                all.push(timing(kernel, microseconds));
+            }
             let (Some(streamed), 9..=Streamed::MOST_ROWS) = (&streamed, rows) else { continue };
             let squares = streamed.squares();
             let unscaled = Some(Unscaled { squares, epsilon: 1e-5 });

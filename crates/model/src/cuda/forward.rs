@@ -2,7 +2,8 @@
 //!
 //! Steps of few rows are launched as CUDA graphs, one for each bucket of row counts, height of attention tiles and way to
 //! merge them ([`Key`]): the rows lie at fixed addresses, so a graph serves every step of its bucket. Longer steps are
-//! launched kernel by kernel. Few rows (`few`) and batches (`streamed`) of large layers have kernels that do more than one thing.
+//! launched kernel by kernel. Few rows (`few`), batches (`streamed`) and large batches (`wide`) of large layers have kernels that do
+//! more than one thing.
 
 mod early;
 mod few;
@@ -19,17 +20,19 @@ use super::batch::{Batch, BatchArrays, Cut};
 use super::elementwise::{Angles, Elementwise, Heads};
 use super::exchange::Target;
 use super::kv::Kv;
-use super::linear::{Linear, Norm};
+use super::linear::{Dense, Linear, Norm};
 use super::matrix::{DeviceMatrix, Matmul};
 use super::model::CudaOptions;
 use super::persistent::{Persist, Persistent, Widths};
-use super::streamed::Streamed;
+use super::streamed::{self as products, Streamed};
 use super::trees::{self, Placed};
 use super::weights::{DeviceDecoder, DeviceLayer};
+use super::wide::{Wide, WideEnd};
 use super::{Buffer, CudaError, Device, Dtype, Mode};
 use crate::arch::{Parameters, RopeStyle};
 use kvcache::HeadClass;
 
+use few::dense;
 pub(crate) use graphs::{BUCKETS, Key};
 use graphs::{MOST_GRAPH, bucket};
 
@@ -55,8 +58,12 @@ pub(crate) struct Forward {
     persistent: Option<Persistent>,
     /// Where products of a decode batch do what lies between them too.
     streamed: Option<Streamed>,
+    /// Where larger batches than those have kernels for matrices of many outputs.
+    wide: Option<Wide>,
     /// Rows that the activations have room for.
     room: u32,
+    /// Picked rows that there is room for.
+    picks: u32,
     /// Rows of a step that is launched as a graph, and of one that is not.
     small: BatchArrays,
     large: BatchArrays,
@@ -148,6 +155,7 @@ impl Forward {
         };
         let suits = options.persistent != Persist::Never && weights.layers.iter().all(streamed::suits);
         let streamed = if suits { Streamed::new(&device, dtype, mode, p.hidden as u32)? } else { None };
+        let wide = Wide::new(&device, dtype, mode, options.persistent)?;
         let rows = Linear::padded(mode, sizes.rows.max(MOST_GRAPH)) as usize;
         let zeros = |what, elements: usize, bytes: usize| Buffer::zeros(&device, what, elements * bytes);
         let each = dtype.bytes();
@@ -169,7 +177,9 @@ impl Forward {
             attention,
             persistent,
             streamed,
+            wide,
             room: rows as u32,
+            picks: picks as u32,
             small: BatchArrays::new(&device, MOST_GRAPH)?,
             large: BatchArrays::new(&device, sizes.rows.max(MOST_GRAPH))?,
             a,
@@ -240,6 +250,13 @@ impl Forward {
             Mode::Fast => bucket(count),
             Mode::Invariant => count,
         };
+        if let Some(wide) = &self.wide
+            && wide.takes(&self.weights.head, WideEnd::StoreFloat, rows)
+        {
+            let room = self.picks - first;
+            let x = products::Activations { address: x, room, width: self.p.hidden as u32 };
+            return wide.product(&self.device, &self.weights.head, x, rows, WideEnd::StoreFloat, logits);
+        }
         self.linear.dense.tune(&self.device, &[&self.weights.head], [x, logits], rows, Dtype::F32, false)?;
         self.linear.dense.store_float(&self.device, &self.weights.head, x, logits, rows)
     }
@@ -265,7 +282,10 @@ impl Forward {
             (|layer| &layer.gate_up, [a.normed.at(0), a.both.at(0)], dtype, false),
             (|layer| &layer.down, [a.gated.at(0), end], kind, add),
         ];
-        for (of, addresses, out, add) in products {
+        for (index, (of, addresses, out, add)) in products.into_iter().enumerate() {
+            if index == 2 && self.has_wide_gates(rows) {
+                continue;
+            }
             let matrices: Vec<&DeviceMatrix> = self.weights.layers.iter().map(of).collect();
             self.linear.tune(&self.device, &matrices, addresses, rows, out, add)?;
         }
@@ -400,10 +420,26 @@ impl Forward {
             if !is_normed {
                 self.elementwise.rms_norm(device, x, None, rows, norm, normed, p.hidden as u32)?;
             }
-            self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
-            self.elementwise.silu_mul(device, a.both.at(0), gated, rows, p.feed_forward as u32)?;
+            if let Some((wide, matrix)) = self.wide_gate(layer, rows) {
+                let x = products::Activations { address: normed, room: self.room, width: p.hidden as u32 };
+                wide.product(device, matrix, x, rows, WideEnd::Gate, gated)?;
+            } else {
+                self.linear.store(device, &layer.gate_up, normed, a.both.at(0), rows)?;
+                self.elementwise.silu_mul(device, a.both.at(0), gated, rows, p.feed_forward as u32)?;
+            }
         }
         self.finish(&layer.down, gated, rows, sink)
+    }
+
+    /// What multiplies gate and up of so many rows in one product, SiLU inside; `None`: they go apart.
+    fn wide_gate<'a>(&'a self, layer: &'a DeviceLayer, rows: u32) -> Option<(&'a Wide, &'a Dense)> {
+        let (wide, matrix) = (self.wide.as_ref()?, dense(&layer.gate_up).ok()?);
+        wide.takes(matrix, WideEnd::Gate, rows).then_some((wide, matrix))
+    }
+
+    /// Whether gates of so many rows open in their product, in every layer.
+    pub(crate) fn has_wide_gates(&self, rows: u32) -> bool {
+        self.weights.layers.iter().all(|layer| self.wide_gate(layer, rows).is_some())
     }
 
     fn finish(&self, matrix: &DeviceMatrix, from: u64, rows: u32, sink: Sink) -> Result<(), CudaError> {

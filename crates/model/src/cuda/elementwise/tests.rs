@@ -1,4 +1,6 @@
-//! RoPE and the write of keys and values against a reference, over poison.
+//! RoPE and the write of keys and values against a reference, over poison; what happens to whole rows is in `rows`.
+
+mod rows;
 
 use half::bf16;
 

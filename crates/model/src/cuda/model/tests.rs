@@ -285,7 +285,7 @@ fn persistent_kernels_compute_what_separate_ones_do() {
     }
 }
 
-/// Batches whose products are streamed: near F32 and near the same model with plain products, in chunks and in steps of many
+/// Batches whose products are streamed, or wide: near F32 and near the same model with plain products, in chunks and in steps of many
 /// sequences, and the same bits in every run.
 #[test]
 fn streamed_products_compute_what_plain_ones_do() {
@@ -296,24 +296,32 @@ fn streamed_products_compute_what_plain_ones_do() {
     for (kind, head_dim, heads, kv_heads, tied) in
         [("llama", 128, 4, 2, false), ("llama", 64, 4, 2, true), ("qwen3", 128, 8, 8, false)]
     {
-        let made = Made::of(kind, head_dim, heads, kv_heads, tied, 768);
+        let made = Made::of(kind, head_dim, heads, kv_heads, tied, 1024);
         let prompt = tokens(6, 400);
-        let chunks = [9, 16, 10, 17, 64, 33, 48, 65, 12, 31];
+        let chunks = [9, 16, 10, 17, 64, 33, 48, 65, 12, 90];
         let prompts: Vec<_> = (0..32).map(|i| tokens(200 + i, 20 + 3 * i as u32)).collect();
         let of = |dtype, persistent: Persist| {
             let cuda = CudaOptions { dtype, persistent, ..CudaOptions::default() };
             let mut gpu = made.gpu(&cuda);
-            let streams = [8, 9, 64, 65].map(|rows| gpu.ranks.first().forward.streams(rows));
+            let forward = &gpu.ranks.first().forward;
+            let (streams, gates) = (
+                [8, 9, 64, 65].map(|n| forward.streams(n)),
+                [64, 65, 128, 129].map(|n| forward.has_wide_gates(n)),
+            );
             let all = persistent != Persist::Never && dtype == Dtype::Bf16;
             assert_eq!(streams, [false, all, all, false], "{kind}");
+            // By size these gates, of two tiles, are not for it.
+            let wide = all && persistent == Persist::Always;
+            assert_eq!(gates, [false, wide, wide, false], "{kind}");
             let logits = all_logits(|step| gpu.logits(step).unwrap(), &prompt, &chunks, 1);
             (logits, answers(&mut gpu, &prompts, 12, 32, 64))
         };
         let (exact, plain) = (of(Dtype::F32, Persist::Never), of(Dtype::Bf16, Persist::Never));
-        let (found, again) = (of(Dtype::Bf16, Persist::BySize), of(Dtype::Bf16, Persist::BySize));
+        let by_size = of(Dtype::Bf16, Persist::BySize);
+        let (found, again) = (of(Dtype::Bf16, Persist::Always), of(Dtype::Bf16, Persist::Always));
         assert!(found.0 == again.0, "{kind}: other bits in another run");
         assert_eq!(found.1, again.1, "{kind}: other texts in another run");
-        assert!(found.0 != plain.0, "{kind}: the kernels were not used");
+        assert!(by_size.0 != plain.0 && found.0 != by_size.0, "{kind}: the kernels were not used");
         let flat = |rows: &[Vec<f32>]| rows.concat().into_iter().map(f64::from).collect::<Vec<f64>>();
         let off = |rows: &[Vec<f32>], from: &[f64]| super::super::testing::relative(&rows.concat(), from);
         let (of_exact, of_plain) = (off(&found.0, &flat(&exact.0)), off(&found.0, &flat(&plain.0)));
