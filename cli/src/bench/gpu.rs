@@ -73,7 +73,7 @@ pub struct GpuArgs {
     /// Do not tell the model which step comes next
     #[arg(long)]
     pub no_early: bool,
-    /// Launch a layer's products one by one also where one kernel could run from attention to attention
+    /// Launch a layer's kernels one by one, products by cuBLASLt: no persistent, streamed and wide kernels
     #[arg(long)]
     pub no_persistent: bool,
     /// Time every kernel on its own

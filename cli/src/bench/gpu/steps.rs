@@ -33,9 +33,10 @@ pub(super) struct Times {
 }
 
 impl Bench {
-    /// One token of each of `batch` sequences a step. The steps lie around `context`: as many see fewer tokens as more.
+    /// One token of each of `batch` sequences a step. The steps lie around `context`: as many see fewer
+    /// tokens as more.
     pub(super) fn decode(&mut self, batch: u32, context: u32) -> Result<Times> {
-        let first = context.saturating_sub(self.repeat / 2 + 2).max(1);
+        let first = context.saturating_sub(self.repeat / 2 + 2);
         self.fill(batch, first, self.repeat + 2)?;
         let mut times = Times::default();
         let mut tokens: Vec<TokenId> = (0..batch).map(|_| self.token()).collect();

@@ -28,7 +28,8 @@ pub(crate) struct Persistent {
 /// more than multiply (`streamed`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persist {
-    /// Few rows where a layer's weights take longer than its blocks wait for each other; batches wherever they can.
+    /// Few rows where a layer's weights take longer than its blocks wait for each other; batches wherever
+    /// they can, large ones where their matrices have outputs enough.
     BySize,
     /// Wherever they can run.
     Always,

@@ -32,13 +32,14 @@ const CLUSTER: u32 = 4;
 const TILE: u32 = 256;
 const ROWS: u32 = 128;
 const THREADS: u32 = 288;
-const SHARED: u32 = 226 << 10;
+/// Leaves room for a block of the kernel in front, during which weights are copied already.
+const SHARED: u32 = 194 << 10;
 
 impl Wide {
     pub(crate) const FEWEST_ROWS: u32 = Streamed::MOST_ROWS + 1;
     pub(crate) const MOST_ROWS: u32 = ROWS;
 
-    /// `None` where they do not serve: other chips and types, the invariant mode, and who wants neither.
+    /// `None` where they do not serve: other chips and types, the invariant mode, and [`Persist::Never`].
     pub(crate) fn new(
         device: &Device,
         dtype: Dtype,
@@ -104,8 +105,9 @@ fn suits(w: &Dense, end: WideEnd) -> bool {
         && (end != WideEnd::Gate || w.outputs.is_multiple_of(CLUSTER * TILE))
 }
 
-/// An input of a tile is multiplied in 9 ns, and the memory reads one of an output in half a picosecond: with fewer outputs for
-/// each tile that a cluster takes one after the other, it would wait for the products.
+/// An input of a tile is multiplied in 9 ns at the full clock, and the memory reads one of an output in half a picosecond: with
+/// less than 18,000 outputs for each tile that a cluster takes one after the other, it would wait for the products. A third more,
+/// since the clock falls under such load.
 fn is_worth_it(outputs: u32, clusters: u32) -> bool {
     const OUTPUTS_A_TURN: u32 = 24_000;
     outputs >= OUTPUTS_A_TURN * outputs.div_ceil(CLUSTER * TILE).div_ceil(clusters)

@@ -51,9 +51,10 @@ impl Forward {
         self.streamed.is_some() && (Persistent::MOST_ROWS + 1..=Streamed::MOST_ROWS).contains(&rows)
     }
 
-    /// From here on all rows go through the layers with plain products.
+    /// From here on batches go through the layers with plain products: others have been measured on one GPU alone.
     pub(crate) fn forget_streamed(&mut self) {
         self.streamed = None;
+        self.wide = None;
     }
 }
 

@@ -8,21 +8,18 @@
 // The compiler must not load for the next pass here: registers are what sums need.
 __device__ __forceinline__ void a_pass_at_a_time() { asm volatile("" ::: "memory"); }
 
-// What a thread knows of a tile whose sums are being finished. Sums are kept as the products leave them: group g of a tile
-// has rows 8 g .. 8 g + 7; a thread's four are of `output` and the eighth behind it, for the row at `column` and the next.
-struct Place {
-    int tile, block;
+// Which sums of a tile a thread has. They are kept as the products leave them: group g of a tile has rows 8 g .. 8 g + 7; a
+// thread's four are of `output` and the eighth behind it, for the row at `column` and the next.
+struct Lane {
     int half;            // warpgroup
     int output, column;  // of the warpgroup's
     bool odd;            // every second output
 
-    __device__ Place(int tile, int block)
-        : tile(tile), block(block), half(threadIdx.x / 128), output(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4),
-          column(2 * (threadIdx.x % 4)), odd(threadIdx.x / 4 % 2) {}
+    __device__ Lane()
+        : half(threadIdx.x / 128), output(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), column(2 * (threadIdx.x % 4)),
+          odd(threadIdx.x / 4 % 2) {}
 
     __device__ int row(int group) const { return 8 * group + column; }
-    // The first output of `each` a block.
-    __device__ int first(int each) const { return (CLUSTER * tile + block) * each; }
     // Of two outputs beside each other and two rows a thread has one output each; it gets both of one row.
     __device__ __nv_bfloat162 pair(float first_row, float second_row) const {
         const float other = __shfl_xor_sync(0xffffffffu, odd ? first_row : second_row, 4);
@@ -37,6 +34,16 @@ struct Place {
         *reinterpret_cast<__nv_bfloat162*>(to) = low;
         *reinterpret_cast<__nv_bfloat162*>(to + 8) = high;
     }
+};
+
+// And of which tile they are.
+struct Place : Lane {
+    int tile, block;
+
+    __device__ Place(int tile, int block) : tile(tile), block(block) {}
+
+    // The first output of `each` a block.
+    __device__ int first(int each) const { return (CLUSTER * tile + block) * each; }
 };
 
 // Does what the product is for with the sums `v` of groups g .. min(g + T, end); `x` is what they are added to (Add). All

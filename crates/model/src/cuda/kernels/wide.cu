@@ -1,9 +1,9 @@
-// Products of 65 to 128 rows with matrices of many outputs: gate and up with SiLU inside, out = silu(x G^T) * x U^T, and an output
-// layer, out = x W^T in float.
+// Products of 65 to 128 rows with matrices of many outputs: gate and up with SiLU inside, out = silu(x G^T) * x U^T, and an
+// output layer, out = x W^T in float.
 //
-// As in streamed.cu weights are the left matrix of the tensor cores' products, and rows the right one; but no tile is shared. So many
-// rows are bound by what goes from the cache to the multiprocessors, and by power: tiles are as large as registers can hold, 256
-// rows of weights a block, and a cluster of four blocks shares its copies of the rows.
+// As in streamed.cu weights are the left matrix of the tensor cores' products, and rows the right one; but no tile is shared. So
+// many rows are bound by what goes from the cache to the multiprocessors, and by power: tiles are as large as registers can hold,
+// 256 rows of weights a block, and a cluster of four blocks shares its copies of the rows.
 #include "streamed_finish.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -16,7 +16,7 @@ constexpr int PART = TILE * CHUNK * 2;  // bytes of a chunk of 128 rows
 constexpr int STAGE = 3 * PART;         // the first weights, the second ones, the rows
 constexpr int STAGES = RING / STAGE;
 constexpr int FULL = STAGES * STAGE, EMPTY = FULL + STAGES * 8;
-static_assert(EMPTY + STAGES * 8 + 1024 <= 226 << 10, "shared memory: wide.rs");
+static_assert(EMPTY + STAGES * 8 + 1024 <= 194 << 10, "shared memory: wide.rs");
 
 struct Args {
     int chunks, tiles;    // of 64 inputs; of a cluster
@@ -31,6 +31,7 @@ template <bool GATE> constexpr int EACH = GATE ? TILE : 2 * TILE;
 template <bool GATE>
 __device__ __forceinline__ void copy(const TensorMap& weights, const TensorMap& rows, const Args& of, uint32_t base, int block) {
     uint64_t policy;
+    // Weights are read once in a step and must not drive keys, values and rows out of the cache.
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     auto copy_weights = [&](int stage, int tile, int k) {
         const uint32_t to = base + stage * STAGE, full = base + FULL + stage * 8;
@@ -64,8 +65,8 @@ __device__ __forceinline__ void copy(const TensorMap& weights, const TensorMap& 
 
 template <bool GATE>
 __device__ __forceinline__ void finish(const Args& of, int first, const float (&a)[ROWS / 2], const float (&b)[ROWS / 2]) {
-    const Place place(0, 0);
-    first += place.half * HALF;
+    const Lane lane;
+    first += lane.half * HALF;
     if constexpr (GATE) {
         bf16* const to = static_cast<bf16*>(of.out) + first;
 #pragma unroll
@@ -76,14 +77,14 @@ __device__ __forceinline__ void finish(const Args& of, int first, const float (&
                 const float x = a[4 * g + e];
                 y[e] = __fdividef(x, 1.0f + __expf(-x)) * b[4 * g + e];
             }
-            place.store(to, g, of.rows, of.outputs, y);
+            lane.store(to, g, of.rows, of.outputs, y);
         }
     } else {
         float* const to = static_cast<float*>(of.out);
         auto put = [&](int output, const float (&v)[ROWS / 2]) {
 #pragma unroll
             for (int i = 0; i < ROWS / 2; ++i) {
-                const int row = place.row(i / 4) + i % 2, at = output + place.output + i % 4 / 2 * 8;
+                const int row = lane.row(i / 4) + i % 2, at = output + lane.output + i % 4 / 2 * 8;
                 if (row < of.rows && at < of.outputs) to[static_cast<int64_t>(row) * of.outputs + at] = v[i];
             }
         };
