@@ -2,7 +2,7 @@
 //!
 //! [`CudaModel`] executes steps as the CPU's model does. Its rows lie in device arrays (`batch`), go through the layers
 //! (`forward`: products in `matrix`, by `linear`, `blas` and `quantised`, the rest in `elementwise` and `attention`; few
-//! rows of large layers by `persistent`, a batch of them by `streamed`) over keys and values in pages (`kv`, of `cells`
+//! rows of large layers by `persistent`, a batch of them by `streamed` and `wide`) over keys and values in pages (`kv`, of `cells`
 //! and, in FP8, `fine`; rows of draft trees by `trees`), and are drawn where they are (`draw`). Kernels are in `kernels/`,
 //! each with its launcher here and a reference on the CPU in the launcher's tests.
 //!
