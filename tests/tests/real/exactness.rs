@@ -48,13 +48,20 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) async fn start(weights: &Weights, token_budget: u32) -> Self {
+        Self::with(weights, token_budget, weights.make()).await
+    }
+
+    pub(super) async fn with<M: engine::Model + 'static>(
+        weights: &Weights,
+        token_budget: u32,
+        make: impl FnOnce() -> M + Send + 'static,
+    ) -> Self {
         let running = coordinator(MODEL, &weights.path).await;
         let mut config = worker::Config::default();
         config.engine.token_budget = Some(token_budget);
         let identity = weights.identity(Role::Worker, "worker-1");
         let worker =
-            start_worker(config, identity, weights.constraints(), Some(running.grpc_addr()), weights.make())
-                .await;
+            start_worker(config, identity, weights.constraints(), Some(running.grpc_addr()), make).await;
         let client = Client::new(&format!("http://{}", running.http_addr())).unwrap();
         eventually("the worker joins", || async { client.ready().await.is_ok() }).await;
         Self { client, running, worker }

@@ -5,13 +5,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cluster::{Role, VocabHash};
-use engine::{Model, ModelError, ModelSpec, Picks, Ticket};
+use engine::{Model, ModelError, ModelSpec, Picks, SaidBy, SelfDraft, Ticket};
 use grammar::{Grammars, Vocabulary};
 use model::{CpuModel, CpuOptions, Group, GroupPlan, Options, PageBudget};
 use rank::{Constraints, Identity};
-use request::TokenId;
+use request::{Sampling, TokenId};
 use sampling::Draw;
-use scheduler::Step;
+use scheduler::{Slot, Step};
 use text::Tokenizer;
 use transport::local::Network;
 
@@ -161,5 +161,44 @@ impl Model for Corrupted {
             }
         }
         Ok(picks)
+    }
+}
+
+/// A model on a machine where a step takes its time however many rows it has: whether drafts pay then does not hang on the
+/// processor that the test runs on.
+pub(crate) struct Steady(pub(crate) CpuModel);
+
+impl Steady {
+    const STEP: Duration = Duration::from_millis(20);
+}
+
+impl Model for Steady {
+    fn spec(&self) -> &ModelSpec {
+        self.0.spec()
+    }
+
+    fn tile(&self) -> u32 {
+        self.0.tile()
+    }
+
+    fn layers(&self) -> u32 {
+        self.0.layers()
+    }
+
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ModelError> {
+        self.0.submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket, draws: &[Draw]) -> Result<Picks, ModelError> {
+        std::thread::sleep(Self::STEP);
+        self.0.collect(ticket, draws)
+    }
+
+    fn self_draft(&mut self, asked: &SelfDraft) -> Result<Vec<(TokenId, f64)>, ModelError> {
+        self.0.self_draft(asked)
+    }
+
+    fn said(&mut self, slot: Slot, rows: u32, sampling: &Sampling) -> Result<Vec<SaidBy>, ModelError> {
+        self.0.said(slot, rows, sampling)
     }
 }

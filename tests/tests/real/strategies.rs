@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::exactness::{Cluster, DRAWS, MODEL, speculation, texts};
 use super::link::{self, Dice, Faults, STRATEGIES, Setup, Watched, drive};
-use super::model::{Corrupted, Weights};
+use super::model::{Corrupted, Steady, Weights};
 use crate::support::{Link, Proxy, model_file, start_drafter};
 
 /// Texts that repeat themselves, each other, or neither.
@@ -40,7 +40,8 @@ fn bodies(strategy: &Value) -> Vec<Value> {
 async fn every_strategy_gives_the_plain_text() {
     let Some(file) = model_file(MODEL) else { return };
     let weights = Weights::open(MODEL, &file);
-    let cluster = Cluster::start(&weights, 512).await;
+    let make = weights.make();
+    let cluster = Cluster::with(&weights, 512, move || Steady(make())).await;
     let reference = cluster.ask(bodies(&json!({ "strategy": "none" })), 1).await;
     let drafted = speculation(&reference).0;
     assert_eq!(drafted, 0, "plain decoding verifies nothing");
